@@ -1,0 +1,49 @@
+# make predict, make serve, make test, make lint; each sets up .venv first if need be.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PORT ?= 5000
+# Locally the small bundled checkpoint; the container's own default is the genuine model.
+WEIGHTS ?= small
+TEXT ?= What is the meaning of life?
+TASK ?= retrieval_document
+export PORT WEIGHTS TEXT TASK
+
+RUN = $(VENV)/bin/python
+READY = $(VENV)/.ready
+
+.PHONY: predict serve test lint format openapi build clean
+
+predict: $(READY)
+	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
+
+serve: $(READY)
+	$(RUN) -m scripts.server
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m scripts.make_openapi --check
+
+format: $(READY)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+openapi: $(READY)
+	$(RUN) -m scripts.make_openapi
+
+build:
+	cog build --openapi-schema openapi.json
+
+$(READY): requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
+	@echo "Setting up $(VENV) (once; some minutes)" >&2
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e . >&2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cog .mypy_cache .pytest_cache .ruff_cache *.egg-info
