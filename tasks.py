@@ -1,0 +1,35 @@
+"""The task prompts EmbeddingGemma was trained with. A text follows its prompt directly, with nothing in between."""
+
+NO_TITLE = "none"
+
+PROMPTS: dict[str, str] = {
+    "retrieval_document": "title: {title} | text: ",
+    "retrieval_query": "task: search result | query: ",
+    "classification": "task: classification | query: ",
+    "clustering": "task: clustering | query: ",
+    "semantic_similarity": "task: sentence similarity | query: ",
+    "question_answering": "task: question answering | query: ",
+    "fact_verification": "task: fact checking | query: ",
+    "code_retrieval": "task: code retrieval | query: ",
+    "summarization": "task: summarization | query: ",
+    "none": "",
+}
+"""Task -> prompt, as the EmbeddingGemma model card gives them; `none` leaves the text as it is."""
+
+
+def prompt_for(task: str, title: str | None = None) -> str:
+    """Return the prompt that stands before a text.
+
+    A `title` goes into the document prompt; without one the model expects the word "none" there.
+    Raises ValueError for an unknown task, and for a title with any task but `retrieval_document`.
+    """
+    if task not in PROMPTS:
+        raise ValueError(f"task: {task!r} is not a task; use one of {', '.join(PROMPTS)}")
+    if task == "retrieval_document":
+        # Not str.format: a title may hold braces.
+        return PROMPTS[task].replace("{title}", NO_TITLE if title is None else title)
+    if title is not None:
+        raise ValueError(
+            f"title: task {task!r} has no place for a title; leave it out or use task 'retrieval_document'"
+        )
+    return PROMPTS[task]
