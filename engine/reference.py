@@ -1,0 +1,83 @@
+"""The reference engine: sentence-transformers itself, without its last module, the normalisation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers.utils.logging import disable_progress_bar
+
+from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
+from engine.tokenizer import Tokenizer
+
+# Padded tokens in one forward pass. On a CPU small batches waste less on padding, on a GPU large ones fill it.
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
+
+PIPELINE = [Transformer, Pooling, Dense, Dense, Normalize]
+
+
+class ReferenceEngine:
+    """sentence-transformers in float32 on a CPU and bfloat16 on a GPU, over padded batches of like length."""
+
+    def __init__(self, directory: Path, device: str | None = None) -> None:
+        """Load the sentence-transformers directory. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.tokenizer = Tokenizer(directory)
+        disable_progress_bar()  # it would fill the setup log
+        self._model = SentenceTransformer(
+            str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
+        ).eval()
+        _check_pipeline(self._model, directory)
+        # The pipeline ends in Normalize; without it the caller decides whether the length of a vector is kept.
+        del self._model[-1]
+        self.description = f"sentence-transformers, {str(dtype).removeprefix('torch.')}, {self.device.type}"
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return float32 [n, 768]; see `Engine.embed`."""
+        vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
+        for batch in self._batches([len(ids) for ids in token_ids]):
+            features = self._pad([token_ids[i] for i in batch])
+            vectors[batch] = self._model(features)["sentence_embedding"].float().cpu().numpy()
+        return vectors
+
+    def _batches(self, lengths: list[int]) -> list[list[int]]:
+        """Cut the texts, longest first, into batches of at most BATCH_TOKENS tokens with padding; positions."""
+        batches: list[list[int]] = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+            if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > BATCH_TOKENS[self.device.type]:
+                batches.append([])
+            batches[-1].append(i)
+        return batches
+
+    def _pad(self, token_ids: list[Sequence[int]]) -> dict[str, torch.Tensor]:
+        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True)
+        lengths = torch.tensor([len(ids) for ids in token_ids])
+        mask = (torch.arange(rows.shape[1]) < lengths[:, None]).long()  # [batch, longest]
+        return {"input_ids": rows.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+def _check_pipeline(model: SentenceTransformer, directory: Path) -> None:
+    """Refuse what computes other vectors without an error: a missing Dense layer, a halved window, a causal mask."""
+    kinds = [type(module).__name__ for module in model]
+    if kinds != [kind.__name__ for kind in PIPELINE]:
+        raise CheckpointError(
+            f"{directory / 'modules.json'}: the modules are {' -> '.join(kinds)}; expected "
+            f"{' -> '.join(kind.__name__ for kind in PIPELINE)}. Use the sentence-transformers layout of EmbeddingGemma"
+        )
+    config = model[0].config
+    if not getattr(config, "use_bidirectional_attention", False):
+        raise CheckpointError(f"{directory / 'config.json'}: use_bidirectional_attention is not true; expected true")
+    if config.sliding_window != EFFECTIVE_WINDOW:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: the effective sliding window is {config.sliding_window}, expected "
+            f"{EFFECTIVE_WINDOW} (|i - j| <= {EFFECTIVE_WINDOW - 1}); sliding_window must be 512 in the file"
+        )
+    if model.get_embedding_dimension() != DIMENSIONS:
+        raise CheckpointError(
+            f"{directory / '3_Dense' / 'config.json'}: the vectors have {model.get_embedding_dimension()} dimensions; "
+            f"expected {DIMENSIONS}"
+        )

@@ -1,0 +1,190 @@
+"""Texts to token ids: the prompt, `<bos>` and `<eos>`, the limit, and which end goes when a text is longer.
+
+The `tokenizers` library is used directly: the transformers wrapper costs seconds to import and two thirds of the speed.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+
+Truncate = Literal["end", "start", "none"]
+
+# No piece of Gemma's vocabulary is longer than 31 characters, English has about 4.5 to a token: a first guess of how
+# much of a huge text has to be looked at, doubled while it falls short of the limit.
+CHARS_PER_TOKEN = 8
+# How far a place is searched where a text may be cut without changing a token (see `_is_boundary`). Past so long an
+# unbroken run its far end no longer bears on the first tokens: the limit of 2,048 spans at most 63,488 characters.
+UNBROKEN_CHARS = 1 << 18
+# A refused text up to this length has its tokens counted for the error (half a second); beyond, "more than" must do.
+COUNTED_CHARS = 1_000_000
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be used: the file and what was expected of it."""
+
+
+class TextRefused(ValueError):
+    """A text that cannot be brought under the limit as asked.
+
+    `position` counts from 0 within the call; `is_prompt` says that the text's prompt (its title) is at fault;
+    `reason` is a sentence without its subject.
+    """
+
+    def __init__(self, position: int, reason: str, is_prompt: bool = False) -> None:
+        self.position, self.reason, self.is_prompt = position, reason, is_prompt
+        super().__init__(f"{'the prompt of ' if is_prompt else ''}text {position} {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """What the model reads of one text: `<bos>`, prompt, text, `<eos>`; `truncated` says whether some of it was cut."""
+
+    ids: list[int]
+    truncated: bool
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint directory, with the checkpoint's limit of tokens."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read tokenizer.json and sentence_bert_config.json. Raises TokenizerError when one is missing or unfit."""
+        path = directory / "tokenizer.json"
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"{path}: not a tokenizer that can be read: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.bos, self.eos = self._special_ids(path)
+        self.max_tokens = _max_tokens(directory / "sentence_bert_config.json")
+        # Longer texts are looked at piecemeal; with a tokenizer of another kind, none.
+        self._whole_chars = self.max_tokens * CHARS_PER_TOKEN if self._is_plain_bpe() else sys.maxsize
+
+    def _special_ids(self, path: Path) -> tuple[int, int]:
+        bos, eos = self._tokenizer.token_to_id("<bos>"), self._tokenizer.token_to_id("<eos>")
+        empty = self._tokenizer.encode("").ids
+        if bos is None or eos is None or empty != [bos, eos]:
+            raise TokenizerError(
+                f"{path}: an empty text must become <bos> <eos> (ids {bos}, {eos}) and became {empty}; "
+                "the model was trained with both, so their template belongs into the file"
+            )
+        return bos, eos
+
+    def encode(self, prompts: Sequence[str], texts: Sequence[str], truncate: Truncate = "end") -> list[TokenizedText]:
+        """Tokenize `prompts[i] + texts[i]`, at most `max_tokens` tokens each; `<bos>` and `<eos>` are kept.
+
+        `truncate="end"` cuts the text's end, as sentence-transformers does; "start" cuts its beginning and keeps the
+        prompt; "none" raises TextRefused. A prompt that by itself leaves no room raises TextRefused in each case.
+        Of a huge text only as much is tokenized as can be kept. Thread-safe, and runs outside the interpreter's lock.
+        """
+        lengths = [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]
+        short = [i for i, length in enumerate(lengths) if length <= self._whole_chars]
+        encodings = self._tokenizer.encode_batch_fast([prompts[i] + texts[i] for i in short])
+        whole = {i: encoding.ids for i, encoding in zip(short, encodings, strict=True)}
+        return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate) for i in range(len(texts))]
+
+    def _fit(self, position: int, prompt: str, text: str, whole: list[int] | None, truncate: Truncate) -> TokenizedText:
+        """Bring one text under the limit. `whole` is all its tokens, or None if it is too long to tokenize at once."""
+        ids = self._first_ids(prompt, text) if whole is None else whole
+        if len(ids) <= self.max_tokens:
+            return TokenizedText(ids, truncated=False)
+        if truncate == "none":
+            raise TextRefused(
+                position,
+                f"has {self._count_in_words(prompt, text, ids)} tokens with its prompt and the limit is "
+                f"{self.max_tokens:,}; shorten it, or set truncate to 'end' or 'start'",
+            )
+        prompt_ids = self._prompt_ids(prompt, ids)
+        room = self.max_tokens - len(prompt_ids) - 1
+        if room < 1:
+            raise TextRefused(
+                position,
+                f"fills the limit of {self.max_tokens:,} tokens and leaves no room for the text; shorten it",
+                True,
+            )
+        if truncate == "end":
+            return TokenizedText([*ids[: self.max_tokens - 1], self.eos], truncated=True)
+        last = self._last_ids(position, prompt, text, room) if whole is None else whole[-room - 1 : -1]
+        return TokenizedText([*prompt_ids, *last, self.eos], truncated=True)
+
+    def _count_in_words(self, prompt: str, text: str, first_ids: list[int]) -> str:
+        if len(prompt) + len(text) > COUNTED_CHARS:
+            return f"more than {len(first_ids):,}"
+        return f"{len(self._tokenizer.encode(prompt + text).ids):,}"
+
+    def _prompt_ids(self, prompt: str, ids: list[int]) -> list[int]:
+        """Return the tokens at the head of `ids` that are the prompt's alone (its last space joins the first word)."""
+        alone = self._first_ids(prompt, "")[:-1]
+        count = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
+        return ids[:count]
+
+    def _first_ids(self, prompt: str, text: str) -> list[int]:
+        """Return all tokens of `prompt + text`, or the first of them where those are already more than `max_tokens`."""
+        length = len(prompt) + len(text)
+        size = self._whole_chars
+        while size < length:
+            head = (prompt[: size + UNBROKEN_CHARS] + text[: size + UNBROKEN_CHARS])[: size + UNBROKEN_CHARS]
+            end = next((i for i in range(size, len(head)) if self._is_boundary(head, i)), len(head))
+            ids = self._tokenizer.encode(head[:end]).ids
+            if len(ids) > self.max_tokens:
+                return ids
+            size *= 2
+        return self._tokenizer.encode(prompt + text).ids
+
+    def _last_ids(self, position: int, prompt: str, text: str, count: int) -> list[int]:
+        """Return the last `count` tokens of a huge text. Raises TextRefused if there is no place to cut it exactly."""
+        size = self._whole_chars
+        while size < len(text):
+            first = max(0, len(text) - size - UNBROKEN_CHARS)
+            tail = text[first:]
+            start = next((i for i in range(len(tail) - size, 0, -1) if self._is_boundary(tail, i)), 0)
+            if start == 0 and first == 0:
+                break
+            if start == 0:
+                raise TextRefused(
+                    position,
+                    f"has no space or the like in {UNBROKEN_CHARS:,} characters near its end, where truncate 'start' "
+                    "could cut it; set truncate to 'end'",
+                )
+            ids = self._tokenizer.encode(tail[start:], add_special_tokens=False).ids
+            if len(ids) >= count:
+                return ids[-count:]
+            size *= 2
+        return self._tokenizer.encode(prompt + text).ids[-count - 1 : -1]
+
+    def _is_plain_bpe(self) -> bool:
+        """Say whether this is Gemma's kind of tokenizer, for which `_is_boundary` holds: BPE, spaces written as ▁."""
+        model = self._tokenizer.model
+        normalizer = json.loads(self._tokenizer.normalizer.__getstate__()) if self._tokenizer.normalizer else {}
+        expected = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        return isinstance(model, tokenizers.models.BPE) and normalizer == expected
+
+    def _is_boundary(self, text: str, i: int) -> bool:
+        """Say whether `text[:i]` and `text[i:]`, tokenized apart, give the tokens of the whole.
+
+        So it is when no piece of the vocabulary holds the two characters beside the cut next to each other: byte pair
+        encoding only ever joins neighbours into pieces, so nothing is joined across, and the sides do not meet.
+        """
+        return not self._in_a_piece(text[i - 1 : i + 1].replace(" ", "▁"))
+
+    @cached_property
+    def _in_a_piece(self) -> Callable[[str], bool]:
+        """A cached test of whether two characters stand side by side in a piece; reads the vocabulary at first need."""
+        pieces = "\0".join(piece.replace(" ", "▁") for piece in self._tokenizer.get_vocab())
+        return lru_cache(maxsize=1 << 16)(pieces.__contains__)
+
+
+def _max_tokens(path: Path) -> int:
+    try:
+        limit = json.loads(path.read_text(encoding="utf-8"))["max_seq_length"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TokenizerError(f"{path}: expected max_seq_length, the limit of tokens: {error!r}") from error
+    if not isinstance(limit, int) or limit < 8:
+        raise TokenizerError(f"{path}: max_seq_length is {limit!r}; expected a whole number, 2048 for EmbeddingGemma")
+    return limit

@@ -1,0 +1,65 @@
+"""Real things to test with: the small checkpoint, one of random weights in the genuine layout, a predictor."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predict import Predictor
+from scripts.make_random_checkpoint import make
+from weights import SMALL
+
+Predict = Callable[..., dict[str, Any]]
+
+# Short, long, beyond the window, beyond the limit; several scripts; what tokenizers stumble over.
+TEXTS = [
+    "Mars is called the Red Planet because of the iron oxide on its surface.",
+    "a",
+    "Was ist der Sinn des Lebens? 生命的意义。 ما معنى الحياة؟ 🌍👩‍👩‍👧",
+    "  two  spaces,\ttabs\nand\n\nlines  ",
+    "<eos> inside a text <bos>",
+    "The committee met again on Tuesday and could not agree. " * 40,
+    "word and " * 2000,
+]
+
+
+@pytest.fixture(scope="session")
+def small() -> Path:
+    """The bundled checkpoint: today's file layout."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six layers of the genuine width with random weights, in the genuine checkpoint's older file layout."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "random"
+    make(directory, layers=6, vocab_size=16384)
+    return directory
+
+
+@pytest.fixture(scope="session", params=["small", "random_weights"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    """Both checkpoints in turn."""
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def call(predictor: Predictor, **inputs: Any) -> dict[str, Any]:
+    """Run one prediction with the defaults filled in, as coglet does."""
+    parameters = inspect.signature(predictor.run).parameters
+    defaults = {name: parameter.default.default for name, parameter in parameters.items()}
+    output: Any = asyncio.run(predictor.run(**(defaults | inputs)))
+    return output
+
+
+@pytest.fixture(scope="module")
+def predict(checkpoint: Path) -> Predict:
+    """A predictor on each checkpoint, as a function of its inputs."""
+    predictor = Predictor()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTS", str(checkpoint))
+        predictor.setup()
+    return lambda **inputs: call(predictor, **inputs)

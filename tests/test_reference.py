@@ -1,0 +1,90 @@
+"""The vectors against sentence-transformers' own `encode`, through predictions as a user makes them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import encoding
+from engine import CheckpointError
+from engine.reference import ReferenceEngine
+from tasks import PROMPTS
+from tests.conftest import TEXTS, Predict
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> SentenceTransformer:
+    """sentence-transformers without its Normalize module, so that lengths can be compared as well."""
+    model = SentenceTransformer(str(checkpoint), device="cpu")
+    return SentenceTransformer(modules=list(model)[:-1], device="cpu")
+
+
+@pytest.mark.parametrize("task", PROMPTS)
+def test_vectors_equal_sentence_transformers(predict: Predict, theirs: SentenceTransformer, task: str) -> None:
+    texts = TEXTS[:5]  # the long ones take most of the time and are for one task, below
+    prompt = PROMPTS[task].replace("{title}", "none")
+    for dim in (768, 512, 256, 128):
+        for normalize in (True, False):
+            ours = encoding.decode(predict(texts=texts, task=task, embedding_dim=dim, normalize=normalize))
+            expected = theirs.encode(texts, prompt=prompt, normalize_embeddings=normalize, truncate_dim=dim)
+            assert ours.shape == expected.shape == (len(texts), dim)
+            norms, expected_norms = np.linalg.norm(ours, axis=1), np.linalg.norm(expected, axis=1)
+            cosines = (ours * expected).sum(axis=1) / norms / expected_norms
+            assert (1 - cosines).max() < 1e-6
+            np.testing.assert_allclose(norms, expected_norms, rtol=1e-5)
+            if normalize:
+                assert np.abs(norms - 1).max() < 1e-6
+            elif dim == 768:
+                assert np.abs(norms - 1).max() > 0.01
+
+
+def test_titles_and_truncated_texts_equal_sentence_transformers(predict: Predict, theirs: SentenceTransformer) -> None:
+    texts = [TEXTS[0], *TEXTS[-2:]]
+    answer = predict(texts=texts, titles=["Mars", "", "Words"])
+    for text, title, ours in zip(texts, ["Mars", "none", "Words"], encoding.decode(answer), strict=True):
+        expected = theirs.encode(text, prompt=f"title: {title} | text: ", normalize_embeddings=True)
+        assert 1 - ours @ expected < 1e-6
+    assert answer["truncated"] == [2]
+    assert answer["token_counts"][2] == 2048
+
+
+def test_a_text_has_the_same_vector_alone_and_in_company(checkpoint: Path) -> None:
+    engine = ReferenceEngine(checkpoint, device="cpu")
+    ids = [one.ids for one in engine.tokenizer.encode([""] * len(TEXTS), TEXTS)]
+    together = engine.embed(ids)
+    alone = np.vstack([engine.embed([one]) for one in ids])
+    difference = np.abs(together - alone).max() / np.abs(together).max()
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        (
+            "modules.json",
+            lambda modules: modules[:2] + modules[3:],
+            r"modules\.json: the modules are .* expected Transf",
+        ),
+        ("modules.json", lambda modules: modules[:-1], r"modules\.json: the modules are .* expected Transformer"),
+        (
+            "config.json",
+            lambda config: config | {"sliding_window": 257},
+            r"config\.json: the effective .* 129, expected 257",
+        ),
+        ("config.json", lambda config: config | {"use_bidirectional_attention": False}, r"use_bidirectional_attention"),
+    ],
+    ids=["one Dense missing", "no Normalize", "window halved", "causal"],
+)
+def test_a_checkpoint_that_would_give_other_vectors_is_refused(
+    tmp_path: Path, small: Path, file: str, change: object, problem: str
+) -> None:
+    directory = tmp_path / "spoiled"
+    shutil.copytree(small, directory)
+    content = json.loads((directory / file).read_text(encoding="utf-8"))
+    assert callable(change)
+    (directory / file).write_text(json.dumps(change(content)), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=problem):
+        ReferenceEngine(directory, device="cpu")

@@ -1,0 +1,145 @@
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import tokenizers
+from sentence_transformers import SentenceTransformer
+
+from engine.tokenizer import TextRefused, Tokenizer, TokenizerError
+from tests.conftest import TEXTS
+
+QUERY = "task: search result | query: "
+DOCUMENT = "title: none | text: "
+BOS, EOS, LIMIT = 2, 1, 2048
+
+random.seed(0)
+# Each is cut somewhere that would be wrong to cut carelessly: words, runs that merge, no spaces at all, byte fallback.
+LONG = {
+    "words": "word and other things " * 20_000,
+    "lines": "x = 1;\n\n" * 40_000,
+    "chinese": "今天天气很好我们去公园散步吧。" * 10_000,
+    "one letter": "s" * 200_000,
+    "spaces": " " * 300_000,
+    "emoji": "🎉" * 40_000,
+    "noise": "".join(chr(random.randint(32, 0x2FFF)) for _ in range(100_000)),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small: Path) -> Tokenizer:
+    return Tokenizer(small)
+
+
+@pytest.fixture(scope="module")
+def whole(small: Path) -> tokenizers.Tokenizer:
+    """The bare library, which tokenizes all of a text."""
+    return tokenizers.Tokenizer.from_file(str(small / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("prompt", ["", QUERY, DOCUMENT])
+def test_ids_are_those_of_sentence_transformers(checkpoint: Path, prompt: str) -> None:
+    model = SentenceTransformer(str(checkpoint), device="cpu")
+    ours = Tokenizer(checkpoint).encode([prompt] * len(TEXTS), TEXTS)
+    for text, one in zip(TEXTS, ours, strict=True):
+        features = model.preprocess([text], prompt=prompt or None)
+        assert one.ids == features["input_ids"][0].tolist()
+    assert [one.truncated for one in ours] == [False] * 6 + [True]
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("chars", [16_384 - len(QUERY), 16_385, 40_000, None])
+def test_end_is_cut_as_if_all_had_been_tokenized(
+    tokenizer: Tokenizer, whole: tokenizers.Tokenizer, name: str, chars: int | None
+) -> None:
+    text = LONG[name][:chars]
+    expected = whole.encode(QUERY + text).ids
+    if len(expected) > LIMIT:
+        expected = [*expected[: LIMIT - 1], EOS]
+    assert tokenizer.encode([QUERY], [text])[0].ids == expected
+
+
+@pytest.mark.parametrize("name", [name for name in LONG if name not in ("one letter", "spaces")])
+@pytest.mark.parametrize("chars", [16_384, 40_000, None])
+def test_start_is_cut_and_the_prompt_kept(
+    tokenizer: Tokenizer, whole: tokenizers.Tokenizer, name: str, chars: int | None
+) -> None:
+    text = LONG[name][:chars]
+    expected = whole.encode(QUERY + text).ids
+    if len(expected) <= LIMIT:
+        pytest.fail("the text is not long enough to be cut")
+    prompt = whole.encode(QUERY.rstrip()).ids[:-1]
+    cut = tokenizer.encode([QUERY], [text], "start")[0]
+    assert cut.truncated
+    assert len(cut.ids) == LIMIT
+    assert cut.ids[: len(prompt)] == prompt
+    # The prompt's last space is a token of its own only where it does not join the text's first word.
+    kept = cut.ids[len(prompt) + 1 :]
+    assert kept == expected[-len(kept) :]
+    assert kept[-1] == EOS
+
+
+def test_start_of_a_huge_unbroken_run_is_refused_not_guessed(tokenizer: Tokenizer) -> None:
+    problem = r"no space or the like in 262,144 characters near its end.*set truncate to 'end'"
+    with pytest.raises(TextRefused, match=problem):
+        tokenizer.encode([""], ["s" * 400_000], "start")
+
+
+def test_exactly_the_limit_is_not_cut(tokenizer: Tokenizer, whole: tokenizers.Tokenizer) -> None:
+    text = " ".join(["word"] * (LIMIT - 2))
+    assert len(whole.encode(text).ids) == LIMIT
+    fits, cut = tokenizer.encode(["", ""], [text, text + " word"])
+    assert (len(fits.ids), fits.truncated) == (LIMIT, False)
+    assert (len(cut.ids), cut.truncated) == (LIMIT, True)
+    assert (cut.ids[0], cut.ids[-1]) == (BOS, EOS)
+
+
+def test_none_refuses_with_the_count_and_the_limit(tokenizer: Tokenizer, whole: tokenizers.Tokenizer) -> None:
+    text = "word " * 5000 + "end"
+    count = len(whole.encode(QUERY + text).ids)
+    problem = rf"text 1 has {count:,} tokens with its prompt and the limit is 2,048; shorten"
+    with pytest.raises(TextRefused, match=problem) as got:
+        tokenizer.encode([QUERY] * 2, ["fits", text], "none")
+    assert got.value.position == 1
+    with pytest.raises(TextRefused, match=r"has more than [\d,]+ tokens"):
+        tokenizer.encode([QUERY], ["word " * 300_000], "none")
+
+
+def test_a_title_that_fills_the_limit_is_refused(tokenizer: Tokenizer) -> None:
+    for title in ("long " * 3000, "long " * 100_000):
+        with pytest.raises(TextRefused, match="the prompt of text 0 fills the limit of 2,048 tokens") as got:
+            tokenizer.encode([f"title: {title} | text: "], ["text"])
+        assert got.value.is_prompt
+
+
+@pytest.mark.parametrize("text", ["word and other things " * 2_300_000, "s" * 50_000_000])
+def test_fifty_million_characters_cost_no_more_than_they_yield(tokenizer: Tokenizer, text: str) -> None:
+    tokenizer.encode([""], ["word " * 50_000])  # the vocabulary's pairs are read once
+    started = time.perf_counter()
+    assert len(tokenizer.encode([QUERY], [text])[0].ids) == LIMIT
+    # Tokenizing all of it takes twenty seconds and more on the same machine; a tenth of that is no close call.
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("spoil", ["missing", "not json", "no template"])
+def test_unfit_tokenizer_names_the_file(tmp_path: Path, small: Path, spoil: str) -> None:
+    shutil.copyfile(small / "sentence_bert_config.json", tmp_path / "sentence_bert_config.json")
+    content = json.loads((small / "tokenizer.json").read_text(encoding="utf-8"))
+    content["post_processor"] = None
+    if spoil != "missing":
+        text = "{" if spoil == "not json" else json.dumps(content)
+        (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json: (not a tokenizer|an empty text must become <bos> <eos>)"
+    ):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"max_seq_length": null}', "no json"])
+def test_unknown_limit_names_the_file(tmp_path: Path, small: Path, content: str) -> None:
+    shutil.copyfile(small / "tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "sentence_bert_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"sentence_bert_config\.json: .*max_seq_length"):
+        Tokenizer(tmp_path)
