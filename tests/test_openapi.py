@@ -1,0 +1,87 @@
+"""openapi.json, and the part of Python that Cog's static reader understands."""
+
+import json
+
+import pytest
+
+from predict import Predictor
+from scripts.make_openapi import OPENAPI, PREDICT, SchemaError, make
+from tasks import PROMPTS
+
+SOURCE = PREDICT.read_text(encoding="utf-8")
+
+
+def test_the_committed_file_is_up_to_date() -> None:
+    assert json.loads(OPENAPI.read_text(encoding="utf-8")) == make(SOURCE)
+
+
+def test_the_choices_are_the_table_of_tasks() -> None:
+    assert make(SOURCE)["components"]["schemas"]["task"]["enum"] == list(PROMPTS)
+
+
+def test_the_contract() -> None:
+    schemas = make(SOURCE)["components"]["schemas"]
+    defaults = {name: field["default"] for name, field in schemas["Input"]["properties"].items()}
+    assert defaults == {
+        "text": None,
+        "texts": None,
+        "task": "retrieval_document",
+        "title": None,
+        "titles": None,
+        "embedding_dim": 768,
+        "normalize": True,
+        "output_format": "base64",
+        "precision": "float32",
+        "truncate": "end",
+    }
+    assert "required" not in schemas["Input"]
+    assert list(schemas["Output"]["properties"]) == [
+        *(
+            "embedding",
+            "output_format",
+            "shape",
+            "processing_time_ms",
+            "precision",
+            "token_counts",
+            "truncated",
+            "model",
+        )
+    ]
+    assert [kind["type"] for kind in schemas["Output"]["properties"]["embedding"]["anyOf"]] == [
+        "string",
+        "array",
+        "array",
+    ]
+
+
+def test_the_concurrency_is_what_cog_reads() -> None:
+    assert Predictor.run.__cog_concurrent_max__ == 64
+
+
+@pytest.mark.parametrize(
+    ("line", "broken", "problem"),
+    [
+        ("choices=[768, 512, 256, 128]", "choices=DIMENSIONS", "choices must be a plain literal, not DIMENSIONS"),
+        ("choices=[768, 512, 256, 128]", "choices=[512, 256]", "default 768 is not among its choices"),
+        ("default=768", "default=int(768)", "default must be a plain literal"),
+        ('description="Scale', 'description=f"Scale', "description must be one plain string literal"),
+        ('description="Scale each', 'description="Scale " "each', "description must be one plain string literal"),
+        (
+            'description="Scale each vector to length 1 after the cut."',
+            'description=("Scale")',
+            "description must be one",
+        ),
+        ("texts: list[str] | None", "texts: list[str]", r"default None needs the annotation list\[str\] \| None"),
+        ("task: str", 'task: Literal["none"]', "annotation .* is not one of"),
+        ("normalize: bool = Input", "normalize: bool = Field", r"expected = Input\(...\) with keywords only"),
+        ("default=True)", "default=True, ge=1)", "expected description and default"),
+        ("max=64", "max=SLOTS", "integer literal"),
+        ("async def run", "def run", "one async def run"),
+        (") -> Output:", ") -> str | list[float]:", "must be a TypedDict of this file"),
+        ("shape: list[int]", "shape: tuple[int, ...]", "shape: annotation"),
+    ],
+)
+def test_what_cog_could_not_read_is_refused_with_its_line(line: str, broken: str, problem: str) -> None:
+    assert line in SOURCE
+    with pytest.raises(SchemaError, match=rf"predict\.py:.*{problem}"):
+        make(SOURCE.replace(line, broken, 1))

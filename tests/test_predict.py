@@ -1,0 +1,130 @@
+"""Predictions without a server: what `run` checks, and what comes back."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import encoding
+from predict import MAX_TEXTS, Predictor
+from tasks import PROMPTS
+from tests.conftest import Predict
+from weights import SMALL, WeightsError
+
+pytestmark = pytest.mark.parametrize("checkpoint", [SMALL], indirect=True, ids=["small"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_one_text_gives_one_unit_vector(predict: Predict) -> None:
+    answer = predict(text="What is the meaning of life?")
+    vector = encoding.decode(answer)
+    assert vector.shape == (768,)
+    assert abs(np.linalg.norm(vector) - 1) < 1e-6
+    assert answer["shape"] == [768]
+    assert (answer["output_format"], answer["precision"], answer["truncated"]) == ("base64", "float32", [])
+    assert answer["model"].startswith("small@sha256:")
+    assert answer["processing_time_ms"] > 0
+    assert answer["token_counts"][0] > 7
+
+
+def test_many_texts_give_a_row_each_in_their_order(predict: Predict) -> None:
+    texts = ["a longer text about the weather in autumn", "x", "something in between", "x"]
+    rows = encoding.decode(predict(texts=texts))
+    assert rows.shape == (4, 768)
+    for text, row in zip(texts, rows, strict=True):
+        np.testing.assert_allclose(encoding.decode(predict(text=text)), row, atol=1e-6)
+
+
+def test_an_array_answer_is_not_an_exact_dict(predict: Predict) -> None:
+    answer = predict(texts=["a", "b"], output_format="array", embedding_dim=128)
+    assert np.array(json.loads(json.dumps(answer))["embedding"]).shape == (2, 128)
+    # Cog encodes an exact dict a float at a time, with ten calls each; a subclass goes to json.dumps as a whole.
+    assert type(answer) is not dict
+
+
+def test_task_and_title_change_the_vector(predict: Predict) -> None:
+    vectors = [encoding.decode(predict(text="Mars", task=task)) for task in PROMPTS]
+    vectors.append(encoding.decode(predict(text="Mars", title="Planets")))
+    similarities = np.array(vectors) @ np.array(vectors).T
+    assert (similarities[~np.eye(len(vectors), dtype=bool)] < 0.99999).all()
+    np.testing.assert_array_equal(vectors[0], encoding.decode(predict(text="Mars", title=" ")))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ({}, "text, texts: neither was given; give one text in 'text', or several in 'texts'"),
+        ({"text": "a", "texts": ["b"]}, "text, texts: both were given"),
+        ({"texts": []}, "texts: 0 texts were given; give 1 to 2,048"),
+        (
+            {"texts": ["a"] * (MAX_TEXTS + 1)},
+            "texts: 2,049 texts were given; give 1 to 2,048, the rest in further calls",
+        ),
+        ({"text": ""}, "text: the text is empty or blank, which has no meaning to embed; leave it out"),
+        ({"texts": ["a", "b", " \n\t"]}, r"texts\[2\]: the text is empty or blank"),
+        ({"text": "a\ud800"}, r"text: character 1 is a lone surrogate \(U\+D800\).*UTF-16 pairs"),
+        ({"texts": ["a", "b"], "titles": ["", "\udfff"]}, r"titles\[1\]: character 0 is a lone surrogate"),
+        (
+            {"texts": ["a", "b"], "titles": ["one"]},
+            "titles: 1 titles for 2 texts; give one for each, '' where there is none",
+        ),
+        ({"text": "a", "title": "b", "task": "clustering"}, "title: task 'clustering' has no place for a title"),
+        ({"texts": ["a"], "titles": ["b"], "task": "none"}, "titles: task 'none' has no place for a title"),
+        ({"text": "a", "title": "b", "titles": ["c"]}, "title, titles: both were given"),
+        ({"text": "a", "titles": ["b"]}, "titles: give 'title' with 'text', or 'titles' with 'texts'"),
+        ({"texts": ["a"], "title": "b"}, "title: give 'title' with 'text', or 'titles' with 'texts'"),
+        (
+            {"text": "w " * 4000, "truncate": "none"},
+            r"text: has [\d,]+ tokens with its prompt and the limit is 2,048; shorten",
+        ),
+        ({"texts": ["a", "w " * 4000], "truncate": "none"}, r"texts\[1\]: has [\d,]+ tokens"),
+        ({"text": "a", "title": "w " * 4000}, "title: fills the limit of 2,048 tokens and leaves no room for the text"),
+        ({"texts": ["a"], "titles": ["w " * 4000]}, r"titles\[0\]: fills the limit"),
+    ],
+)
+def test_bad_input_names_field_problem_and_remedy(predict: Predict, inputs: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        predict(**inputs)
+
+
+def test_cuts_are_logged_a_line_each(predict: Predict, caplog: pytest.LogCaptureFixture) -> None:
+    answer = predict(texts=["short", "w " * 4000, "short", "v " * 4000], truncate="start")
+    assert answer["truncated"] == [1, 3]
+    assert [record.getMessage() for record in caplog.records] == [
+        "texts[1] cut at its start to 2048 tokens",
+        "texts[3] cut at its start to 2048 tokens",
+    ]
+
+
+def test_start_and_end_keep_different_ends(predict: Predict) -> None:
+    def vector(text: str, truncate: str = "end") -> np.ndarray:
+        return encoding.decode(predict(text=text, truncate=truncate, task="none"))
+
+    cats, stocks = "My cat sleeps on the sofa. " * 300, "Shares fell sharply in early trading. " * 300
+    assert vector(cats + stocks, "end") @ vector(cats) > vector(cats + stocks, "end") @ vector(stocks)
+    assert vector(cats + stocks, "start") @ vector(stocks) > vector(cats + stocks, "start") @ vector(cats)
+
+
+@pytest.mark.parametrize("text", ["word and other things " * 2_300_000, "s" * 50_000_000])
+def test_fifty_million_characters_take_about_as_long_as_the_tokens_kept(predict: Predict, text: str) -> None:
+    predict(text=text[:1_000_000])  # the first huge text reads the vocabulary's pairs
+    started = time.perf_counter()
+    answer = predict(text=text)
+    taken = time.perf_counter() - started
+    assert answer["token_counts"] == [2048]
+    # Reading all of it would take above twenty seconds; 2,048 tokens take about half of one.
+    assert taken < 6
+
+
+def test_setup_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    monkeypatch.setenv("WEIGHTS", "./nowhere")
+    with pytest.raises(WeightsError, match=r"WEIGHTS=\./nowhere: no such directory"):
+        Predictor().setup()
