@@ -1,0 +1,97 @@
+"""Run one prediction as `cog predict` does, on this machine and without Docker, and print it as JSON.
+
+    python scripts/predict.py -i text="What is the meaning of life?" -i task=retrieval_query
+    python scripts/predict.py -i texts=first -i texts=second            # a list: once for each, or as JSON
+    python scripts/predict.py --json '{"texts": ["first", "second"]}'   # or all inputs at once
+    python scripts/predict.py --url http://localhost:5000 -i text=hello # a server that is running already
+
+Exit status: 0 for an answer, 1 for a failed prediction (its error is printed too), 2 for inputs it does not understand.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from scripts.make_openapi import OPENAPI
+from scripts.server import ServerError, running_server
+
+logger = logging.getLogger("predict")
+
+
+def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn `name=value` strings into inputs of the types that openapi.json gives them.
+
+    A list is given as JSON or one item at a time. Raises ValueError naming the input that cannot be read.
+    """
+    schemas = json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"]
+    properties = schemas["Input"]["properties"]
+    inputs: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or name not in properties:
+            raise ValueError(f"-i {assignment}: expected name=value with a name among {', '.join(properties)}")
+        kind = properties[name].get("type") or schemas[name]["type"]
+        if kind == "array" and not value.startswith("["):
+            inputs.setdefault(name, []).append(value)
+        else:
+            inputs[name] = value if kind == "string" else _from_json(name, value, kind)
+    return inputs
+
+
+def _from_json(name: str, value: str, kind: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError(f'-i {name}={value}: expected {kind} in JSON, such as true, 256 or ["a"]') from None
+
+
+def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> httpx.Response:
+    """Return the server's answer: of the one at `url`, or of one that is started for this and stopped after it."""
+    if url is None:
+        with running_server(weights) as server:
+            return predict(server.url, None, inputs)
+    return httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=600)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="one input")
+    parser.add_argument("--json", help="all inputs as one JSON object")
+    parser.add_argument("--url", help="a running server, such as http://localhost:5000")
+    parser.add_argument(
+        "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
+    )
+    args = parser.parse_args()
+    try:
+        inputs = (json.loads(args.json) if args.json else {}) | parse_inputs(args.input)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+    if args.url is None and args.weights == "small":
+        logger.info(
+            "Using the small bundled checkpoint, for trying out; WEIGHTS=google/embeddinggemma-300m is the real one."
+        )
+    try:
+        answer = predict(args.url, args.weights, inputs)
+    except (ServerError, httpx.TransportError) as error:
+        sys.exit(str(error))
+    sys.stdout.write(_pretty(answer) + "\n")
+    sys.exit(0 if answer.is_success and answer.json().get("status") == "succeeded" else 1)
+
+
+def _pretty(answer: httpx.Response) -> str:
+    try:
+        return json.dumps(answer.json(), indent=2, ensure_ascii=False)
+    except ValueError:  # coglet refuses what is not JSON in plain text
+        return answer.text
+
+
+if __name__ == "__main__":
+    main()

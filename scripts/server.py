@@ -1,0 +1,144 @@
+"""Run the container's server on this machine, without Docker: coglet, Cog's own, from its wheel.
+
+    python -m scripts.server --weights small --port 5000
+
+`running_server` does the same for the length of a with block.
+"""
+
+import argparse
+import ast
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from scripts.make_openapi import OPENAPI, PREDICT, ROOT, concurrency, find_run
+
+logger = logging.getLogger(__name__)
+
+SETUP_TIMEOUT_S = 900
+STOP_TIMEOUT_S = 30
+
+
+class ServerError(RuntimeError):
+    """The server did not come up; the message ends with what it logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: where it is, and its process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def predict(self, inputs: Mapping[str, Any], timeout_s: float = 600) -> dict[str, Any]:
+        """Send one prediction and return the whole answer, failed or not. Raises httpx.HTTPStatusError on 4xx, 5xx."""
+        answer = httpx.post(f"{self.url}/predictions", json={"input": dict(inputs)}, timeout=timeout_s)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+
+def start(port: int, weights: str | None, log: Path | None = None, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
+    """Start the server's process as Cog's image does and return at once. Its log goes to the file `log`, if given."""
+    schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
+    schema.parent.mkdir(exist_ok=True)
+    shutil.copyfile(OPENAPI, schema)
+    environment = os.environ | {
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "COG_MAX_CONCURRENCY": str(concurrency(find_run(ast.parse(PREDICT.read_text(encoding="utf-8"))))),
+        "PORT": str(port),
+        # coglet starts its worker as plain `python`: it must be this one.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    if weights is not None:
+        environment["WEIGHTS"] = weights
+    command = [sys.executable, "-m", "cog.server.http", "--host", host]
+    if log is None:
+        return subprocess.Popen(command, cwd=ROOT, env=environment)
+    with log.open("wb") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+@contextmanager
+def running_server(weights: str | None, port: int | None = None) -> Iterator[Server]:
+    """Start a server on `port` (any free one if None), wait until it is ready, and stop it at the end of the block.
+
+    Raises ServerError with what it logged when its setup fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="embeddinggemma-server-") as folder:
+        log = Path(folder) / "log"
+        port = port or _free_port()
+        process = start(port, weights, log)
+        server = Server(f"http://127.0.0.1:{port}", process)
+        try:
+            _wait_until_ready(server, log)
+            yield server
+        finally:
+            _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + SETUP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise ServerError(f"the server stopped with exit code {server.process.returncode}:\n{_tail(log)}")
+        try:
+            health = httpx.get(f"{server.url}/health-check", timeout=5).json()
+        except httpx.TransportError:
+            health = {"status": "STARTING"}
+        if health["status"] == "READY":
+            return
+        if health["status"] == "SETUP_FAILED":
+            raise ServerError(f"the server's setup failed:\n{health['setup']['logs'].strip()}")
+        time.sleep(0.05)
+    raise ServerError(f"the server was not ready within {SETUP_TIMEOUT_S} s:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
+    )
+    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "5000")))
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    args = parser.parse_args()
+    process = start(args.port, args.weights, host=args.host)
+    try:
+        sys.exit(process.wait())
+    except KeyboardInterrupt:
+        _stop(process)
+
+
+if __name__ == "__main__":
+    main()

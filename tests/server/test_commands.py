@@ -1,0 +1,67 @@
+"""The commands a person types: scripts/predict.py, and a setup that fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import encoding
+from scripts.make_openapi import ROOT
+from scripts.predict import parse_inputs
+from scripts.server import Server, ServerError, running_server
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/predict.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_predict_starts_a_server_and_prints_json() -> None:
+    result = run("--weights", "small", "-i", 'text=It\'s "quoted" = $HOME', "-i", "task=retrieval_query")
+    assert result.returncode == 0, result.stderr
+    prediction = json.loads(result.stdout)
+    vector = encoding.decode(prediction)
+    assert vector.shape == (768,)
+    assert abs(np.linalg.norm(vector) - 1) < 1e-6
+    assert prediction["output"]["model"].startswith("small@")
+    assert "small bundled checkpoint" in result.stderr
+
+
+def test_predict_uses_a_running_server(server: Server) -> None:
+    result = run("--url", server.url, "-i", "texts=one", "-i", "texts=two", "-i", "embedding_dim=128")
+    assert json.loads(result.stdout)["output"]["shape"] == [2, 128]
+
+
+def test_a_failed_prediction_is_printed_and_exits_with_one(server: Server) -> None:
+    result = run("--url", server.url, "-i", "text= ")
+    assert result.returncode == 1
+    assert "text: the text is empty or blank" in json.loads(result.stdout)["error"]
+
+
+def test_no_server_at_the_url_is_said_so() -> None:
+    result = run("--url", "http://127.0.0.1:9", "-i", "text=a")
+    assert result.returncode == 1
+    assert "Connection refused" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_inputs_are_read_by_their_types() -> None:
+    assert parse_inputs(["text=a=b", "embedding_dim=256", "normalize=false", 'texts=["a", "b"]']) == {
+        "text": "a=b",
+        "embedding_dim": 256,
+        "normalize": False,
+        "texts": ["a", "b"],
+    }
+    with pytest.raises(ValueError, match="-i tekst=a: expected name=value with a name among text, texts, task"):
+        parse_inputs(["tekst=a"])
+    with pytest.raises(ValueError, match="-i embedding_dim=many: expected integer in JSON"):
+        parse_inputs(["embedding_dim=many"])
+
+
+def test_weights_that_are_not_there_fail_the_setup_in_words(tmp_path: Path) -> None:
+    problem = r"WEIGHTS=.*/nothing: no such directory.*name a directory in"
+    with pytest.raises(ServerError, match=problem), running_server(str(tmp_path / "nothing")):
+        pytest.fail("the server must not become ready")

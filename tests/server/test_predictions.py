@@ -1,0 +1,140 @@
+"""What a client of the HTTP API sees: every format and precision, every refusal, and that one harms no other."""
+
+import concurrent.futures
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import encoding
+from scripts.server import Server
+
+TEXTS = ["The cat sat on the mat.", "Ein Satz auf Deutsch.", "混合された言語 🙂"]
+
+
+def embed(server: Server, **inputs: Any) -> np.ndarray:
+    answer = server.predict(inputs)
+    assert answer["status"] == "succeeded", answer["error"]
+    return encoding.decode(answer)
+
+
+@pytest.fixture(scope="module")
+def vectors(server: Server) -> np.ndarray:
+    return embed(server, texts=TEXTS)
+
+
+def test_a_prediction_carries_the_contract(server: Server, vectors: np.ndarray) -> None:
+    answer = server.predict({"texts": TEXTS, "embedding_dim": 256})
+    output = answer["output"]
+    assert output["shape"] == [3, 256]
+    assert output["truncated"] == []
+    assert len(output["token_counts"]) == 3
+    assert output["model"].startswith("small@sha256:")
+    expected = encoding.cut(vectors, 256, normalize=True)
+    np.testing.assert_allclose(encoding.decode(answer), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("output_format", ["base64", "array"])
+@pytest.mark.parametrize("precision", encoding.WIRE_DTYPES)
+def test_every_precision_decodes_to_the_same_vectors(
+    server: Server, vectors: np.ndarray, precision: str, output_format: str
+) -> None:
+    answer = server.predict({"texts": TEXTS, "precision": precision, "output_format": output_format})
+    array = encoding.decode(answer)
+    assert list(array.shape) == answer["output"]["shape"] == [3, 96 if "binary" in precision else 768]
+    back = encoding.dequantize(array, precision)
+    if "binary" in precision:
+        np.testing.assert_array_equal(back > 0, vectors > 0)
+        return
+    unit = back / np.linalg.norm(back, axis=1, keepdims=True)
+    # Half a step of the format at the vector's largest component.
+    step = {"float32": 1e-6, "float16": 2**-11}.get(precision, 1 / 127)
+    assert np.abs(unit - vectors).max() <= step * np.abs(vectors).max()
+
+
+def test_one_text_equals_its_row_among_many(server: Server, vectors: np.ndarray) -> None:
+    for text, row in zip(TEXTS, vectors, strict=True):
+        np.testing.assert_allclose(embed(server, text=text), row, atol=1e-6)
+
+
+def test_without_normalisation_the_direction_is_the_same(server: Server, vectors: np.ndarray) -> None:
+    raw = embed(server, texts=TEXTS, normalize=False)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).max() > 0.01
+    np.testing.assert_allclose(encoding.cut(raw, 768, normalize=True), vectors, atol=1e-6)
+
+
+def test_a_cut_is_in_the_answer_and_its_log(server: Server) -> None:
+    answer = server.predict({"texts": ["short", "word " * 5000], "truncate": "start"})
+    assert answer["output"]["truncated"] == [1]
+    assert answer["output"]["token_counts"][1] == 2048
+    assert answer["logs"].strip() == "WARNING predict: texts[1] cut at its start to 2048 tokens"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ({"text": "a", "texts": ["b"]}, "text, texts: both were given"),
+        ({"texts": ["a", "  "]}, "texts[1]: the text is empty or blank"),
+        ({"texts": ["a"] * 2049}, "texts: 2,049 texts were given; give 1 to 2,048"),
+        ({"text": "a", "title": "b", "task": "none"}, "title: task 'none' has no place for a title"),
+        ({"text": "word " * 3000, "truncate": "none"}, "tokens with its prompt and the limit is 2,048"),
+    ],
+)
+def test_bad_input_fails_only_its_own_prediction(
+    server: Server, vectors: np.ndarray, inputs: dict[str, Any], problem: str
+) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        good = [pool.submit(embed, server, texts=TEXTS) for _ in range(8)]
+        bad = pool.submit(server.predict, inputs)
+    assert bad.result()["status"] == "failed"
+    assert problem in bad.result()["error"]
+    assert "Traceback" not in bad.result()["error"]
+    for one in good:
+        np.testing.assert_allclose(one.result(), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ({"texts": ["a", 5]}, "texts/1"),
+        ({"text": 5}, "text"),
+        ({"text": "a", "task": "search"}, "task"),
+        ({"text": "a", "embedding_dim": 100}, "embedding_dim"),
+        ({"text": "a", "normalize": "yes"}, "normalize"),
+        ({"text": "a", "precision": "int4"}, "precision"),
+        ({"text": "a", "truncate": "middle"}, "truncate"),
+    ],
+)
+def test_wrong_types_and_choices_are_refused_by_the_schema(
+    server: Server, inputs: dict[str, Any], problem: str
+) -> None:
+    answer = httpx.post(f"{server.url}/predictions", json={"input": inputs})
+    assert answer.status_code == 422
+    assert problem in answer.text
+
+
+def test_a_lone_surrogate_is_refused_with_its_field(server: Server) -> None:
+    body = b'{"input": {"text": "half of a pair: \\ud83d."}}'
+    answer = httpx.post(f"{server.url}/predictions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "input.text" in answer.text
+
+
+def test_fifty_million_characters_are_answered(server: Server, vectors: np.ndarray) -> None:
+    answer = server.predict({"text": "word " * 10_000_000})
+    assert answer["output"]["token_counts"] == [2048]
+    np.testing.assert_allclose(embed(server, texts=TEXTS), vectors, atol=1e-6)
+
+
+def test_sixty_four_at_once_are_each_given_their_own(server: Server) -> None:
+    texts = [f"Request number {i} is about {i * i}." for i in range(64)]
+    expected = embed(server, texts=texts)
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda text: embed(server, text=text), texts))
+    np.testing.assert_allclose(np.array(answers), expected, atol=1e-6)
+
+
+def test_the_schema_is_served(server: Server) -> None:
+    schema = httpx.get(f"{server.url}/openapi.json").json()
+    assert schema["components"]["schemas"]["Output"]["properties"]["embedding"]["anyOf"]
