@@ -24,26 +24,26 @@ SIGN_BIT = np.uint8(0x80)
 def cut(vectors: np.ndarray, embedding_dim: int, normalize: bool) -> np.ndarray:
     """Keep the first `embedding_dim` components, then scale each vector to unit length if `normalize`.
 
-    float32 [n, d] -> float32 [n, embedding_dim]. The order matters: a unit vector is no longer one after the cut
+    float32 [..., d] -> float32 [..., embedding_dim]. The order matters: a unit vector is no longer one after the cut
     (Matryoshka Representation Learning, arXiv 2205.13147, section 3). A zero vector stays zero.
     """
-    vectors = np.asarray(vectors[:, :embedding_dim], dtype=np.float32)
+    vectors = np.asarray(vectors[..., :embedding_dim], dtype=np.float32)
     if not normalize:
         return vectors
     # float64 for the sum of squares costs nothing here and keeps the length exact to the last float32 bit.
-    norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
+    norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=-1, keepdims=True))
     return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def convert(vectors: np.ndarray, precision: str) -> np.ndarray:
-    """Turn float32 [n, d] into the array of `precision` that goes on the wire.
+    """Turn float32 [..., d] into the array of `precision` that goes on the wire.
 
-    - float32, float16: the numbers themselves, [n, d].
-    - int8: each vector by itself times 127 / max|v|, rounded, [n, d], range -127..127. Zero stays zero and the
+    - float32, float16: the numbers themselves, [..., d].
+    - int8: each vector by itself times 127 / max|v|, rounded, [..., d], range -127..127. Zero stays zero and the
       direction stays, so cosines of int8 vectors need no scale; the length is not preserved.
-    - uint8: int8 plus 128, [n, d], range 1..255; 128 is zero. Subtract 128 before taking products.
+    - uint8: int8 plus 128, [..., d], range 1..255; 128 is zero. Subtract 128 before taking products.
     - ubinary: a bit a component, 1 where it is positive, eight to a byte, first component in the highest bit,
-      uint8 [n, d / 8]. binary: the same bytes less 128 as int8. Both as sentence-transformers'
+      uint8 [..., d / 8]. binary: the same bytes less 128 as int8. Both as sentence-transformers'
       `quantize_embeddings` packs them. Only signs are preserved: compare by Hamming distance.
 
     Raises ValueError for an unknown precision and for a component that float16 cannot hold.
@@ -53,11 +53,11 @@ def convert(vectors: np.ndarray, precision: str) -> np.ndarray:
     if precision == "float16":
         return _float16(vectors)
     if precision in ("int8", "uint8"):
-        largest = np.abs(vectors).max(axis=1, keepdims=True)
+        largest = np.abs(vectors).max(axis=-1, keepdims=True)
         scaled = np.rint(vectors * (INT8_LEVELS / np.maximum(largest, 1e-12)))
         return (scaled + (UINT8_ZERO if precision == "uint8" else 0)).astype(WIRE_DTYPES[precision])
     if precision in ("binary", "ubinary"):
-        bits = np.packbits(vectors > 0, axis=1)
+        bits = np.packbits(vectors > 0, axis=-1)
         return bits if precision == "ubinary" else (bits ^ SIGN_BIT).view(np.int8)
     raise ValueError(f"precision: {precision!r} is unknown; use one of {', '.join(WIRE_DTYPES)}")
 

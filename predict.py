@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypedDict, cast
 
 import cog
+import numpy as np
 from cog import BaseRunner, Input
 
 import encoding
@@ -103,27 +104,27 @@ class Predictor(BaseRunner):
         """Embed one text or many. Raises ValueError naming the field, its problem and the remedy."""
         started = time.perf_counter()
         all_texts, prompts = check(text, texts, task, title, titles)
+        # Tokens and answers are made in threads of their own, so that no request holds up the others' event loop.
         try:
             tokenized = await asyncio.to_thread(
                 self.engine.tokenizer.encode, prompts, all_texts, cast(Truncate, truncate)
             )
         except TextRefused as refused:
-            field = ("title" if text is not None else "titles") if refused.is_prompt else None
+            field = ("titles" if text is None else "title") if refused.is_prompt else None
             raise ValueError(f"{place(text, refused.position, field)}: {refused.reason}") from None
         token_ids = [one.ids for one in tokenized]
         loop = asyncio.get_running_loop()
         vectors = await loop.run_in_executor(self.engine_thread, self.engine.embed, token_ids)
-        array = encoding.convert(encoding.cut(vectors, embedding_dim, normalize), precision)
         if text is not None:
-            array = array[0]
+            vectors = vectors[0]
+        shape, embedding = await asyncio.to_thread(to_wire, vectors, embedding_dim, normalize, precision, output_format)
         truncated = [i for i, one in enumerate(tokenized) if one.truncated]
         for i in truncated:
-            kept = self.engine.tokenizer.max_tokens
-            logger.warning("%s cut at its %s to %d tokens", place(text, i), truncate, kept)
+            logger.warning("%s cut at its %s to %d tokens", place(text, i), truncate, len(token_ids[i]))
         output = PlainJson(
-            embedding=await asyncio.to_thread(encoding.encode, array, output_format),
+            embedding=embedding,
             output_format=output_format,
-            shape=list(array.shape),
+            shape=shape,
             processing_time_ms=round((time.perf_counter() - started) * 1000, 3),
             precision=precision,
             token_counts=[len(ids) for ids in token_ids],
@@ -131,6 +132,14 @@ class Predictor(BaseRunner):
             model=self.model_name,
         )
         return cast(Output, output)
+
+
+def to_wire(
+    vectors: np.ndarray, embedding_dim: int, normalize: bool, precision: str, output_format: str
+) -> tuple[list[int], str | list[Any]]:
+    """Return the shape and the embedding of an answer, from float32 [768] or [n, 768]."""
+    array = encoding.convert(encoding.cut(vectors, embedding_dim, normalize), precision)
+    return list(array.shape), encoding.encode(array, output_format)
 
 
 def place(text: str | None, position: int, field: str | None = None) -> str:
