@@ -22,9 +22,9 @@ def code(language: str, containing: str) -> str:
 
 
 def test_the_search_example_finds_the_right_document(server: Server) -> None:
-    source = code("python", "Red Planet").replace("http://localhost:5000", server.url)
+    source = code("python", "retrieval_query").replace("http://localhost:5000", server.url)
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
-    assert result.stdout == "Mars looks red: iron oxide covers the whole planet.\n", result.stderr
+    assert result.stdout == "If you forgot your password, choose a new one on the login page.\n", result.stderr
 
 
 def test_the_javascript_example_decodes(server: Server, tmp_path: Path) -> None:
