@@ -1,5 +1,6 @@
 """Texts to vectors. `load` gives an engine; what an engine is, is said by `Engine`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -31,8 +32,16 @@ class Engine(Protocol):
 def load(directory: Path) -> Engine:
     """Load the checkpoint in `directory` onto the GPU if there is one, else the CPU.
 
-    Raises CheckpointError or TokenizerError when it is not EmbeddingGemma's pipeline.
+    The environment variable ENGINE chooses: packed (the default) or reference, which is sentence-transformers. Raises
+    ValueError for any other, and CheckpointError or TokenizerError when it is not EmbeddingGemma's pipeline.
     """
-    from engine.reference import ReferenceEngine  # imports transformers: seconds that only this engine pays
+    name = os.environ.get("ENGINE") or "packed"
+    if name == "packed":
+        from engine.packed import PackedEngine
 
-    return ReferenceEngine(directory)
+        return PackedEngine(directory)
+    if name == "reference":
+        from engine.reference import ReferenceEngine  # imports transformers: seconds that only this engine pays
+
+        return ReferenceEngine(directory)
+    raise ValueError(f"ENGINE is {name!r}; set it to packed or reference, or leave it unset for packed")

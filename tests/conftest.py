@@ -4,13 +4,17 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from predict import Predictor
+from engine.packed import PackedEngine
+from engine.reference import ReferenceEngine
 from scripts.make_random_checkpoint import make
 from weights import SMALL
+
+if TYPE_CHECKING:
+    from predict import Predictor
 
 Predict = Callable[..., dict[str, Any]]
 
@@ -47,7 +51,19 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def call(predictor: Predictor, **inputs: Any) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def packed(checkpoint: Path) -> PackedEngine:
+    """The default engine on each checkpoint."""
+    return PackedEngine(checkpoint, "cpu")
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> ReferenceEngine:
+    """sentence-transformers on each checkpoint."""
+    return ReferenceEngine(checkpoint, "cpu")
+
+
+def call(predictor: "Predictor", **inputs: Any) -> dict[str, Any]:
     """Run one prediction with the defaults filled in, as coglet does."""
     parameters = inspect.signature(predictor.run).parameters
     defaults = {name: parameter.default.default for name, parameter in parameters.items()}
@@ -56,10 +72,19 @@ def call(predictor: Predictor, **inputs: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def predict(checkpoint: Path) -> Predict:
+def engine_name() -> str:
+    """The engine under `predict`; a module that tests another overrides this."""
+    return "packed"
+
+
+@pytest.fixture(scope="module")
+def predict(checkpoint: Path, engine_name: str) -> Predict:
     """A predictor on each checkpoint, as a function of its inputs."""
+    from predict import Predictor  # needs Cog, which a bare machine with a GPU may not have
+
     predictor = Predictor()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEIGHTS", str(checkpoint))
+        patch.setenv("ENGINE", engine_name)
         predictor.setup()
     return lambda **inputs: call(predictor, **inputs)

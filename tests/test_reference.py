@@ -15,6 +15,13 @@ from tasks import PROMPTS
 from tests.conftest import TEXTS, Predict
 
 
+@pytest.fixture(scope="module", params=["packed", "reference"])
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """Both engines must give what sentence-transformers gives."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
 def theirs(checkpoint: Path) -> SentenceTransformer:
     """sentence-transformers without its Normalize module, so that lengths can be compared as well."""
