@@ -13,7 +13,7 @@ from engine.model import FLOAT16, FLOAT32, NumberFormat
 from engine.tokenizer import Tokenizer
 
 # Tokens in one forward pass. What lies between the matmuls should stay in a CPU's caches; a GPU wants to be filled.
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 
 
 class PackedEngine:

@@ -147,6 +147,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             worker.close()
     logger.info("load times: done")
     scenarios = make_scenarios(Tokenizer(args.checkpoint), args.quick)
+    scenarios = [scenario for scenario in scenarios if args.only in scenario.name]
     workers = [Worker(engine, args.checkpoint) for engine in engines]
     sizes = [int(size) for size in args.batch_sizes.split(",")]
     measure(workers, scenarios, sizes, args.rounds, args.repeats)
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--engines", default="packed,reference", help="the first is compared with each of the others")
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.png")
     parser.add_argument("--quick", action="store_true", help="a quarter of the texts, few rounds")
+    parser.add_argument("--only", default="", help="only the sets of texts whose name holds this, such as mixed")
     parser.add_argument("--rounds", type=int, help="timed rounds of a scenario; default 7, quick 3")
     parser.add_argument("--repeats", type=int, help="times that one text is embedded; default 100, quick 20")
     parser.add_argument("--loads", type=int, help="starts of each engine; default 3, quick 2")
