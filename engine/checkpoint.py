@@ -196,6 +196,7 @@ def load_network(directory: Path, architecture: Architecture, numbers: NumberFor
     for module, dense in zip(_read_modules(directory)[1:], network.dense, strict=True):
         _copy_tensors(module / "model.safetensors", {"linear.weight": dense.get_parameter("weight")})
     network.fold()
+    network.pack()
     return network
 
 

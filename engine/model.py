@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from engine.attention import Segments, attention_for
 
 # F.linear hands float32 products to MKL, which on AMD processors takes two to four times as long as oneDNN does.
-_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,19 @@ class Linear(nn.Module):
     def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns, dtype=dtype), requires_grad=False)
+        self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if _ONEDNN_LINEAR and x.dtype == torch.float32 and x.device.type == "cpu":
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-            return product
-        return F.linear(x, self.weight)
+        if self._packed is None:
+            return F.linear(x, self.weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+        return product
+
+    def pack(self) -> None:
+        """Lay a float32 weight on a CPU out as oneDNN reads it, in the original's place; no digit changes."""
+        if _HAS_ONEDNN and self.weight.dtype == torch.float32 and self.weight.device.type == "cpu":
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            del self.weight
 
 
 class RMSNorm(nn.Module):
@@ -225,6 +234,12 @@ class Network(nn.Module):
             yield f"{name}.post_attention_layernorm.weight", layer.post_attention.gain
             yield f"{name}.pre_feedforward_layernorm.weight", layer.pre_mlp.gain
             yield f"{name}.post_feedforward_layernorm.weight", layer.post_mlp.gain
+
+    def pack(self) -> None:
+        """Pack every matrix; to be called once, last. See `Linear.pack`."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -62,6 +62,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
     with torch.device("cuda" if on_gpu else "cpu"):
         linear, x = Linear(size, size, dtype), torch.randn(size, size, dtype=dtype)
         linear.weight.normal_()
+    linear.pack()
     best = float("inf")
     for _ in range(10):
         _synchronize()

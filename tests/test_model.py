@@ -46,11 +46,14 @@ def refusal(directory: Path) -> str:
     return str(caught.value)
 
 
-def test_the_linear_layer_is_the_public_one() -> None:
-    linear = Linear(30, 20, torch.float32)
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_a_packed_linear_layer_is_the_public_one(tokens: int) -> None:
+    linear = Linear(130, 70, torch.float32)
     linear.weight.normal_()
-    x = torch.randn(7, 20)
-    assert torch.allclose(linear(x), F.linear(x, linear.weight), atol=1e-5)
+    x = torch.randn(tokens, 70)
+    expected = F.linear(x, linear.weight)
+    linear.pack()
+    assert torch.allclose(linear(x), expected, atol=1e-4)
 
 
 def test_positions_restart_with_each_text() -> None:
