@@ -2,11 +2,14 @@
 
 import asyncio
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from engine.packed import PackedEngine
 from engine.reference import ReferenceEngine
@@ -61,6 +64,26 @@ def packed(checkpoint: Path) -> PackedEngine:
 def reference(checkpoint: Path) -> ReferenceEngine:
     """sentence-transformers on each checkpoint."""
     return ReferenceEngine(checkpoint, "cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty WEIGHTS_CACHE of the test's own."""
+    directory = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("WEIGHTS_CACHE", str(directory))
+    return directory
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """All files of a checkpoint, of sizes that are fetched at once: its tensors are noise and fit no network."""
+    directory = tmp_path / "tiny"
+    shutil.copytree(SMALL, directory, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json", "canaries.json"))
+    (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
+    noise = np.random.default_rng(0)
+    for name, rows in (("model", 80_000), ("2_Dense/model", 3_000), ("3_Dense/model", 3_000)):
+        save_file({"linear.weight": noise.normal(size=rows).astype("f4")}, directory / f"{name}.safetensors")
+    return directory
 
 
 def call(predictor: "Predictor", **inputs: Any) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-import os
+import hashlib
+import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import weights
-from tests.hub import COMMIT, running_hub
 from weights import SMALL, WeightsError, resolve
 
 
@@ -57,68 +55,80 @@ def test_modules_that_are_no_list_name_the_file(tmp_path: Path) -> None:
         resolve(str(copy))
 
 
-def resolve_elsewhere(name: str, hub: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Resolve `name` in a new process: the hub's client reads its settings when it is imported."""
-    code = (
-        "import sys, weights\n"
-        "try: print(weights.resolve(sys.argv[1] or None))\n"
-        "except weights.WeightsError as error: sys.exit(str(error))"
-    )
-    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1", **variables}
-    return subprocess.run(
-        [sys.executable, "-c", code, name],
-        env=os.environ | settings,
-        cwd=Path(weights.__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_a_repository_is_fetched_once_and_named_by_its_commit(tmp_path: Path) -> None:
-    (tmp_path / "repo").mkdir()
-    shutil.copytree(SMALL, tmp_path / "repo", dirs_exist_ok=True)
-    (tmp_path / "repo" / "pytorch_model.bin").write_bytes(b"a pickle")
-    with running_hub(tmp_path / "repo") as (url, requests):
-        first = resolve_elsewhere("some/model", url, tmp_path / "home")
-        assert first.returncode == 0, first.stderr
-        assert f"some/model@{COMMIT}" in first.stdout
-        assert any("model.safetensors" in path for path in requests)
-        assert not any(".bin" in path for path in requests)
-    offline = resolve_elsewhere("some/model", url, tmp_path / "home", HF_HUB_OFFLINE="1")
-    assert offline.stdout == first.stdout
-
-
-def test_the_default_is_the_genuine_model_at_its_pinned_revision(tmp_path: Path) -> None:
-    with running_hub(SMALL, (404, "RevisionNotFound")) as (url, requests):
-        result = resolve_elsewhere("", url, tmp_path / "home")
-    assert any("google/embeddinggemma-300m" in path and weights.GENUINE_REVISION in path for path in requests)
-    assert f"at revision {weights.GENUINE_REVISION}: there is no such revision" in result.stderr
+@pytest.mark.parametrize(
+    ("module", "problem"),
+    [
+        (
+            {"path": "../elsewhere", "type": "sentence_transformers.models.Dense"},
+            r"\.\./elsewhere: only sentence-trans",
+        ),
+        ({"path": "/etc", "type": "sentence_transformers.models.Dense"}, "/etc: only sentence-transformers' own"),
+        ({"path": "5_Own", "type": "own_code.Module"}, r"own_code\.Module: only sentence-transformers' own modules"),
+    ],
+    ids=["parent", "absolute", "code"],
+)
+def test_modules_that_lead_outside_are_refused(tmp_path: Path, module: dict[str, str], problem: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(SMALL, copy)
+    modules = json.loads((copy / "modules.json").read_text(encoding="utf-8"))
+    (copy / "modules.json").write_text(json.dumps([*modules, module]), encoding="utf-8")
+    with pytest.raises(WeightsError, match=problem):
+        resolve(str(copy))
 
 
 @pytest.mark.parametrize(
-    ("refusal", "problem"),
+    ("spoil", "problem"),
     [
-        (
-            (403, "GatedRepo"),
-            "is gated; accept the licence at https://huggingface.co/google/embeddinggemma-300m and set HF_TOKEN",
-        ),
-        ((401, "GatedRepo"), "is gated; accept the licence"),
-        ((404, "RepoNotFound"), "there is no such repository, or it is private; check the name"),
-        ((404, "RevisionNotFound"), "there is no such revision; name one that the repository has"),
-        ((501, ""), "it is not in the cache and the hub did not give it (HfHubHTTPError: "),
+        (lambda data: data[:-1], r"bytes where its header says"),
+        (lambda data: data + b"x", r"bytes where its header says"),
+        (lambda data: b"\x80\x04pickle" + data, r"not a safetensors file"),
+        (lambda data: data[:8], r"not a safetensors file"),
+        (lambda data: b"", r"not a safetensors file"),
     ],
+    ids=["short", "long", "pickle", "no header", "empty"],
 )
-def test_a_refusal_is_one_sentence_with_the_remedy(tmp_path: Path, refusal: tuple[int, str], problem: str) -> None:
-    with running_hub(SMALL, refusal) as (url, _):
-        result = resolve_elsewhere("google/embeddinggemma-300m", url, tmp_path / "home")
-    last = result.stderr.strip().split("\n")[-1]
-    assert result.returncode == 1
-    assert last.startswith("WEIGHTS=google/embeddinggemma-300m: could not be fetched from the Hugging Face hub")
-    assert problem in last
-    assert last.endswith("or try WEIGHTS=small")
+def test_a_file_that_is_not_whole_is_refused_without_reading_it_all(
+    tmp_path: Path, spoil: object, problem: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(SMALL, copy)
+    path = copy / "2_Dense" / "model.safetensors"
+    assert callable(spoil)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(WeightsError, match=rf"2_Dense/model\.safetensors: .*{problem}.*fetch it again"):
+        resolve(str(copy))
 
 
-def test_no_network_is_said_so(tmp_path: Path) -> None:
-    result = resolve_elsewhere("google/embeddinggemma-300m", "http://127.0.0.1:9", tmp_path / "home")
-    assert "the hub did not give it (ConnectError: [Errno 111] Connection refused); check the network" in result.stderr
+def test_another_content_than_the_pinned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = resolve("small").sha256
+    monkeypatch.setenv("WEIGHTS_SHA256", sha256[:16])
+    assert resolve(str(SMALL)).sha256 == sha256
+    for pin in ("0" * 64, sha256[:4]):
+        monkeypatch.setenv("WEIGHTS_SHA256", pin)
+        with pytest.raises(WeightsError, match=rf"SHA-256 {sha256} and WEIGHTS_SHA256 is {pin}; set it to the hash"):
+            resolve(str(SMALL))
+
+
+def test_the_hash_of_a_large_directory_is_remembered(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weights.HASHED_ANEW_BYTES", 0)
+    read: list[str] = []
+    digest = hashlib.file_digest
+
+    def counting_digest(file: Any, kind: str) -> object:
+        read.append(file.name)
+        return digest(file, kind)
+
+    monkeypatch.setattr("hashlib.file_digest", counting_digest)
+    first = resolve(str(tiny))
+    assert read
+    read.clear()
+    assert resolve(str(tiny)) == first
+    assert read == []
+    path = tiny / "model.safetensors"
+    spoiled = bytearray(path.read_bytes())
+    spoiled[-1] ^= 1
+    path.write_bytes(spoiled)
+    assert resolve(str(tiny)).name != first.name
+    assert read == [str(path)]

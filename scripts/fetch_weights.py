@@ -1,0 +1,36 @@
+"""Fetch a checkpoint before it is needed: into the cache, or into the folder that goes into the image.
+
+    python -m scripts.fetch_weights                                   # the genuine model, into WEIGHTS_CACHE
+    python -m scripts.fetch_weights --bake                            # into weights-baked/, which `make build` copies
+    python -m scripts.fetch_weights owner/name@revision               # another one, as WEIGHTS would name it
+
+Prints the directory. A broken download is resumed when it is run again.
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+import weights
+from weights import cache
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="?", default=os.environ.get("WEIGHTS"), help="default: the genuine model")
+    parser.add_argument("--bake", action="store_true", help="into weights-baked/, which the image takes along")
+    args = parser.parse_args()
+    if args.bake:
+        os.environ["WEIGHTS_CACHE"] = str(cache.BAKED)
+    try:
+        checkpoint = weights.resolve(args.weights)
+    except weights.WeightsError as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"{checkpoint.directory}\n{checkpoint.name}\nSHA-256 {checkpoint.sha256}\n")
+
+
+if __name__ == "__main__":
+    main()
