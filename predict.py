@@ -13,6 +13,7 @@ from cog import BaseRunner, Input
 
 import encoding
 import engine
+import selfcheck
 import weights
 from engine.tokenizer import TextRefused, Truncate
 from tasks import prompt_for
@@ -41,14 +42,18 @@ class PlainJson(dict[str, Any]):
 
 class Predictor(BaseRunner):
     def setup(self) -> None:
-        """Load the checkpoint that WEIGHTS names. Raises in one sentence when it cannot be used."""
+        """Load the checkpoint that WEIGHTS names and prove it right. Raises in one sentence when it cannot be used."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        logger.setLevel(logging.INFO)
+        for one in (logger, weights.logger):
+            one.setLevel(logging.INFO)
         started = time.perf_counter()
         checkpoint = weights.resolve(os.environ.get("WEIGHTS"))
-        logger.info("loading %s", checkpoint.name)
+        logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
         self.model_name = checkpoint.name
         self.engine = engine.load(checkpoint.directory)
+        checked = time.perf_counter()
+        found = selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries)
+        logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, found)
         # An engine belongs to one thread: requests wait for it here, not in the event loop.
         self.engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         seconds = time.perf_counter() - started

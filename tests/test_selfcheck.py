@@ -1,0 +1,202 @@
+"""The self-check, on copies of the small checkpoint with canaries of their own: what is wrong is refused in words."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import engine
+import selfcheck
+import tasks
+from engine import CheckpointError, Engine
+from engine.reference import ReferenceEngine
+from predict import Predictor
+from scripts import verify
+from selfcheck import SelfCheckError
+from tests.conftest import call
+from weights import GENUINE, MANIFEST, SMALL
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint with canaries.json."""
+    directory = tmp_path_factory.mktemp("right") / "right"
+    shutil.copytree(SMALL, directory)
+    verify.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def loaded(right: Path) -> Engine:
+    """An engine on the right checkpoint."""
+    return engine.load(right)
+
+
+@pytest.fixture
+def spoiled(right: Path, tmp_path: Path) -> Path:
+    """A copy to be spoiled."""
+    directory = tmp_path / "spoiled"
+    shutil.copytree(right, directory)
+    return directory
+
+
+def change(path: Path, edit: Callable[[Any], object]) -> None:
+    """Rewrite a JSON file."""
+    path.write_text(json.dumps(edit(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+
+def setup(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """Set a predictor up as the container does."""
+    monkeypatch.setenv("WEIGHTS", str(directory))
+    predictor = Predictor()
+    predictor.setup()
+    return predictor
+
+
+def test_a_right_checkpoint_is_served_and_says_what_it_is(
+    right: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = setup(right, monkeypatch)
+    name = call(predictor, text="a")["model"]
+    assert name.startswith("right@sha256:")
+    assert f"loading {name} from {right}, SHA-256 {name.partition(':')[2]}" in caplog.text
+    assert "comparisons with sentence-transformers' vectors in float32 hold" in caplog.text
+
+
+def test_a_checkpoint_without_canaries_is_served_and_says_so(loaded: Engine, right: Path) -> None:
+    said = selfcheck.check(loaded, right, None)
+    assert said == "its prompts are right; no canaries.json beside it, so its vectors were not compared"
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("model.safetensors", "layers.0.self_attn.v_proj.weight"),
+        ("model.safetensors", "layers.5.mlp.down_proj.weight"),
+        ("2_Dense/model.safetensors", "linear.weight"),
+    ],
+)
+def test_one_changed_weight_is_refused(spoiled: Path, file: str, tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = load_file(spoiled / file)
+    assert tensor in tensors
+    changed = tensors[tensor].astype(np.float32)
+    changed.flat[np.abs(changed).argmax()] += 1
+    save_file(tensors | {tensor: changed.astype(tensors[tensor].dtype)}, spoiled / file, metadata={"format": "pt"})
+    with pytest.raises(SelfCheckError, match=r"self-checks failed: vector of '[a-z ]+' is off by \S+, 2e-05 allowed; "):
+        setup(spoiled, monkeypatch)
+
+
+def test_swapped_prompts_in_the_checkpoint_are_refused(loaded: Engine, spoiled: Path) -> None:
+    def swap(config: dict[str, Any]) -> dict[str, Any]:
+        prompts = config["prompts"]
+        swapped = {"query": prompts["document"], "document": prompts["query"]}
+        return config | {"prompts": prompts | swapped}
+
+    change(spoiled / "config_sentence_transformers.json", swap)
+    problem = r"prompt 'query' in config_sentence_transformers\.json is 'title: none .*', expected 'task: search result"
+    with pytest.raises(SelfCheckError, match=problem):
+        selfcheck.check(loaded, spoiled, spoiled / "canaries.json")
+
+
+def test_swapped_prompts_in_the_code_are_refused(loaded: Engine, right: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tasks.PROMPTS, "fact_verification", tasks.PROMPTS["question_answering"])
+    with pytest.raises(
+        SelfCheckError, match=r"1 of .* failed: prompt of fact_verification is 'task: question answering"
+    ):
+        selfcheck.check(loaded, right, right / "canaries.json")
+
+
+def test_another_tokenizer_is_refused(spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(tokenizer: dict[str, Any]) -> dict[str, Any]:
+        vocabulary = tokenizer["model"]["vocab"]
+        ordinary = [
+            piece for piece, number in vocabulary.items() if len(piece) > 1 and piece.isalpha() and number > 300
+        ]
+        moved = dict(zip(ordinary, [vocabulary[one] for one in ordinary[1:] + ordinary[:1]], strict=True))
+        tokenizer["model"]["vocab"] = vocabulary | moved
+        return tokenizer
+
+    change(spoiled / "tokenizer.json", other)
+    with pytest.raises(
+        SelfCheckError, match=r"token ids of '\w+' are \d+, expected \d+, and differ from position \d+ on"
+    ):
+        setup(spoiled, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "problem"),
+    [
+        (
+            "config.json",
+            lambda config: config | {"sliding_window": 257},
+            "effective sliding window is 129, expected 257",
+        ),
+        ("modules.json", lambda modules: modules[:3] + modules[4:], "modules are .* expected"),
+    ],
+    ids=["window halved", "Dense missing"],
+)
+def test_a_halved_window_and_a_missing_dense_are_refused(
+    spoiled: Path, file: str, edit: Callable[[Any], object], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(spoiled / file, edit)
+    with pytest.raises(CheckpointError, match=problem):
+        setup(spoiled, monkeypatch)
+
+
+def test_an_engine_with_a_halved_window_is_refused(right: Path) -> None:
+    halved = ReferenceEngine(right, device="cpu")
+    halved._model[0].config.sliding_window = 129
+    for module in halved._model.modules():
+        if getattr(module, "sliding_window", None):
+            module.sliding_window = 129
+    with pytest.raises(SelfCheckError, match=r"1 of \d+ self-checks failed: vector of 'past the window' is off by"):
+        selfcheck.check(halved, right, right / "canaries.json")
+
+
+def test_a_16_bit_engine_is_allowed_its_rounding_and_no_more(right: Path) -> None:
+    known = selfcheck.read(right / "canaries.json")
+    exact = np.stack([one.vector for one in known.canaries if one.vector is not None])
+    noise = np.random.default_rng(0).normal(size=exact.shape)
+    noise *= np.linalg.norm(exact, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    for off, ok in ((0.014, True), (0.1, False)):
+        rows = selfcheck.vector_rows(exact + off * noise, known, selfcheck.COARSE_ERROR)
+        assert {row.ok for row in rows} == {ok}
+    assert not any(row.ok for row in selfcheck.vector_rows(exact * np.nan, known, selfcheck.COARSE_ERROR))
+
+
+def test_canaries_of_the_genuine_model_are_those_of_the_facts() -> None:
+    known = selfcheck.read(MANIFEST.with_name("embeddinggemma-300m-canaries.json"))
+    assert all(tasks.PROMPTS[task] == prompt for task, prompt in known.prompts.items())
+    names = [one.name for one in known.canaries]
+    assert len(set(names)) == len(names)
+    assert {name for a, b, _ in known.cosines for name in (a, b)} <= set(names)
+    random = np.random.default_rng(0).normal(size=(len(names), 768))
+    rows = selfcheck.vector_rows(random, known, selfcheck.COARSE_ERROR)
+    assert len(rows) == 9
+    assert sum(row.ok for row in rows) < 5
+
+
+def test_canaries_that_cannot_be_read_are_said_so(spoiled: Path) -> None:
+    (spoiled / "canaries.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        SelfCheckError, match=r"not a file of canaries .* write it again with scripts/verify\.py --write"
+    ):
+        selfcheck.read(spoiled / "canaries.json")
+
+
+def test_verify_prints_a_table(loaded: Engine, right: Path, spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.load", lambda _: loaded)
+    rows = verify.verify(str(right), None)
+    assert all(row.ok for row in rows)
+    table = verify.table(rows)
+    assert "vector of 'past the window'" in table
+    assert table.count("ok") >= len(rows)
+    change(spoiled / "canaries.json", lambda known: known | {"prompts": {"clustering": "Cluster: "}})
+    table = verify.table(verify.verify(str(spoiled), None))
+    assert "FAILED is 'task: clustering | query: ', expected 'Cluster: '" in table
+    assert GENUINE.name not in table
