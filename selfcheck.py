@@ -149,8 +149,7 @@ def engine_rows(engine: Engine, known: Canaries) -> list[Row]:
     vectors = engine.embed(token_ids)
     if vectors.shape != (len(token_ids), DIMENSIONS):
         return [*rows, Row(f"shape {vectors.shape} of the vectors", 1, 0, f"is not {(len(token_ids), DIMENSIONS)}")]
-    # An engine says its number format in words; "float32" is in none but its own.
-    error = FLOAT32_ERROR if "float32" in engine.description else COARSE_ERROR
+    error = FLOAT32_ERROR if engine.number_format == "float32" else COARSE_ERROR
     return rows + vector_rows(vectors, known, error)
 
 

@@ -21,6 +21,8 @@ class Engine(Protocol):
     """Token ids to vectors. An engine is used by one thread at a time; its tokenizer by any number."""
 
     tokenizer: Tokenizer
+    number_format: str
+    """What the layers compute in: float32, float16 or bfloat16."""
     description: str
     """Engine, number format and device in words, for the logs."""
 

@@ -25,7 +25,8 @@ class PackedEngine:
         numbers = numbers or (FLOAT16 if self.device.type == "cuda" else FLOAT32)
         self.tokenizer = Tokenizer(directory)
         self.network = load_network(directory, read_architecture(directory), numbers, self.device)
-        self.description = f"packed, {str(numbers.dtype).removeprefix('torch.')}, {self.device.type}"
+        self.number_format = str(numbers.dtype).removeprefix("torch.")
+        self.description = f"packed, {self.number_format}, {self.device.type}"
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:

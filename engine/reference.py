@@ -33,7 +33,8 @@ class ReferenceEngine:
         _check_pipeline(self._model, directory)
         # The pipeline ends in Normalize; without it the caller decides whether the length of a vector is kept.
         del self._model[-1]
-        self.description = f"sentence-transformers, {str(dtype).removeprefix('torch.')}, {self.device.type}"
+        self.number_format = str(dtype).removeprefix("torch.")
+        self.description = f"sentence-transformers, {self.number_format}, {self.device.type}"
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
