@@ -134,7 +134,7 @@ def test_another_tokenizer_is_refused(spoiled: Path, monkeypatch: pytest.MonkeyP
         (
             "config.json",
             lambda config: config | {"sliding_window": 257},
-            "effective sliding window is 129, expected 257",
+            r"effective window of 257 // 2 \+ 1 = 129; expected 512",
         ),
         ("modules.json", lambda modules: modules[:3] + modules[4:], "modules are .* expected"),
     ],
