@@ -1,9 +1,10 @@
 """Texts to vectors. `load` gives an engine; what an engine is, is said by `Engine`."""
 
 import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -12,12 +13,15 @@ from engine.tokenizer import Tokenizer
 DIMENSIONS = 768
 EFFECTIVE_WINDOW = 257
 
+# One that the device computes and one that waits for it on the device.
+BATCHES_IN_FLIGHT = 2
+
 
 class CheckpointError(ValueError):
     """A checkpoint that would give other vectors than EmbeddingGemma's pipeline: what was expected, what was found."""
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Token ids to vectors. An engine is used by one thread at a time; its tokenizer by any number."""
 
     tokenizer: Tokenizer
@@ -25,10 +29,48 @@ class Engine(Protocol):
     """What the layers compute in: float32, float16 or bfloat16."""
     description: str
     """Engine, number format and device in words, for the logs."""
+    batch_tokens: int
+    """Tokens in one forward pass that keep the device busy; it may shrink when memory runs out."""
+
+    @abstractmethod
+    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+        """Start computing one batch and return a function that waits for its vectors; see `embed`.
+
+        Its texts should have `batch_tokens` tokens together. The function is called once, by the same thread.
+        """
 
     def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the vectors before the final normalisation: float32 [n, 768], in the order of the texts."""
-        ...
+        """Return the vectors before the final normalisation: float32 [n, 768], in the order of the texts.
+
+        Raises ValueError when a text has no tokens. While the device computes one batch, the next is made ready.
+        """
+        vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
+        launched: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
+        for batch in cut([len(ids) for ids in token_ids], self.batch_tokens):
+            launched.append((batch, self.launch([token_ids[i] for i in batch])))
+            if len(launched) == BATCHES_IN_FLIGHT:
+                _collect(launched, vectors)
+        while launched:
+            _collect(launched, vectors)
+        return vectors
+
+
+def _collect(launched: deque[tuple[list[int], Callable[[], np.ndarray]]], vectors: np.ndarray) -> None:
+    batch, wait = launched.popleft()
+    vectors[batch] = wait()
+
+
+def cut(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut the texts, longest first, into batches of at most `budget` tokens; a longer one is a batch by itself."""
+    batches: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if lengths[i] > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(i)
+        room -= lengths[i]
+    return batches
 
 
 def load(directory: Path) -> Engine:

@@ -1,6 +1,6 @@
 """The reference engine: sentence-transformers itself, without its last module, the normalisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers.utils.logging import disable_progress_bar
 
-from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
+from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine
 from engine.tokenizer import Tokenizer
 
 # Padded tokens in one forward pass. On a CPU small batches waste less on padding, on a GPU large ones fill it.
@@ -18,7 +18,7 @@ BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 PIPELINE = [Transformer, Pooling, Dense, Dense, Normalize]
 
 
-class ReferenceEngine:
+class ReferenceEngine(Engine):
     """sentence-transformers in float32 on a CPU and bfloat16 on a GPU, over padded batches of like length."""
 
     def __init__(self, directory: Path, device: str | None = None) -> None:
@@ -33,23 +33,24 @@ class ReferenceEngine:
         _check_pipeline(self._model, directory)
         # The pipeline ends in Normalize; without it the caller decides whether the length of a vector is kept.
         del self._model[-1]
+        self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.number_format = str(dtype).removeprefix("torch.")
         self.description = f"sentence-transformers, {self.number_format}, {self.device.type}"
 
     @torch.inference_mode()
-    def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return float32 [n, 768]; see `Engine.embed`."""
+    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+        """Compute the texts in as many padded batches as they need; see `Engine.launch`."""
         vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
         for batch in self._batches([len(ids) for ids in token_ids]):
             features = self._pad([token_ids[i] for i in batch])
             vectors[batch] = self._model(features)["sentence_embedding"].float().cpu().numpy()
-        return vectors
+        return lambda: vectors
 
     def _batches(self, lengths: list[int]) -> list[list[int]]:
-        """Cut the texts, longest first, into batches of at most BATCH_TOKENS tokens with padding; positions."""
+        """Cut the texts, longest first, into batches of at most `batch_tokens` tokens with padding; positions."""
         batches: list[list[int]] = []
         for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-            if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > BATCH_TOKENS[self.device.type]:
+            if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > self.batch_tokens:
                 batches.append([])
             batches[-1].append(i)
         return batches

@@ -8,7 +8,7 @@ import torch
 
 from engine.attention import GroupedAttention, Segments, VarlenAttention
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
-from engine.packed import BATCH_TOKENS, PackedEngine
+from engine.packed import PackedEngine
 from tests.vectors import errors, random_ids, unit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none")
@@ -57,9 +57,9 @@ def test_varlen_attention_is_the_grouped_one(window: int | None) -> None:
     assert (flash - expected).abs().max() < 5e-3
 
 
-def test_a_large_batch_and_a_small_one_agree(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_and_a_small_one_agree(checkpoint: Path) -> None:
     on_gpu = PackedEngine(checkpoint, "cuda")
     texts = [random_ids(length) for length in LENGTHS]
     large = on_gpu.embed(texts)
-    monkeypatch.setitem(BATCH_TOKENS, "cuda", 1_000)
+    on_gpu.batch_tokens = 1_000
     assert errors(on_gpu.embed(texts), large)[0] <= 1e-4

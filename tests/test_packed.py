@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import engine
-from engine.packed import BATCH_TOKENS, PackedEngine
+from engine.packed import PackedEngine
 from engine.reference import ReferenceEngine
 from tasks import PROMPTS
 from tests.vectors import errors, random_ids, unit
@@ -49,7 +49,7 @@ def test_every_length_alone(packed: PackedEngine, texts: list[list[int]], expect
 def test_every_length_in_one_forward_pass(
     packed: PackedEngine, texts: list[list[int]], expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BATCH_TOKENS, "cpu", 100_000)
+    monkeypatch.setattr(packed, "batch_tokens", 100_000)
     order = np.random.default_rng(0).permutation(len(texts))
     vectors = packed.embed([texts[i] for i in order])
     assert vectors.dtype == np.float32 and vectors.shape == (len(texts), 768)
@@ -92,11 +92,12 @@ def test_a_poisoned_neighbour_changes_no_bit(small_packed: PackedEngine, monkeyp
     assert np.array_equal(poisoned[[0, 2]], clean[[0, 2]])
 
 
-def test_batches_hold_each_text_once_and_the_budget(small_packed: PackedEngine) -> None:
+def test_batches_hold_each_text_once_and_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(1, 700, 200).tolist()
-    batches = small_packed._batches(lengths)
+    batches = engine.cut(lengths, 500)
     assert sorted(i for batch in batches for i in batch) == list(range(200))
-    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= BATCH_TOKENS["cpu"] for batch in batches)
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= 500 for batch in batches)
+    assert len(batches) < 1.5 * sum(lengths) / 500
 
 
 def test_no_texts_no_vectors(small_packed: PackedEngine) -> None:
