@@ -59,7 +59,7 @@ class Predictor(BaseRunner):
         seconds = time.perf_counter() - started
         logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
 
-    @cog.concurrent(max=64)
+    @cog.concurrent(max=256)
     async def run(
         self,
         text: str | None = Input(description="One text to embed. Give either this or texts.", default=None),

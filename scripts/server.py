@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from scripts.make_openapi import OPENAPI, PREDICT, ROOT, concurrency, find_run
 
@@ -54,8 +55,10 @@ def start(port: int, weights: str | None, log: Path | None = None, host: str = "
     schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
     schema.parent.mkdir(exist_ok=True)
     shutil.copyfile(OPENAPI, schema)
-    environment = os.environ | {
-        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+    config = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
+    environment = dict(line.split("=", 1) for line in config["environment"]) | os.environ
+    environment |= {
+        "COG_PREDICT_TYPE_STUB": config["run"],
         "COG_MAX_CONCURRENCY": str(concurrency(find_run(ast.parse(PREDICT.read_text(encoding="utf-8"))))),
         "PORT": str(port),
         # coglet starts its worker as plain `python`: it must be this one.

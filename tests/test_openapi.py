@@ -75,7 +75,7 @@ def test_the_concurrency_is_what_cog_reads() -> None:
         ("task: str", 'task: Literal["none"]', "annotation .* is not one of"),
         ("normalize: bool = Input", "normalize: bool = Field", r"expected = Input\(...\) with keywords only"),
         ("default=True)", "default=True, ge=1)", "expected description and default"),
-        ("max=64", "max=SLOTS", "integer literal"),
+        ("max=256", "max=SLOTS", "integer literal"),
         ("async def run", "def run", "one async def run"),
         (") -> Output:", ") -> str | list[float]:", "must be a TypedDict of this file"),
         ("shape: list[int]", "shape: tuple[int, ...]", "shape: annotation"),

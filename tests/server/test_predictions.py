@@ -1,6 +1,7 @@
 """What a client of the HTTP API sees: every format and precision, every refusal, and that one harms no other."""
 
 import concurrent.futures
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -127,12 +128,18 @@ def test_fifty_million_characters_are_answered(server: Server, vectors: np.ndarr
     np.testing.assert_allclose(embed(server, texts=TEXTS), vectors, atol=1e-6)
 
 
-def test_sixty_four_at_once_are_each_given_their_own(server: Server) -> None:
-    texts = [f"Request number {i} is about {i * i}." for i in range(64)]
+def test_sixty_four_clients_are_each_given_their_own_and_none_is_turned_away(server: Server) -> None:
+    """Each sends its next request before the server has let go of the last, so 64 slots would be too few."""
+    texts = [f"Request number {i} is about {i * i}." for i in range(256)]
     expected = embed(server, texts=texts)
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(lambda text: embed(server, text=text), texts))
     np.testing.assert_allclose(np.array(answers), expected, atol=1e-6)
+
+
+def test_the_server_has_one_thread_so_that_two_never_try_for_a_slot_at_once(server: Server) -> None:
+    environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+    assert b"TOKIO_WORKER_THREADS=1" in environment
 
 
 def test_the_schema_is_served(server: Server) -> None:
