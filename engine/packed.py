@@ -26,6 +26,7 @@ class PackedEngine(Engine):
         self.tokenizer = Tokenizer(directory)
         self.network = load_network(directory, read_architecture(directory), numbers, self.device)
         self.batch_tokens = BATCH_TOKENS[self.device.type]
+        self.batches_in_flight = 2 if self.device.type == "cuda" else 1
         self.number_format = str(numbers.dtype).removeprefix("torch.")
         self.description = f"packed, {self.number_format}, {self.device.type}"
 
