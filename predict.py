@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
 import cog
@@ -149,8 +148,9 @@ class Predictor(BaseRunner):
         for i in truncated:
             logger.warning("%s cut at its %s to %d tokens", place(text, i), truncate, len(token_ids[i]))
         token_counts = [len(ids) for ids in token_ids]
-        for name, value in (asdict(cost) | {"token_count": sum(token_counts)}).items():
+        for name, value in cost._asdict().items():
             self.record_metric(name, round(value, 3))
+        self.record_metric("token_count", sum(token_counts))
         output = PlainJson(
             embedding=embedding,
             output_format=output_format,

@@ -67,9 +67,10 @@ class Queue:
             self._refuse_if_busy(sum(len(job.token_ids) for job in new.values()))
             if not self._enter(request, unknown):
                 return
-            self._in_flight |= new
-            self._waiting.add(request.jobs, self._budget())
-            self._changed.notify()
+            if request.jobs:
+                self._in_flight |= new
+                self._waiting.add(request.jobs, self._budget())
+                self._changed.notify()
             for row, vector in known:
                 request.hit(row, vector)
             self._minute.count_request(len(token_ids), len(known))

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import threading
 import time
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,16 +13,12 @@ from batching.waiting import Job
 from engine import DIMENSIONS
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request took. Times are in milliseconds."""
+class Cost(NamedTuple):
+    """What a request took, times in milliseconds."""
 
-    queue_ms: float
-    """From its arrival to the start of its first batch; 0 when all came from the cache."""
-    compute_ms: float
-    """From there to its last vector."""
-    batch_size: int
-    """Texts in the largest batch that computed for it, others' included."""
+    queue_ms: float  # from its arrival to the start of its first batch; 0 when all came from the cache
+    compute_ms: float  # from there to its last vector
+    batch_size: int  # texts in the largest batch that computed for it, others' included
     cache_hits: int
 
 
@@ -36,6 +33,7 @@ class Request:
         self.gone = False
         """It was answered or cancelled: nothing is computed for it any more."""
         self._loop = loop
+        self._thread = threading.get_ident()
         self._missing = count
         self._cache_hits = 0
         self._largest_batch = 0
@@ -68,6 +66,9 @@ class Request:
         self._settle(error)
 
     def _settle(self, outcome: Cost | Exception) -> None:
+        if threading.get_ident() == self._thread:  # all of it was in the cache
+            _settle(self.cost, outcome)
+            return
         # The loop is closed when a server stops while a batch computes: nobody is left to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(partial(_settle, self.cost, outcome))
