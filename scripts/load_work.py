@@ -71,7 +71,7 @@ KINDS = {
     "many": ((3, 30), (2, 32), 15),
 }
 TASKS = ("retrieval_document", "retrieval_query", "none")
-POOL = 300  # texts of each kind
+POOL = 200  # texts of each kind
 
 
 @dataclass(frozen=True, slots=True)
