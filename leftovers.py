@@ -1,17 +1,24 @@
-"""The empty directories that Cog's server leaves behind, one for each prediction."""
+"""What Cog's server leaves behind of each prediction: a folder with two empty ones in it.
+
+Where a client vanished, there may also be the answer that it did not wait for.
+"""
 
 import bisect
 import os
+import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-DIRECTORY = Path("/tmp/coglet/predictions")  # Cog's server does not heed TMPDIR
+FOLDER = Path("/tmp/coglet/predictions")  # Cog's server does not heed TMPDIR
 EVERY_S = 30.0
-# A prediction begins within this time after its directory was made, or its directory is not spared.
-START_S = 30.0
+# A prediction begins within this time after its folder was made, and its answer has left within it after its end.
+GRACE_S = 30.0
+# Files in it are left alone for longer: nobody knows what they are.
+FILES_S = 600.0
 # A file system's clock ticks behind the other.
 CLOCK_S = 1.0
 
@@ -19,47 +26,56 @@ CLOCK_S = 1.0
 class Leftovers:
     """Removes them in the background, except where a running prediction may still want to put something in.
 
-    A directory does not say whose it is. It is spared when a prediction is running that began within START_S of its
-    making; only empty ones are ever removed.
+    A folder does not say whose it is. It is spared while a prediction runs that began within GRACE_S of its making.
     """
 
-    def __init__(self, directory: Path = DIRECTORY) -> None:
+    def __init__(self, folder: Path = FOLDER) -> None:
         """Start the thread."""
-        self._directory = directory
-        self._running: dict[object, float] = {}
+        self._folder = folder
+        self._begun: dict[object, float] = {}
+        self._ended: deque[tuple[float, object]] = deque()
         threading.Thread(target=self._sweep_for_ever, name="leftovers", daemon=True).start()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Spare the directory of the prediction that runs in this block."""
+        """Spare the folder of the prediction that runs in this block."""
         key = object()
-        self._running[key] = time.time()
+        self._begun[key] = time.time()
         try:
             yield
         finally:
-            del self._running[key]
+            self._ended.append((time.time(), key))
 
     def sweep(self, now: float) -> int:
-        """Remove what is left at the time `now` and return how many directories that were."""
+        """Remove what is left at the time `now` and return how many predictions' folders that were."""
+        while self._ended and self._ended[0][0] < now - GRACE_S:
+            del self._begun[self._ended.popleft()[1]]
+        begun = sorted(self._begun.copy().values())
         removed = 0
-        begun = sorted(self._running.copy().values())
-        with os.scandir(self._directory) as found:
+        with os.scandir(self._folder) as found:
             for one in found:
-                made = one.stat(follow_symlinks=False).st_mtime
-                nearest = bisect.bisect_left(begun, made - CLOCK_S)
-                if made > now - START_S or (nearest < len(begun) and begun[nearest] <= made + START_S):
-                    continue
-                try:
-                    os.rmdir(one)
-                    removed += 1
-                except OSError:  # not empty, not a directory, or gone
-                    continue
+                with suppress(FileNotFoundError):  # another server on this machine was quicker
+                    removed += one.is_dir() and self._is_left(one, now, begun) and self._remove(Path(one), now)
         return removed
+
+    def _is_left(self, folder: "os.DirEntry[str]", now: float, begun: list[float]) -> bool:
+        made = folder.stat(follow_symlinks=False).st_mtime
+        nearest = bisect.bisect_left(begun, made - CLOCK_S)
+        return made <= now - GRACE_S and not (nearest < len(begun) and begun[nearest] <= made + GRACE_S)
+
+    def _remove(self, folder: Path, now: float) -> bool:
+        for inner in (folder / "inputs", folder / "outputs", folder):
+            with suppress(OSError):  # not there, or not empty
+                inner.rmdir()
+        if not folder.exists():
+            return True
+        if any(file.lstat().st_mtime > now - FILES_S for file in folder.rglob("*")):
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
 
     def _sweep_for_ever(self) -> None:
         while True:
             time.sleep(EVERY_S)
-            try:
+            with suppress(OSError):  # nothing there yet, or gone meanwhile
                 self.sweep(time.time())
-            except OSError:  # nothing there yet
-                continue

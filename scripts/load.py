@@ -123,7 +123,7 @@ def measure(args: argparse.Namespace, pool: Pool, url: str, check: bool, clients
 
 
 class Watch:
-    """What a server of one's own holds: memory, open files, leftover directories; compared with a later moment."""
+    """What a server of one's own holds: memory, open files, leftover folders; compared with a later moment."""
 
     def __init__(self, server: Server) -> None:
         process = psutil.Process(server.process.pid)
@@ -134,7 +134,7 @@ class Watch:
         return {
             "MB of memory": sum(one.memory_info().rss for one in self._processes) >> 20,
             "open files": sum(one.num_fds() for one in self._processes),
-            "leftover directories": sum(1 for _ in leftovers.DIRECTORY.glob("*")),
+            "leftover folders": sum(1 for _ in leftovers.FOLDER.glob("*")),
         }
 
     def __str__(self) -> str:

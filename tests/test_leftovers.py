@@ -1,4 +1,4 @@
-"""The directories that Cog's server leaves: removed, unless they may be in use."""
+"""The folders that Cog's server leaves: removed, unless they may be in use."""
 
 import os
 import time
@@ -7,30 +7,34 @@ from pathlib import Path
 import pytest
 
 import leftovers
-from leftovers import Leftovers
+from leftovers import FILES_S, GRACE_S, Leftovers
 
 
-def make(directory: Path, name: str, age_s: float) -> Path:
+def make(directory: Path, name: str, age_s: float, answer: bool = False) -> Path:
+    """Make a folder as Cog's server does, with an answer in it that was left."""
     made = directory / name
-    made.mkdir()
     then = time.time() - age_s
-    os.utime(made, (then, then))
+    for path in (made, made / "inputs", made / "outputs"):
+        path.mkdir()
+    if answer:
+        (made / "outputs" / "spill.json").touch()
+    for path in (*made.rglob("*"), made):
+        os.utime(path, (then, then))
     return made
 
 
-def test_old_empty_directories_go_and_others_stay(tmp_path: Path) -> None:
+def test_old_folders_go_and_others_stay(tmp_path: Path) -> None:
     old = [make(tmp_path, f"old-{i}", 100 + i) for i in range(20)]
     new = make(tmp_path, "new", 1)
-    full = make(tmp_path, "full", 0)
-    (full / "output").touch()
-    os.utime(full, (0, 0))
+    answer = make(tmp_path, "answer", FILES_S - 100, answer=True)
+    old += [make(tmp_path, "old answer", FILES_S + 100, answer=True)]
     (tmp_path / "file").touch()
-    assert Leftovers(tmp_path).sweep(time.time()) == 20
+    assert Leftovers(tmp_path).sweep(time.time()) == 21
     assert not any(one.exists() for one in old)
-    assert new.exists() and full.exists() and (tmp_path / "file").exists()
+    assert (new / "outputs").exists() and (answer / "outputs" / "spill.json").exists() and (tmp_path / "file").exists()
 
 
-def test_the_directory_of_a_running_prediction_is_spared(tmp_path: Path) -> None:
+def test_the_folder_of_a_running_prediction_is_spared_until_its_answer_has_left(tmp_path: Path) -> None:
     kept = Leftovers(tmp_path)
     own = make(tmp_path, "own", 2)
     with kept.in_use():
@@ -38,17 +42,18 @@ def test_the_directory_of_a_running_prediction_is_spared(tmp_path: Path) -> None
         later = time.time() + 3_600  # the prediction has been running for an hour
         younger = make(tmp_path, "younger", -1_800)
         assert kept.sweep(later) == 2
-        assert own.exists() and not older.exists() and not younger.exists()
-    assert kept.sweep(later) == 1
+        assert (own / "outputs").exists() and not older.exists() and not younger.exists()
+    assert kept.sweep(time.time() + GRACE_S - 1) == 0
+    assert kept.sweep(time.time() + GRACE_S + 1) == 1
 
 
 def test_they_are_removed_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = tmp_path / "made later"
+    folder = tmp_path / "made later"
     monkeypatch.setattr(leftovers, "EVERY_S", 0.05)
-    Leftovers(directory)
+    Leftovers(folder)
     time.sleep(0.1)
-    directory.mkdir()
-    old = make(directory, "old", 100)
+    folder.mkdir()
+    old = make(folder, "old", 100)
     deadline = time.monotonic() + 10
     while old.exists():
         assert time.monotonic() < deadline

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import encoding
+from leftovers import FOLDER, Leftovers
 from scripts.server import Server, running_server
 
 STUB = {"COG_PREDICT_TYPE_STUB": "tests/server/faulty.py:Predictor"}
@@ -83,6 +84,16 @@ def test_hundreds_of_clients_that_vanish_harm_nobody(server: Server) -> None:
                 f"{head}\r\n\r\n".encode() + body[: len(body) if i % 3 else 20]
             )  # some in the middle of the body
     assert_answers_rightly(server)
+
+
+def test_what_the_server_leaves_of_predictions_can_be_found_and_removed(server: Server) -> None:
+    before = set(FOLDER.iterdir()) if FOLDER.exists() else set()
+    for _ in range(3):
+        ask(server, text="A folder will be left of me.")
+    left = set(FOLDER.iterdir()) - before
+    assert len(left) >= 3
+    Leftovers().sweep(time.time() + 3_600)
+    assert not any(one.exists() for one in left)
 
 
 def test_queued_and_running_predictions_are_cancelled(faulty: Server, fault: Path) -> None:
