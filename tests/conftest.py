@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+
+# Without a GPU Triton's interpreter runs the kernels. It is chosen when they are imported, here; processes that tests
+# start are to find the environment as it was.
+if not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as _patch:
+        _patch.setenv("TRITON_INTERPRET", "1")
+        import engine.kernels  # noqa: F401
 
 from engine.packed import PackedEngine
 from engine.reference import ReferenceEngine
@@ -72,6 +80,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     directory = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("WEIGHTS_CACHE", str(directory))
     return directory
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton's interpreter wants to find in the environment while it runs a kernel."""
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

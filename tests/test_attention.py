@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from engine import attention
-from engine.attention import GroupedAttention, Segments, attention_for
+from engine.attention import GroupedAttention, attention_for
+from engine.stream import Segments
+from tests.vectors import segments_of
 
 CPU = torch.device("cpu")
 HEADS, HEAD_DIM = 3, 32
@@ -14,7 +16,7 @@ HEADS, HEAD_DIM = 3, 32
 def stream(lengths: list[int], kv_heads: int = 1) -> tuple[Tensor, Tensor, Tensor, Segments]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), heads, HEAD_DIM, generator=generator) for heads in (HEADS, kv_heads, kv_heads))
-    return q, k, v, Segments.of(lengths, CPU)
+    return q, k, v, segments_of(lengths)
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -74,17 +76,15 @@ def test_one_head_of_keys_is_shared_without_a_copy() -> None:
 
 
 def test_segments() -> None:
-    segments = Segments.of([3, 1, 2], CPU)
+    segments = segments_of([3, 1, 2])
     assert segments.cu_seqlens.tolist() == [0, 3, 4, 6] and segments.cu_seqlens.dtype == torch.int32
     assert segments.positions.tolist() == [0, 1, 2, 0, 0, 1]
-    x = torch.tensor([[1.0], [2.0], [6.0], [torch.nan], [1.0], [2.0]])
-    mean = segments.mean(x)
-    assert mean[0] == 3 and mean[1].isnan() and mean[2] == 1.5
+    assert segments.longest == 3 and segments.positions.dtype == torch.int32
 
 
 def test_a_text_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="a text without tokens has no vector"):
-        Segments.of([3, 0], CPU)
+        segments_of([3, 0])
 
 
 def test_a_cpu_gets_the_grouped_attention_in_every_format() -> None:

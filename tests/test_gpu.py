@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.attention import GroupedAttention, Segments, VarlenAttention
+from engine.attention import GroupedAttention, VarlenAttention
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
 from engine.packed import PackedEngine
-from tests.vectors import errors, random_ids, unit
+from tests.vectors import errors, random_ids, segments_of, unit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none")
 
@@ -51,7 +51,7 @@ def test_varlen_attention_is_the_grouped_one(window: int | None) -> None:
         pytest.skip("FlashAttention needs compute capability 8.0")
     device, lengths = torch.device("cuda"), [1500, 600, 258, 257, 17, 17, 1]
     q, k, v = (torch.randn(sum(lengths), heads, 256, device=device, dtype=torch.float16) for heads in (3, 1, 1))
-    segments = Segments.of(lengths, device)
+    segments = segments_of(lengths, device)
     flash = VarlenAttention(1 / 16)(q, k, v, segments, window)
     expected = GroupedAttention(1 / 16)(q.float(), k.float(), v.float(), segments, window)
     assert (flash - expected).abs().max() < 5e-3
