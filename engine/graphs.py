@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 Run = Callable[[], Tensor]
 
 BUCKETS = tuple(
-    Layout(tokens, texts=max(4, tokens // 8)) for tokens in (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+    Layout(tokens, texts=max(4, tokens // 8))
+    for tokens in (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 )
 # Captured in setup: single queries. The others cost some 20 ms each when they are first needed.
 COMMON_TOKENS = 128
