@@ -24,7 +24,7 @@ BUCKETS = tuple(
     Layout(tokens, texts=max(4, tokens // 8))
     for tokens in (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 )
-# Captured in setup: single queries. The others cost some 20 ms each when they are first needed.
+# Captured in setup: single queries. The others are when they are first needed, so that setup stays short.
 COMMON_TOKENS = 128
 # A replay is compared with the pass it was captured from: the same kernels, so the same numbers but for their order.
 REPLAY_ERROR = 1e-2
