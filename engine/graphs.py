@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.attention import VarlenAttention
 from engine.kernels import FUSED
-from engine.model import Network
+from engine.model import Layer, Network
 from engine.stream import Layout, Segments
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ REPLAY_ERROR = 1e-2
 
 def capturable(network: Network) -> bool:
     """Whether no part of the network reads lengths on the host."""
-    attends = [getattr(layer, "attention").attend for layer in network.layers]  # noqa: B009
+    attends = [layer.attention.attend for layer in network.layers if isinstance(layer, Layer)]
     return (
         all(isinstance(attend, VarlenAttention) for attend in attends)
         and network.kernels.segment_mean is FUSED.segment_mean

@@ -20,11 +20,11 @@ if not torch.cuda.is_available():
         import engine.kernels  # noqa: F401
 
 from engine.packed import PackedEngine
-from engine.reference import ReferenceEngine
 from scripts.make_random_checkpoint import make
 from weights import SMALL
 
 if TYPE_CHECKING:
+    from engine.reference import ReferenceEngine
     from predict import Predictor
 
 Predict = Callable[..., dict[str, Any]]
@@ -69,8 +69,10 @@ def packed(checkpoint: Path) -> PackedEngine:
 
 
 @pytest.fixture(scope="session")
-def reference(checkpoint: Path) -> ReferenceEngine:
+def reference(checkpoint: Path) -> "ReferenceEngine":
     """sentence-transformers on each checkpoint."""
+    from engine.reference import ReferenceEngine  # takes seconds, and tests of the GPU do without
+
     return ReferenceEngine(checkpoint, "cpu")
 
 
