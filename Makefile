@@ -1,4 +1,4 @@
-# make predict, make serve, make test, make lint; each sets up .venv first if need be.
+# make predict, make serve, make test, make lint, make load; each sets up .venv first if need be.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
@@ -11,13 +11,16 @@ export PORT WEIGHTS TEXT TASK
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: predict serve test lint format openapi build clean
+.PHONY: predict serve load test lint format openapi build clean
 
 predict: $(READY)
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
 
 serve: $(READY)
 	$(RUN) -m scripts.server
+
+load: $(READY)
+	$(RUN) -m scripts.load
 
 test: $(READY)
 	$(RUN) -m pytest

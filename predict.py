@@ -4,23 +4,38 @@ import asyncio
 import logging
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypedDict, cast
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypedDict, TypeVar, cast
 
 import cog
 import numpy as np
 from cog import BaseRunner, Input
 
+import batching
 import encoding
 import engine
 import selfcheck
 import weights
-from engine.tokenizer import TextRefused, Truncate
+from batching import Batcher, EngineFailed
+from batching.health import Health
+from engine.tokenizer import TextRefused, TokenizedText, Truncate
+from leftovers import Leftovers
 from tasks import prompt_for
 
 logger = logging.getLogger(__name__)
 
 MAX_TEXTS = 2048
+
+# Work for so few characters or vectors takes less time than handing it to another thread.
+CHARACTERS_ON_LOOP = 2_000
+VECTORS_ON_LOOP = 8
+
+# Without MAX_WAITING_TOKENS: seconds of work for a GPU, and on it room for the largest request there can be.
+MAX_WAITING_BATCHES = 256
+CACHE_MB = 64
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
 
 class Output(TypedDict):
@@ -44,7 +59,7 @@ class Predictor(BaseRunner):
     def setup(self) -> None:
         """Load the checkpoint that WEIGHTS names and prove it right. Raises in one sentence when it cannot be used."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        for one in (logger, weights.logger):
+        for one in (logger, weights.logger, batching.logger):
             one.setLevel(logging.INFO)
         started = time.perf_counter()
         checkpoint = weights.resolve(os.environ.get("WEIGHTS"))
@@ -54,10 +69,18 @@ class Predictor(BaseRunner):
         checked = time.perf_counter()
         found = selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries)
         logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, found)
-        # An engine belongs to one thread: requests wait for it here, not in the event loop.
-        self.engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        canary = self.engine.tokenizer.encode([prompt_for("none")], ["Is the canary still singing?"])[0].ids
+        vector = self.engine.embed([canary])[0]
+        max_waiting_tokens = setting("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
+        self.batcher = Batcher(self.engine, max_waiting_tokens, setting("CACHE_MB", CACHE_MB) << 20)
+        self.health = Health(self.batcher, canary, vector, selfcheck.allowed_error(self.engine))
+        self.leftovers = Leftovers()
         seconds = time.perf_counter() - started
         logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
+
+    async def healthcheck(self) -> bool:
+        """Return whether the engine still computes, and computes the vectors that it did at setup."""
+        return await self.health.check()
 
     @cog.concurrent(max=256)
     async def run(
@@ -109,34 +132,62 @@ class Predictor(BaseRunner):
         """Embed one text or many. Raises ValueError naming the field, its problem and the remedy."""
         started = time.perf_counter()
         all_texts, prompts = check(text, texts, task, title, titles)
-        # Tokens and answers are made in threads of their own, so that no request holds up the others' event loop.
-        try:
-            tokenized = await asyncio.to_thread(
-                self.engine.tokenizer.encode, prompts, all_texts, cast(Truncate, truncate)
+        with self.leftovers.in_use():
+            tokenized = await self.tokenize(prompts, all_texts, cast(Truncate, truncate), text)
+            token_ids = [one.ids for one in tokenized]
+            try:
+                vectors, cost = await self.batcher.embed(token_ids)
+            except EngineFailed as failed:
+                raise RuntimeError(f"{place(text, failed.position)}: {failed}") from None
+            if text is not None:
+                vectors = vectors[0]
+            shape, embedding = await aside(
+                len(token_ids) > VECTORS_ON_LOOP, to_wire, vectors, embedding_dim, normalize, precision, output_format
             )
-        except TextRefused as refused:
-            field = ("titles" if text is None else "title") if refused.is_prompt else None
-            raise ValueError(f"{place(text, refused.position, field)}: {refused.reason}") from None
-        token_ids = [one.ids for one in tokenized]
-        loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(self.engine_thread, self.engine.embed, token_ids)
-        if text is not None:
-            vectors = vectors[0]
-        shape, embedding = await asyncio.to_thread(to_wire, vectors, embedding_dim, normalize, precision, output_format)
         truncated = [i for i, one in enumerate(tokenized) if one.truncated]
         for i in truncated:
             logger.warning("%s cut at its %s to %d tokens", place(text, i), truncate, len(token_ids[i]))
+        token_counts = [len(ids) for ids in token_ids]
+        for name, value in cost._asdict().items():
+            self.record_metric(name, round(value, 3))
+        self.record_metric("token_count", sum(token_counts))
         output = PlainJson(
             embedding=embedding,
             output_format=output_format,
             shape=shape,
             processing_time_ms=round((time.perf_counter() - started) * 1000, 3),
             precision=precision,
-            token_counts=[len(ids) for ids in token_ids],
+            token_counts=token_counts,
             truncated=truncated,
             model=self.model_name,
         )
         return cast(Output, output)
+
+    async def tokenize(
+        self, prompts: list[str], all_texts: list[str], truncate: Truncate, text: str | None
+    ) -> list[TokenizedText]:
+        """Return the token ids of each text. Raises ValueError naming the field that cannot be tokenized."""
+        large = sum(map(len, all_texts)) > CHARACTERS_ON_LOOP
+        try:
+            return await aside(large, self.engine.tokenizer.encode, prompts, all_texts, truncate)
+        except TextRefused as refused:
+            field = ("titles" if text is None else "title") if refused.is_prompt else None
+            raise ValueError(f"{place(text, refused.position, field)}: {refused.reason}") from None
+
+
+async def aside(large: bool, work: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
+    """Return work(*args): if it is `large` from another thread, so that no request holds up the others."""
+    if large:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
+
+
+def setting(name: str, default: int) -> int:
+    """Return the environment variable as a whole number, the default if it is not set. Raises ValueError."""
+    value = os.environ.get(name) or str(default)
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"{name} is {value!r}; set it to a whole number, or leave it unset for {default:,}")
+    return int(value)
 
 
 def to_wire(

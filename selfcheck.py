@@ -149,8 +149,12 @@ def engine_rows(engine: Engine, known: Canaries) -> list[Row]:
     vectors = engine.embed(token_ids)
     if vectors.shape != (len(token_ids), DIMENSIONS):
         return [*rows, Row(f"shape {vectors.shape} of the vectors", 1, 0, f"is not {(len(token_ids), DIMENSIONS)}")]
-    error = FLOAT32_ERROR if engine.number_format == "float32" else COARSE_ERROR
-    return rows + vector_rows(vectors, known, error)
+    return rows + vector_rows(vectors, known, allowed_error(engine))
+
+
+def allowed_error(engine: Engine) -> float:
+    """Return the relative error of a vector that the engine's number format may make."""
+    return FLOAT32_ERROR if engine.number_format == "float32" else COARSE_ERROR
 
 
 def vector_rows(vectors: np.ndarray, known: Canaries, error: float) -> list[Row]:

@@ -13,9 +13,6 @@ from engine.tokenizer import Tokenizer
 DIMENSIONS = 768
 EFFECTIVE_WINDOW = 257
 
-# One that the device computes and one that waits for it on the device.
-BATCHES_IN_FLIGHT = 2
-
 
 class CheckpointError(ValueError):
     """A checkpoint that would give other vectors than EmbeddingGemma's pipeline: what was expected, what was found."""
@@ -35,6 +32,8 @@ class Engine(ABC):
     """Engine, number format and device in words, for the logs."""
     batch_tokens: int
     """Tokens in one forward pass that keep the device busy; it may shrink when memory runs out."""
+    batches_in_flight: int = 1
+    """2 where `launch` returns while a device still computes, so that it never waits for its next batch."""
 
     @abstractmethod
     def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
@@ -46,13 +45,13 @@ class Engine(ABC):
     def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the vectors before the final normalisation: float32 [n, 768], in the order of the texts.
 
-        Raises ValueError when a text has no tokens. While the device computes one batch, the next is made ready.
+        Raises ValueError when a text has no tokens.
         """
         vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
         launched: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
         for batch in cut([len(ids) for ids in token_ids], self.batch_tokens):
             launched.append((batch, self.launch([token_ids[i] for i in batch])))
-            if len(launched) == BATCHES_IN_FLIGHT:
+            if len(launched) == self.batches_in_flight:
                 _collect(launched, vectors)
         while launched:
             _collect(launched, vectors)

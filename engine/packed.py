@@ -51,6 +51,7 @@ class PackedEngine(Engine):
         if graphs and capturable(self.network):
             self.graphs = self._prepared_graphs()
         self.batch_tokens = BATCH_TOKENS[self.device.type]
+        self.batches_in_flight = 2 if self._on_gpu else 1
         self._most_tokens: float = math.inf  # that a pass may have; known once memory has run out
         self.number_format = str(numbers.dtype).removeprefix("torch.")
         parts = ["packed", self.number_format, self.device.type, describe(kernels) if self._on_gpu else ""]
@@ -131,6 +132,6 @@ class PackedEngine(Engine):
 
         def wait(_read_until_then: Tensor = host) -> np.ndarray:
             done.synchronize()
-            return result.numpy()
+            return result.numpy().copy()  # so that who keeps a vector does not keep pinned memory
 
         return wait

@@ -38,10 +38,11 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where it is, and its process."""
+    """A running server: where it is, its process and the file of its log."""
 
     url: str
     process: subprocess.Popen[bytes]
+    log: Path
 
     def predict(self, inputs: Mapping[str, Any], timeout_s: float = 600) -> dict[str, Any]:
         """Send one prediction and return the whole answer, failed or not. Raises httpx.HTTPStatusError on 4xx, 5xx."""
@@ -50,8 +51,17 @@ class Server:
         return dict(answer.json())
 
 
-def start(port: int, weights: str | None, log: Path | None = None, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
-    """Start the server's process as Cog's image does and return at once. Its log goes to the file `log`, if given."""
+def start(
+    port: int,
+    weights: str | None,
+    log: Path | None = None,
+    host: str = "127.0.0.1",
+    settings: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start the server's process as Cog's image does and return at once.
+
+    Its log goes to the file `log`, if given; `settings` are further environment variables.
+    """
     schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
     schema.parent.mkdir(exist_ok=True)
     shutil.copyfile(OPENAPI, schema)
@@ -66,6 +76,7 @@ def start(port: int, weights: str | None, log: Path | None = None, host: str = "
     }
     if weights is not None:
         environment["WEIGHTS"] = weights
+    environment |= settings or {}
     command = [sys.executable, "-m", "cog.server.http", "--host", host]
     if log is None:
         return subprocess.Popen(command, cwd=ROOT, env=environment)
@@ -74,16 +85,18 @@ def start(port: int, weights: str | None, log: Path | None = None, host: str = "
 
 
 @contextmanager
-def running_server(weights: str | None, port: int | None = None) -> Iterator[Server]:
+def running_server(
+    weights: str | None, port: int | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Start a server on `port` (any free one if None), wait until it is ready, and stop it at the end of the block.
 
-    Raises ServerError with what it logged when its setup fails.
+    `settings` are environment variables for it. Raises ServerError with what it logged when its setup fails.
     """
     with tempfile.TemporaryDirectory(prefix="embeddinggemma-server-") as folder:
         log = Path(folder) / "log"
         port = port or _free_port()
-        process = start(port, weights, log)
-        server = Server(f"http://127.0.0.1:{port}", process)
+        process = start(port, weights, log, settings=settings)
+        server = Server(f"http://127.0.0.1:{port}", process, log)
         try:
             _wait_until_ready(server, log)
             yield server

@@ -1,12 +1,15 @@
 """The commands a person types: scripts/predict.py, and a setup that fails."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import encoding
 from scripts.make_openapi import ROOT
@@ -65,3 +68,31 @@ def test_weights_that_are_not_there_fail_the_setup_in_words(tmp_path: Path) -> N
     problem = r"WEIGHTS=.*/nothing: no such directory.*name a directory in"
     with pytest.raises(ServerError, match=problem), running_server(str(tmp_path / "nothing")):
         pytest.fail("the server must not become ready")
+
+
+@pytest.mark.parametrize(("name", "value"), [("CACHE_MB", "-1"), ("MAX_WAITING_TOKENS", "many")])
+def test_a_setting_that_is_no_number_fails_the_setup_in_words(name: str, value: str) -> None:
+    problem = f"{name} is '{value}'; set it to a whole number, or leave it unset for"
+    with pytest.raises(ServerError, match=problem), running_server("small", settings={name: value}):
+        pytest.fail("the server must not become ready")
+
+
+def test_load_checks_every_vector_and_prints_a_table() -> None:
+    command = [sys.executable, "-m", "scripts.load", "--seconds", "3", "--settle", "1", "--clients", "16"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "every vector checked; wrong, lost or refused: none" in result.stderr
+    assert "| small | all |" in result.stderr and "open files" in result.stderr
+
+
+def test_load_on_another_checkpoint_finds_every_vector_wrong(server: Server, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "checkpoints" / "small", other, ignore=shutil.ignore_patterns("canaries.json"))
+    path = other / "3_Dense" / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(path).items()}, path)
+    command = [sys.executable, "-m", "scripts.load", "--url", server.url, "--weights", str(other), "--kinds", "short"]
+    command += ["--seconds", "1", "--clients", "2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    requests = re.search(r"\| short \| (\d+) \|", result.stderr)
+    assert requests and f"'wrong vector': {requests[1]}}}" in result.stderr

@@ -142,6 +142,16 @@ def test_the_server_has_one_thread_so_that_two_never_try_for_a_slot_at_once(serv
     assert b"TOKIO_WORKER_THREADS=1" in environment
 
 
+def test_metrics_say_what_a_prediction_took(server: Server) -> None:
+    inputs = {"texts": ["Metrics of two texts,", "of which one is new."]}
+    metrics = server.predict(inputs)["metrics"]
+    assert metrics["batch_size"] == 2 and metrics["cache_hits"] == 0
+    assert metrics["compute_ms"] > 0 and metrics["queue_ms"] >= 0
+    again = server.predict({"texts": inputs["texts"], "embedding_dim": 128, "precision": "int8"})
+    assert again["metrics"]["token_count"] == metrics["token_count"] == sum(again["output"]["token_counts"])
+    assert (again["metrics"]["cache_hits"], again["metrics"]["batch_size"]) == (2, 0)
+
+
 def test_the_schema_is_served(server: Server) -> None:
     schema = httpx.get(f"{server.url}/openapi.json").json()
     assert schema["components"]["schemas"]["Output"]["properties"]["embedding"]["anyOf"]

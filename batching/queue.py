@@ -1,0 +1,177 @@
+"""What the event loop and the engine's thread share: requests, waiting texts, results. All of it under one lock."""
+
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from batching.minute import Minute
+from batching.requests import Request
+from batching.results import Results
+from batching.waiting import Job, Waiting
+
+Batch = list[Job[Request]]
+
+
+class Busy(RuntimeError):
+    """More tokens are waiting than the limit allows: try again."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine cannot compute one text: it raised for it alone, or its vector was not finite."""
+
+    def __init__(self, position: int, cause: str) -> None:
+        """`position` is the text's in its request."""
+        super().__init__(f"the engine cannot compute this text: {cause}")
+        self.position = position
+
+
+class EngineStopped(RuntimeError):
+    """The engine's thread has ended; nothing can be computed until the server is started again."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"the engine's thread has ended ({cause!r}); start the server again")
+
+
+class Queue:
+    """Requests in, batches out, vectors back. Every method may be called by any thread."""
+
+    def __init__(self, max_waiting_tokens: int, cache_bytes: int, budget: Callable[[], int]) -> None:
+        """`budget` gives the tokens that a batch may hold at that moment."""
+        self._max_waiting_tokens = max_waiting_tokens
+        self._budget = budget
+        self._results = Results(cache_bytes)
+        self._waiting: Waiting[Request] = Waiting()
+        self._in_flight: dict[bytes, Job[Request]] = {}
+        self._requests: set[Request] = set()
+        self._stopped: BaseException | None = None
+        self._changed = threading.Condition()
+        self._minute = Minute()
+
+    def admit(self, request: Request, token_ids: Sequence[Sequence[int]]) -> None:
+        """Fill the rows that are known and queue the rest, identical texts once. A request that has left is ignored.
+
+        Raises Busy, or EngineStopped, before anything is changed.
+        """
+        keys = [array("I", ids).tobytes() for ids in token_ids]
+        with self._changed:
+            new: dict[bytes, Job[Request]] = {}
+            known: list[tuple[int, np.ndarray]] = []
+            unknown: list[tuple[int, Job[Request]]] = []
+            for row, (key, ids) in enumerate(zip(keys, token_ids, strict=True)):
+                if (vector := self._results.get(key)) is not None:
+                    known.append((row, vector))
+                else:
+                    unknown.append((row, self._in_flight.get(key) or new.setdefault(key, Job(ids, key))))
+            self._refuse_if_busy(sum(len(job.token_ids) for job in new.values()))
+            if not self._enter(request, unknown):
+                return
+            if request.jobs:
+                self._in_flight |= new
+                self._waiting.add(request.jobs, self._budget())
+                self._changed.notify()
+            for row, vector in known:
+                request.hit(row, vector)
+            self._minute.count_request(len(token_ids), len(known))
+
+    def admit_afresh(self, request: Request, token_ids: Sequence[int]) -> None:
+        """Queue one text that is neither looked up, nor shared, nor kept, nor refused as too much."""
+        job: Job[Request] = Job(token_ids)
+        with self._changed:
+            if self._enter(request, [(0, job)]):
+                self._waiting.add([job], self._budget())
+                self._changed.notify()
+
+    def _enter(self, request: Request, unknown: list[tuple[int, Job[Request]]]) -> bool:
+        """Make the request an owner of its jobs; return whether it is still there."""
+        if self._stopped is not None:
+            raise EngineStopped(self._stopped)
+        if request.gone:
+            return False
+        self._requests.add(request)
+        request.jobs = [job for _, job in unknown]
+        for row, job in unknown:
+            job.owners.append((request, row))
+        return True
+
+    def _refuse_if_busy(self, tokens: int) -> None:
+        waiting = self._waiting.tokens
+        if waiting and tokens and waiting + tokens > self._max_waiting_tokens:
+            self._minute.count_refused()
+            raise Busy(
+                f"busy: {waiting:,} tokens are waiting and this request has {tokens:,} more, beyond the limit of "
+                f"{self._max_waiting_tokens:,}; try again in a moment"
+            )
+
+    def leave(self, request: Request) -> None:
+        """Take a request out, answered or not; what nobody else waits for will not be computed."""
+        with self._changed:
+            request.gone = True
+            self._requests.discard(request)
+            for job in request.jobs:
+                if not job.owners:
+                    continue
+                job.owners = [(owner, row) for owner, row in job.owners if owner is not request]
+                if not job.owners and not job.started:
+                    self._waiting.leave(job)
+                    self._forget(job)
+
+    def next_batch(self, full: bool) -> Batch:
+        """Return the next batch. With `full` only one that fills the budget, and at once; else wait for any.
+
+        The wait ends with nothing when the minute's line is due.
+        """
+        with self._changed:
+            if full and self._waiting.tokens < self._budget():
+                return []
+            batch = self._waiting.take(self._budget())
+            if not batch and not full:
+                self._changed.wait(self._minute.left_s())
+                batch = self._waiting.take(self._budget())
+            for job in batch:
+                for request, _ in job.owners:
+                    request.start(len(batch))
+            return batch
+
+    def deliver(self, batch: Batch, vectors: np.ndarray) -> None:
+        """Hand out and keep the vectors of a batch, float32 [texts, 768]. One that is not finite is a failure."""
+        finite = np.isfinite(vectors).all(axis=1)
+        with self._changed:
+            for job, vector, sound in zip(batch, vectors, finite, strict=True):
+                if not sound:
+                    self._fail(job, "its vector is not finite")
+                    continue
+                if job.key is not None:
+                    self._results.put(job.key, vector)
+                for request, row in job.owners:
+                    request.fill(row, vector)
+                self._forget(job)
+            self._minute.count_batch(len(batch), sum(len(job.token_ids) for job in batch))
+
+    def fail(self, job: Job[Request], cause: Exception) -> None:
+        """Let the requests that wait for this text raise EngineFailed."""
+        with self._changed:
+            self._fail(job, f"{type(cause).__name__}: {cause}")
+
+    def stop(self, cause: BaseException) -> None:
+        """Let all requests, those waiting and those to come, raise EngineStopped."""
+        with self._changed:
+            self._stopped = cause
+            for request in self._requests:
+                request.fail(EngineStopped(cause))
+
+    def minute_line(self) -> str | None:
+        """Return what happened in the last minute, once a minute, when anything did."""
+        with self._changed:
+            return self._minute.line() if self._minute.left_s() == 0 else None
+
+    def _fail(self, job: Job[Request], cause: str) -> None:
+        for request, row in job.owners:
+            request.fail(EngineFailed(row, cause))
+        self._forget(job)
+
+    def _forget(self, job: Job[Request]) -> None:
+        job.owners = []
+        if job.key is not None:
+            self._in_flight.pop(job.key, None)
