@@ -18,6 +18,10 @@ class CheckpointError(ValueError):
     """A checkpoint that would give other vectors than EmbeddingGemma's pipeline: what was expected, what was found."""
 
 
+class DeviceError(RuntimeError):
+    """A device that cannot do what is asked of it: too old, its driver too old, too little memory; and the remedy."""
+
+
 class Engine(ABC):
     """Token ids to vectors. An engine is used by one thread at a time; its tokenizer by any number."""
 
@@ -76,7 +80,8 @@ def load(directory: Path) -> Engine:
     """Load the checkpoint in `directory` onto the GPU if there is one, else the CPU.
 
     The environment variable ENGINE chooses: packed (the default) or reference, which is sentence-transformers. Raises
-    ValueError for any other, and CheckpointError or TokenizerError when it is not EmbeddingGemma's pipeline.
+    ValueError for any other, CheckpointError or TokenizerError when it is not EmbeddingGemma's pipeline, and
+    DeviceError when there is a GPU that cannot be used.
     """
     name = os.environ.get("ENGINE") or "packed"
     if name == "packed":

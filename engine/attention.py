@@ -5,7 +5,6 @@ Two ways to compute the same: scaled_dot_product_attention, grouped, anywhere; F
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Protocol
@@ -14,32 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.stream import Segments
+
 # Queries of one block in a long sliding-window text: smaller ones look at less outside the window, but are more calls.
 BLOCK = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """Where the texts of a packed stream lie. `lengths` is on the host, in tokens, none of them zero."""
-
-    lengths: tuple[int, ...]
-    cu_seqlens: Tensor
-    """int32 [texts + 1]: where each text begins, and where the last one ends."""
-    positions: Tensor
-    """int64 [tokens]: each token's place in its own text, from 0."""
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
-        """Describe texts of these lengths on `device`. Raises ValueError when one of them has no token."""
-        if min(lengths) < 1:
-            raise ValueError("a text without tokens has no vector; the tokenizer gives each at least <bos> and <eos>")
-        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
-        positions = torch.arange(int(cu_seqlens[-1])) - cu_seqlens[:-1].repeat_interleave(torch.tensor(lengths))
-        return cls(tuple(lengths), cu_seqlens.int().to(device), positions.to(device))
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of each text's tokens: [tokens, hidden] to [texts, hidden]. No sum meets another text."""
-        return torch.stack([text.mean(dim=0) for text in x.split(self.lengths)])
 
 
 class Attend(Protocol):
@@ -105,7 +82,7 @@ class VarlenAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None) -> Tensor:
         """See `Attend`."""
-        longest = max(segments.lengths)
+        longest = segments.longest
         sides = (-1, -1) if window is None else (window, window)
         cu_seqlens = segments.cu_seqlens
         out: Tensor = self._varlen_attn(

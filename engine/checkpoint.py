@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
+from engine.kernels import TWINS, Kernels
 from engine.model import Architecture, Network, NumberFormat
 
 PIPELINE = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
@@ -182,14 +183,16 @@ def _read_dense(directories: list[Path], columns: int) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def load_network(directory: Path, architecture: Architecture, numbers: NumberFormat, device: torch.device) -> Network:
+def load_network(
+    directory: Path, architecture: Architecture, numbers: NumberFormat, device: torch.device, kernels: Kernels = TWINS
+) -> Network:
     """Return the network with the checkpoint's weights, on `device`.
 
     On a CPU the embedding table stays the mapped file, of which only the rows that texts need are ever read; the file
     must not be written over while the network lives. Raises CheckpointError when a file is not what the configs say.
     """
     with torch.device(device):
-        network = Network(architecture, numbers).eval()
+        network = Network(architecture, numbers, kernels).eval()
     _load_table(directory / "model.safetensors", network, device)
     places = dict(network.destinations())
     _copy_tensors(directory / "model.safetensors", places, also={"embed_tokens.weight"})

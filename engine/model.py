@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import Segments, attention_for
+from engine.attention import attention_for
+from engine.kernels import TWINS, Kernels
+from engine.kernels.rotary import Rotation
+from engine.stream import Segments
 
 # F.linear hands float32 products to MKL, which on AMD processors takes two to four times as long as oneDNN does.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
@@ -77,139 +80,112 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last dimension, in float32; `gain` is 1 + the checkpoint's weight."""
+    """Root mean square norm over the last dimension, returned as `dtype`; the kernels compute it, in float32.
 
-    def __init__(self, *shape: int, eps: float) -> None:
+    `gain` is 1 + the checkpoint's weight.
+    """
+
+    def __init__(self, *shape: int, eps: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.dtype = eps, dtype
         self.gain = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return float32 of x's shape."""
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps) * self.gain
 
 
 class Embedding(nn.Module):
-    """Rows of the table times sqrt(hidden), the factor rounded to the run's dtype as transformers rounds it."""
+    """The table, and sqrt(hidden) to scale its rows by, rounded to the run's dtype as transformers rounds it."""
 
     def __init__(self, architecture: Architecture, numbers: NumberFormat) -> None:
         super().__init__()
-        self.numbers = numbers
         self.table = nn.Parameter(torch.empty(0), requires_grad=False)  # set by the loader: [vocab, hidden]
         self.scale = torch.tensor(architecture.hidden**0.5).to(numbers.dtype).item() * 2.0**-numbers.shift
-
-    def forward(self, token_ids: Tensor) -> Tensor:
-        rows = F.embedding(token_ids, self.table).to(self.numbers.dtype)  # [tokens, hidden]
-        return (rows.float() * self.scale).to(self.numbers.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """RoPE angles of each token of the stream: float32 [tokens, 1, head_dim / 2]. Su et al., arXiv:2104.09864."""
-
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def of(cls, positions: Tensor, theta: float, head_dim: int) -> "Rotation":
-        """Return the angles for int64 `positions` [tokens], computed in float32 as transformers does."""
-        powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-        angles = (positions[:, None].float() * (1.0 / theta**powers))[:, None]
-        return cls(angles.cos(), angles.sin())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotate float32 [tokens, heads, head_dim], whose first half pairs with its second."""
-        first, second = x.chunk(2, dim=-1)
-        rotated = torch.empty_like(x)
-        out_first, out_second = rotated.chunk(2, dim=-1)
-        torch.mul(first, self.cos, out=out_first).addcmul_(second, self.sin, value=-1)
-        torch.mul(second, self.cos, out=out_second).addcmul_(first, self.sin)
-        return rotated
 
 
 class Attention(nn.Module):
     """Bidirectional attention, several query heads to a key/value head; queries and keys are normed, then rotated."""
 
-    def __init__(self, a: Architecture, dtype: torch.dtype, window: int | None) -> None:
+    def __init__(self, a: Architecture, dtype: torch.dtype, window: int | None, kernels: Kernels) -> None:
         super().__init__()
-        self.a, self.window = a, window
+        self.a, self.window, self.kernels = a, window, kernels
         self.qkv = Linear((a.heads + 2 * a.kv_heads) * a.head_dim, a.hidden, dtype)
-        self.qk_norm = RMSNorm(a.heads + a.kv_heads, a.head_dim, eps=a.eps)  # a row of gains for each head
+        self.qk_norm = RMSNorm(a.heads + a.kv_heads, a.head_dim, eps=a.eps, dtype=dtype)  # a row of gains for each head
         self.out = Linear(a.hidden, a.heads * a.head_dim, dtype)
         self.attend = attention_for(torch.get_default_device(), dtype, a.attention_scale)
 
     def forward(self, x: Tensor, rotation: Rotation, segments: Segments) -> Tensor:
         heads, kv_heads = self.a.heads, self.a.kv_heads
         qkv = self.qkv(x).unflatten(-1, (-1, self.a.head_dim))  # [tokens, heads + 2 kv_heads, head_dim]
-        qk = rotation(self.qk_norm(qkv[:, : heads + kv_heads])).to(x.dtype)  # [tokens, heads + kv_heads, head_dim]
+        qk = self.kernels.norm_rotate(qkv[:, : heads + kv_heads], self.qk_norm, rotation)
         mixed = self.attend(qk[:, :heads], qk[:, heads:], qkv[:, heads + kv_heads :], segments, self.window)
         attended: Tensor = self.out(mixed.flatten(1))  # [tokens, hidden]
         return attended
 
 
 class GeGLU(nn.Module):
-    """gelu(gate) * up, then down; gelu in its tanh form. Shazeer, arXiv:2002.05202."""
+    """gelu(gate) * up, then down."""
 
-    def __init__(self, a: Architecture, dtype: torch.dtype) -> None:
+    def __init__(self, a: Architecture, dtype: torch.dtype, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.gate_up = Linear(2 * a.intermediate, a.hidden, dtype)
         self.down = Linear(a.hidden, a.intermediate, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # [tokens, intermediate] each
-        product: Tensor = self.down(F.gelu(gate, approximate="tanh").mul_(up))  # [tokens, hidden]
+        product: Tensor = self.down(self.kernels.geglu(self.gate_up(x)))  # [tokens, hidden]
         return product
 
 
 class Layer(nn.Module):
     """Attention and GeGLU, each between two norms and added to the residual stream."""
 
-    def __init__(self, a: Architecture, numbers: NumberFormat, window: int | None) -> None:
+    def __init__(self, a: Architecture, numbers: NumberFormat, window: int | None, kernels: Kernels) -> None:
         super().__init__()
-        self.dtype = numbers.dtype
+        self.kernels = kernels
         # The pre-norms read the stream divided by 2**shift: with eps divided by its square they return the same.
         pre_eps = a.eps * 4.0**-numbers.shift
-        self.pre_attention = RMSNorm(a.hidden, eps=pre_eps)
-        self.attention = Attention(a, numbers.dtype, window)
+        self.pre_attention = RMSNorm(a.hidden, eps=pre_eps, dtype=numbers.dtype)
+        self.attention = Attention(a, numbers.dtype, window, kernels)
         self.post_attention = RMSNorm(a.hidden, eps=a.eps)
-        self.pre_mlp = RMSNorm(a.hidden, eps=pre_eps)
-        self.mlp = GeGLU(a, numbers.dtype)
+        self.pre_mlp = RMSNorm(a.hidden, eps=pre_eps, dtype=numbers.dtype)
+        self.mlp = GeGLU(a, numbers.dtype, kernels)
         self.post_mlp = RMSNorm(a.hidden, eps=a.eps)
 
-    def forward(self, x: Tensor, rotation: Rotation, segments: Segments) -> Tensor:
-        """Return the residual stream [tokens, hidden] after this layer, written over `x`."""
-        attended = self.attention(self.pre_attention(x).to(self.dtype), rotation, segments)
-        x = x.add_(self.post_attention(attended))
-        return x.add_(self.post_mlp(self.mlp(self.pre_mlp(x).to(self.dtype))))
+    def forward(self, x: Tensor, normed: Tensor, rotation: Rotation, segments: Segments, following: RMSNorm) -> Tensor:
+        """Write the residual stream after this layer over `x` and return `following`, the next norm, of it.
+
+        `normed` is the pre-attention norm of `x`; all are [tokens, hidden].
+        """
+        attended = self.attention(normed, rotation, segments)
+        normed = self.kernels.add_norm(x, attended, self.post_attention, self.pre_mlp)
+        return self.kernels.add_norm(x, self.mlp(normed), self.post_mlp, following)
 
 
 class Network(nn.Module):
     """Token ids to vectors before the final normalisation. `engine.checkpoint.load_network` fills the parameters."""
 
-    def __init__(self, architecture: Architecture, numbers: NumberFormat) -> None:
+    def __init__(self, architecture: Architecture, numbers: NumberFormat, kernels: Kernels = TWINS) -> None:
         super().__init__()
-        self.architecture, self.numbers = architecture, numbers
-        self.embedding = Embedding(architecture, numbers)
-        self.layers = nn.ModuleList(Layer(architecture, numbers, window) for window in architecture.windows)
-        self.norm = RMSNorm(architecture.hidden, eps=architecture.eps * 4.0**-numbers.shift)
-        inner, outer = architecture.dense
-        self.dense = nn.ModuleList(
-            (Linear(inner, architecture.hidden, torch.float32), Linear(outer, inner, torch.float32))
-        )
+        a = architecture
+        self.architecture, self.numbers, self.kernels = a, numbers, kernels
+        self.embedding = Embedding(a, numbers)
+        self.layers = nn.ModuleList(Layer(a, numbers, window, kernels) for window in a.windows)
+        self.norm = RMSNorm(a.hidden, eps=a.eps * 4.0**-numbers.shift)
+        inner, outer = a.dense
+        self.dense = nn.ModuleList((Linear(inner, a.hidden, torch.float32), Linear(outer, inner, torch.float32)))
 
     def forward(self, token_ids: Tensor, segments: Segments) -> Tensor:
-        """Return float32 [texts, 768] for int64 `token_ids` [tokens]."""
-        a = self.architecture
-        full = Rotation.of(segments.positions, a.full_theta, a.head_dim)
-        sliding = Rotation.of(segments.positions, a.sliding_theta, a.head_dim)
-        x = self.embedding(token_ids)  # [tokens, hidden]
-        for layer, window in zip(self.layers, a.windows, strict=True):
-            x = layer(x, full if window is None else sliding, segments)
-        x = segments.mean(self.norm(x))  # float32 [texts, hidden]
+        """Return float32 [texts, 768] for integer `token_ids` [tokens]."""
+        a, embedding = self.architecture, self.embedding
+        full = Rotation(segments.positions, segments.longest, a.full_theta, a.head_dim)
+        sliding = Rotation(segments.positions, segments.longest, a.sliding_theta, a.head_dim)
+        # Each layer's last kernel computes the norm that the next one begins with, the last layer's the final norm.
+        norms = [*(layer.pre_attention for layer in self.layers), self.norm]
+        x, normed = self.kernels.embed_norm(token_ids, embedding.table, embedding.scale, norms[0])
+        for layer, window, following in zip(self.layers, a.windows, norms[1:], strict=True):
+            normed = layer(x, normed, full if window is None else sliding, segments, following)
+        pooled = self.kernels.segment_mean(normed, segments.cu_seqlens)  # float32 [texts, hidden]
         for dense in self.dense:
-            x = dense(x)  # [texts, 3072], then [texts, 768]
-        assert isinstance(x, Tensor)
-        return x
+            pooled = dense(pooled)  # [texts, 3072], then [texts, 768]
+        return pooled
 
     def destinations(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor of model.safetensors but the embedding table, by name, with the place it is copied to."""

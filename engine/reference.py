@@ -10,6 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers.utils.logging import disable_progress_bar
 
 from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine
+from engine.device import choose_device
 from engine.tokenizer import Tokenizer
 
 # Padded tokens in one forward pass. On a CPU small batches waste less on padding, on a GPU large ones fill it.
@@ -23,7 +24,7 @@ class ReferenceEngine(Engine):
 
     def __init__(self, directory: Path, device: str | None = None) -> None:
         """Load the sentence-transformers directory. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.tokenizer = Tokenizer(directory)
         disable_progress_bar()  # it would fill the setup log

@@ -135,6 +135,17 @@ def measure(workers: list[Worker], scenarios: list[Scenario], sizes: list[int], 
         logger.info("%s: done", scenario.name)
 
 
+def measure_shares(workers: list[Worker], scenarios: list[Scenario]) -> dict[str, dict[str, Any]]:
+    """Profile one call of each engine on the last set of texts that measures throughput, at its batch size."""
+    chosen = [scenario for scenario in scenarios if scenario.kind == "throughput"][-1:] or scenarios[-1:]
+    return {
+        scenario.name: {
+            w.engine: w.ask(profile=scenario.texts, batch_size=scenario.batch_size[w.engine]) for w in workers
+        }
+        for scenario in chosen
+    }
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run everything and return what is written as JSON."""
     engines = args.engines.split(",")
@@ -158,6 +169,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "load_seconds": load_seconds,
         "scenarios": [report.summary(scenario, engines, args.checkpoint) for scenario in scenarios],
+        "time_shares": measure_shares(workers, scenarios),
         "matmul_flops": workers[0].ask(matmul=True)["flops"],
         "engines": {worker.engine: worker.ask(report=True) for worker in workers},
     }

@@ -12,11 +12,12 @@ import numpy as np
 
 from engine.checkpoint import read_architecture
 from engine.model import Architecture
+from scripts.time_shares import in_percent
 
 if TYPE_CHECKING:
     from scripts.benchmark import Scenario
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
 
 
 def machine() -> dict[str, Any]:
@@ -112,7 +113,10 @@ def table(results: dict[str, Any]) -> str:
             row = [f"{f['p50_ms']:.1f} / {f['p99_ms']:.1f}" for f in scenario["engines"].values()]
             row += [f"{scenario['speedup'][e]:.2f}x" for e in others]
             lines.append(f"| {' | '.join([scenario['name'], *row])} |")
-    return "\n".join([*lines, "", *_cost_rows(results, engines)]) + "\n"
+    lines += ["", *_cost_rows(results, engines), ""]
+    for name, shares in results["time_shares"].items():
+        lines += [f"- {engine}'s time on {name}: {in_percent(seconds)}" for engine, seconds in shares.items()]
+    return "\n".join(lines).strip() + "\n"
 
 
 def _throughput(engine: str, figures: dict[str, Any]) -> str:

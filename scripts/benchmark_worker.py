@@ -1,6 +1,7 @@
 """One engine in a process of its own, driven by `scripts.benchmark` over pipes: a JSON object a line, in and out.
 
 {"texts": [...], "batch_size": 32}   ->  {"seconds": 1.25}
+{"profile": [...], "batch_size": 32} ->  {"matmul": 0.8, "attention": 0.1, ..., "wall": 1.25}   seconds
 {"matmul": true}                     ->  {"flops": 7.9e14}       what the device's matmul reaches at large size
 {"report": true}                     ->  {"description": ..., "memory_bytes": ..., "gpu_memory_bytes": ...}
 """
@@ -11,27 +12,36 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine import Engine
+from scripts.time_shares import time_shares
+
 Embed = Callable[[list[str], int], np.ndarray]
 
 
-def load_packed(directory: Path) -> tuple[Embed, str, torch.dtype]:
-    """Return the packed engine as a function of texts, normalising as sentence-transformers does."""
-    from engine.packed import PackedEngine
+def embedder(engine: Engine) -> Embed:
+    """Return an engine as a function of texts, normalising as sentence-transformers does."""
 
-    engine = PackedEngine(directory)
-
-    def embed(texts: list[str], batch_size: int) -> np.ndarray:
+    def embed(texts: list[str], batch_size: int = 0) -> np.ndarray:
         tokenized = engine.tokenizer.encode([""] * len(texts), texts)
         vectors = engine.embed([text.ids for text in tokenized])
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
-    return embed, engine.description, engine.network.numbers.dtype
+    return embed
+
+
+def load_packed(directory: Path) -> tuple[Embed, str, torch.dtype]:
+    """Return the packed engine as a function of texts."""
+    from engine.packed import PackedEngine
+
+    engine = PackedEngine(directory)
+    return embedder(engine), engine.description, engine.network.numbers.dtype
 
 
 def load_reference(directory: Path) -> tuple[Embed, str, torch.dtype]:
@@ -92,6 +102,8 @@ def main() -> None:
             start = time.perf_counter()
             embed(command["texts"], command["batch_size"])
             answer: dict[str, Any] = {"seconds": time.perf_counter() - start}
+        elif "profile" in command:
+            answer = time_shares(partial(embed, command["profile"], command["batch_size"]))
         elif "matmul" in command:
             answer = {"flops": matmul_rate(dtype)}
         else:

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
+# Without a GPU Triton's interpreter runs the kernels. It is chosen when they are imported, here; processes that tests
+# start are to find the environment as it was.
+if not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as _patch:
+        _patch.setenv("TRITON_INTERPRET", "1")
+        import engine.kernels  # noqa: F401
+
 from engine.packed import PackedEngine
-from engine.reference import ReferenceEngine
 from scripts.make_random_checkpoint import make
 from weights import SMALL
 
 if TYPE_CHECKING:
+    from engine.reference import ReferenceEngine
     from predict import Predictor
 
 Predict = Callable[..., dict[str, Any]]
@@ -61,8 +69,10 @@ def packed(checkpoint: Path) -> PackedEngine:
 
 
 @pytest.fixture(scope="session")
-def reference(checkpoint: Path) -> ReferenceEngine:
+def reference(checkpoint: Path) -> "ReferenceEngine":
     """sentence-transformers on each checkpoint."""
+    from engine.reference import ReferenceEngine  # takes seconds, and tests of the GPU do without
+
     return ReferenceEngine(checkpoint, "cpu")
 
 
@@ -72,6 +82,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     directory = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("WEIGHTS_CACHE", str(directory))
     return directory
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton's interpreter wants to find in the environment while it runs a kernel."""
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
 """Attention against its definition: one dense softmax a text, the window as |i - j| <= window."""
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from engine import attention
-from engine.attention import GroupedAttention, Segments, attention_for
+from engine.attention import GroupedAttention, VarlenAttention, attention_for
+from engine.stream import Segments
+from tests.vectors import segments_of
 
 CPU = torch.device("cpu")
 HEADS, HEAD_DIM = 3, 32
@@ -14,7 +20,7 @@ HEADS, HEAD_DIM = 3, 32
 def stream(lengths: list[int], kv_heads: int = 1) -> tuple[Tensor, Tensor, Tensor, Segments]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), heads, HEAD_DIM, generator=generator) for heads in (HEADS, kv_heads, kv_heads))
-    return q, k, v, Segments.of(lengths, CPU)
+    return q, k, v, segments_of(lengths)
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -74,19 +80,54 @@ def test_one_head_of_keys_is_shared_without_a_copy() -> None:
 
 
 def test_segments() -> None:
-    segments = Segments.of([3, 1, 2], CPU)
+    segments = segments_of([3, 1, 2])
     assert segments.cu_seqlens.tolist() == [0, 3, 4, 6] and segments.cu_seqlens.dtype == torch.int32
     assert segments.positions.tolist() == [0, 1, 2, 0, 0, 1]
-    x = torch.tensor([[1.0], [2.0], [6.0], [torch.nan], [1.0], [2.0]])
-    mean = segments.mean(x)
-    assert mean[0] == 3 and mean[1].isnan() and mean[2] == 1.5
+    assert segments.longest == 3 and segments.positions.dtype == torch.int32
 
 
 def test_a_text_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="a text without tokens has no vector"):
-        Segments.of([3, 0], CPU)
+        segments_of([3, 0])
 
 
 def test_a_cpu_gets_the_grouped_attention_in_every_format() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert isinstance(attention_for(CPU, dtype, 1.0), GroupedAttention)
+
+
+def varlen_attn_of_2_11(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+    seqused_k: Tensor | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    return locals()
+
+
+def varlen_attn_of_2_13(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor | None, max_q: int, max_k: int, *,
+    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False, seqused_k: Tensor | None = None, block_table: Tensor | None = None,
+    num_splits: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    return locals()
+
+
+@pytest.mark.parametrize("varlen_attn", [varlen_attn_of_2_11, varlen_attn_of_2_13])
+@pytest.mark.parametrize(("window", "sides"), [(None, (-1, -1)), (256, (256, 256))])
+def test_flash_attention_is_called_as_its_release_wants(
+    varlen_attn: Any, window: int | None, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    q, k, v, segments = stream([3, 1])
+    static = Segments(segments.cu_seqlens, segments.positions, longest=32)  # as a graph's: no lengths on the host
+    called: dict[str, Any] = VarlenAttention(0.5)(q, k, v, static, window)  # type: ignore[assignment]
+    assert called["query"] is q and called["key"] is k and called["value"] is v
+    assert called["cu_seq_q"] is called["cu_seq_k"] is segments.cu_seqlens
+    assert called["max_q"] == called["max_k"] == 32 and called["scale"] == 0.5
+    assert called["window_size"] == sides and called.get("enable_gqa", True) is True
+
+
+def test_the_installed_torch_has_one_of_these_signatures() -> None:
+    known = {"scale", "window_size", "enable_gqa"} & inspect.signature(varlen.varlen_attn).parameters.keys()
+    assert known >= {"scale", "window_size"}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from engine import CheckpointError
-from engine.attention import Segments
 from engine.checkpoint import load_network, read_architecture
-from engine.model import FLOAT16, FLOAT32, Linear, Network, NumberFormat, Rotation
+from engine.kernels import TWINS
+from engine.kernels.rotary import Rotation
+from engine.model import FLOAT16, FLOAT32, Linear, Network, NumberFormat
 from engine.packed import PackedEngine
 from engine.tokenizer import TokenizerError
 from scripts import make_random_checkpoint
-from tests.vectors import errors, random_ids
+from tests.vectors import errors, random_ids, segments_of
 from weights import SMALL
 
 CPU = torch.device("cpu")
@@ -57,8 +58,9 @@ def test_a_packed_linear_layer_is_the_public_one(tokens: int) -> None:
 
 
 def test_positions_restart_with_each_text() -> None:
-    rotation = Rotation.of(Segments.of([3, 3], CPU).positions, 1e4, 8)
-    assert torch.equal(rotation.cos[:3], rotation.cos[3:])
+    rotation = Rotation(segments_of([3, 3]).positions, 3, 1e4, 8)
+    cos, sin = rotation.of_tokens
+    assert torch.equal(cos[:3], cos[3:]) and torch.equal(sin[:3], sin[3:])
     x = torch.randn(1, 2, 8)
     assert torch.allclose(rotation(x.expand(6, 2, 8))[0], x[0])
 
@@ -75,11 +77,14 @@ def sliding_only(directory: Path) -> Network:
 @torch.inference_mode()
 def test_a_token_257_away_changes_nothing_and_256_away_does(copy: Path) -> None:
     network = sliding_only(copy)
-    ids, segments = torch.tensor(random_ids(600)), Segments.of([600], CPU)
-    rotation = Rotation.of(segments.positions, 1e4, network.architecture.head_dim)
+    ids, segments = torch.tensor(random_ids(600)), segments_of([600])
+    rotation = Rotation(segments.positions, 600, 1e4, network.architecture.head_dim)
+    table, scale = network.embedding.table, network.embedding.scale
 
     def layer(ids: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, network.layers[0](network.embedding(ids), rotation, segments))
+        x, normed = TWINS.embed_norm(ids, table, scale, network.layers[0].pre_attention)
+        network.layers[0](x, normed, rotation, segments, network.norm)
+        return x
 
     before = layer(ids)
     ids[300] = 77
@@ -90,7 +95,7 @@ def test_a_token_257_away_changes_nothing_and_256_away_does(copy: Path) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("shift", [7, 3])
 def test_rescaling_changes_no_bit_in_float32(shift: int) -> None:
-    ids, segments = torch.tensor(random_ids(300)), Segments.of([200, 100], CPU)
+    ids, segments = torch.tensor(random_ids(300)), segments_of([200, 100])
     architecture = read_architecture(SMALL)
     plain, rescaled = (
         load_network(SMALL, architecture, NumberFormat(torch.float32, s), CPU)(ids, segments) for s in (0, shift)
@@ -100,7 +105,7 @@ def test_rescaling_changes_no_bit_in_float32(shift: int) -> None:
 
 @torch.inference_mode()
 def test_rescaled_float16_stays_finite_where_float16_does_not(random_weights: Path) -> None:
-    ids, segments, vectors = torch.tensor(random_ids(20)), Segments.of([20], CPU), []
+    ids, segments, vectors = torch.tensor(random_ids(20)), segments_of([20]), []
     for numbers in (FLOAT32, FLOAT16, NumberFormat(torch.float16)):
         network = load_network(random_weights, read_architecture(random_weights), numbers, CPU)
         for layer in network.layers:
@@ -227,11 +232,13 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from engine.checkpoint import load_network, read_architecture
+from engine.kernels import TWINS
+from engine.kernels.rotary import Rotation
 from engine.model import NumberFormat
 def peak(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 read = read_architecture(Path(sys.argv[1]))
 network = load_network(Path(sys.argv[1]), read, NumberFormat(getattr(torch, sys.argv[2])), torch.device("cpu"))
-network.embedding(torch.arange(5))
+torch.nn.functional.embedding(torch.arange(5), network.embedding.table)
 print(peak())
 """
 

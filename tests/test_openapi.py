@@ -55,7 +55,7 @@ def test_the_contract() -> None:
 
 
 def test_the_concurrency_is_what_cog_reads() -> None:
-    assert Predictor.run.__cog_concurrent_max__ == 64
+    assert Predictor.run.__cog_concurrent_max__ == 256
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The packed engine against sentence-transformers, and against itself in other company. Norms are compared too."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 import engine
+from engine import DeviceError
 from engine.packed import PackedEngine
 from engine.reference import ReferenceEngine
+from engine.stream import Segments
 from tasks import PROMPTS
 from tests.vectors import errors, random_ids, unit
 from weights import SMALL
@@ -98,6 +101,57 @@ def test_batches_hold_each_text_once_and_the_budget() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= 500 for batch in batches)
     assert len(batches) < 1.5 * sum(lengths) / 500
+
+
+def run_out_of_memory(engine: PackedEngine, most_tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let every forward pass beyond so many tokens fail as a GPU's does; return what is tried, in tokens."""
+    forward, tried = engine.network.forward, []
+
+    def limited(token_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
+        tried.append(len(token_ids))
+        if len(token_ids) > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(token_ids, segments)
+
+    monkeypatch.setattr(engine.network, "forward", limited)
+    return tried
+
+
+def test_out_of_memory_halves_the_batch_and_loses_no_text(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = PackedEngine(SMALL, "cpu")
+    texts = [random_ids(5 + i * 7 % 90, seed=i) for i in range(60)]
+    expected = engine.embed(texts)
+    tried = run_out_of_memory(engine, 300, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        check("out of memory", engine.embed(texts), expected)
+    assert engine.batch_tokens <= 300
+    first = tried[0]
+    assert f"out of memory at {first} tokens: from now on {first // 2} in one pass; CUDA out of memory" in caplog.text
+    failures = [tokens for tokens in tried if tokens > 300]
+    assert 1 <= len(failures) <= 3  # learnt once, not by every batch anew
+    tried.clear()
+    check("afterwards", engine.embed(texts), expected)
+    assert max(tried) <= 300
+
+
+def test_out_of_memory_leaves_a_long_text_its_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PackedEngine(SMALL, "cpu")
+    texts = [random_ids(200), *(random_ids(30, seed=i) for i in range(1, 12))]
+    expected = engine.embed(texts)
+    tried = run_out_of_memory(engine, 210, monkeypatch)
+    check("one long text", engine.embed(texts), expected)
+    assert 200 in tried and engine.batch_tokens < 200
+
+
+def test_a_text_that_does_not_fit_alone_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PackedEngine(SMALL, "cpu")
+    run_out_of_memory(engine, 99, monkeypatch)
+    with pytest.raises(DeviceError) as caught:
+        engine.embed([random_ids(100)])
+    assert str(caught.value).startswith("there is not memory enough for a text of 100 tokens alone; end other programs")
+    check("the next text", engine.embed([random_ids(99)]), PackedEngine(SMALL, "cpu").embed([random_ids(99)]))
 
 
 def test_no_texts_no_vectors(small_packed: PackedEngine) -> None:

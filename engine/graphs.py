@@ -1,0 +1,115 @@
+"""The forward pass of small batches as CUDA graphs: what takes a hundred launches from the host becomes one.
+
+A graph computes with fixed sizes and at fixed addresses. So there is one for each of a few numbers of tokens, all of
+them reading one static buffer, which every batch is copied into; `Layout.fill` says how a batch that is smaller fits.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.attention import VarlenAttention
+from engine.kernels import FUSED
+from engine.model import Layer, Network
+from engine.stream import Layout, Segments
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[], Tensor]
+
+BUCKETS = tuple(
+    Layout(tokens, texts=max(4, tokens // 8))
+    for tokens in (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+)
+# Captured in setup: single queries. The others are when they are first needed, so that setup stays short.
+COMMON_TOKENS = 128
+# A replay is compared with the pass it was captured from: the same kernels, so the same numbers but for their order.
+REPLAY_ERROR = 1e-2
+
+
+def capturable(network: Network) -> bool:
+    """Whether no part of the network reads lengths on the host."""
+    attends = [layer.attention.attend for layer in network.layers if isinstance(layer, Layer)]
+    return (
+        all(isinstance(attend, VarlenAttention) for attend in attends)
+        and network.kernels.segment_mean is FUSED.segment_mean
+    )
+
+
+def cuda_capture() -> Callable[[Run], Run]:
+    """Return a function that turns a forward pass into its replay; all that it returns share one pool of memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(forward: Run) -> Run:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads tokenize meanwhile, and may do so.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            out = forward()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+    return capture
+
+
+class Graphs:
+    """Replays of a network's forward pass, captured when they are first needed."""
+
+    def __init__(
+        self,
+        network: Callable[[Tensor, Segments], Tensor],
+        device: torch.device,
+        capture: Callable[[Run], Run],
+        buckets: Sequence[Layout] = BUCKETS,
+    ) -> None:
+        self.buckets = sorted(buckets, key=lambda bucket: bucket.tokens)
+        self._network, self._capture = network, capture
+        self._static = torch.zeros(max(bucket.size for bucket in buckets), dtype=torch.int32, device=device)
+        self._replays: dict[Layout, Run | None] = {}
+
+    def bucket(self, tokens: int, texts: int) -> Layout | None:
+        """Return the smallest bucket that holds so much and has not failed to be captured."""
+        fitting = (bucket for bucket in self.buckets if bucket.holds(tokens, texts))
+        return next((bucket for bucket in fitting if self._replays.get(bucket, True)), None)
+
+    def prepare(self, most_tokens: int = COMMON_TOKENS) -> None:
+        """Capture the buckets of up to so many tokens, the largest first: the smaller ones fit into its memory."""
+        for bucket in reversed([bucket for bucket in self.buckets if bucket.tokens <= most_tokens]):
+            host = torch.empty(bucket.size, dtype=torch.int32)
+            bucket.fill(host.numpy(), [np.arange(2, bucket.tokens // 2).tolist(), [2, 1]])
+            self.run(bucket, host)
+
+    def run(self, bucket: Layout, host: Tensor) -> Tensor | None:
+        """Return float32 [bucket.texts, 768] for a buffer that the bucket filled; None if it cannot be captured.
+
+        The result lies in static memory, for the stream to copy before the next run.
+        """
+        self._static[: bucket.size].copy_(host, non_blocking=True)
+        if bucket not in self._replays:
+            self._replays[bucket] = self._checked(bucket)
+        replay = self._replays[bucket]
+        return replay() if replay else None
+
+    def _forward(self, bucket: Layout) -> Tensor:
+        token_ids, positions, cu_seqlens = bucket.parts(self._static)
+        return self._network(token_ids, Segments(cu_seqlens, positions, longest=bucket.tokens))
+
+    def _checked(self, bucket: Layout) -> Run | None:
+        """Capture the bucket's pass over what the static buffer holds; None, with a warning, if its replay is wrong."""
+        try:
+            expected = self._forward(bucket)  # compiles what is not compiled yet, which a capture must not
+            replay = self._capture(lambda: self._forward(bucket))
+            error = ((replay() - expected).norm() / expected.norm()).item()
+        except RuntimeError as raised:
+            logger.warning("no CUDA graph for %d tokens, each kernel is launched by itself: %s", bucket.tokens, raised)
+            return None
+        if not error <= REPLAY_ERROR:
+            logger.warning("the CUDA graph for %d tokens is off by %.1e and is not used", bucket.tokens, error)
+            return None
+        return replay

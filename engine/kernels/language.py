@@ -1,0 +1,44 @@
+"""Triton, where it may run: beside a GPU, or where TRITON_INTERPRET is set, as the tests do.
+
+Elsewhere its import, a third of a second, is saved: `jit` leaves the kernels as plain functions that nobody calls.
+"""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+AVAILABLE = torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ
+
+__all__ = ["AVAILABLE", "block", "jit", "tl"]
+
+if TYPE_CHECKING:
+    import triton
+    import triton.language as tl
+elif AVAILABLE:
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError as error:
+        AVAILABLE = False
+        logger.warning("Triton cannot be imported (%s): PyTorch's own kernels are used, which is slower", error)
+
+
+def jit(function: Any) -> Any:
+    """Return the Triton kernel that `function` describes.
+
+    By itself Triton would compile a kernel anew for a single token, and again for a multiple of 16.
+    """
+    return triton.jit(function, do_not_specialize=["tokens"]) if AVAILABLE else function
+
+
+if not AVAILABLE:
+    tl = None
+
+
+def block(size: int) -> int:
+    """Return the smallest power of two that holds `size`: what a Triton block must measure."""
+    return 1 << (size - 1).bit_length()
