@@ -21,8 +21,8 @@ from corpus.rows import BadRow, CorpusError
 from corpus.windows import Window
 
 MANIFEST = "manifest.json"
-# Mapped files of earlier windows kept open while rows that repeat their texts are gathered.
-SHARDS_OPEN = 64
+# Windows whose texts' places are kept in memory, about 30 bytes a text, while rows that repeat them are gathered.
+PLACES_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,9 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredVectors:
-    """The vectors of a shard on the disk, mapped; those of text t are offsets[t] to offsets[t + 1]."""
+class Places:
+    """What is said of a shard's vectors; those of text t are offsets[t] to offsets[t + 1]."""
 
-    vectors: np.ndarray
     offsets: np.ndarray
     token_counts: np.ndarray
     truncated: np.ndarray
@@ -70,7 +69,7 @@ class Parts:
     def __init__(self, folder: Path, carried_fields: Sequence[pa.Field] = ()) -> None:
         self.folder, self._carried_fields = folder, list(carried_fields)
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        self.vectors = lru_cache(maxsize=SHARDS_OPEN)(self._vectors)
+        self.places = lru_cache(maxsize=PLACES_KEPT)(self._places)
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Begin a run, or go on with one. Raises CorpusError if its settings were others or if it is still going."""
@@ -95,12 +94,12 @@ class Parts:
 
     def close(self) -> None:
         """Let others work in the folder."""
-        self.vectors.cache_clear()
+        self.places.cache_clear()
         self._lock.release()
 
     def remove(self) -> None:
         """Delete the folder, when its shards are no longer needed."""
-        self.vectors.cache_clear()
+        self.places.cache_clear()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -152,12 +151,16 @@ class Parts:
         bad = [BadRow(*row) for row in json.loads((shard / "shard.json").read_text(encoding="utf-8"))["bad"]]
         return StoredRows(table, np.load(shard / "sources.npy"), bad)
 
-    def _vectors(self, index: int) -> StoredVectors:
+    def vectors(self, index: int, positions: np.ndarray) -> np.ndarray:
+        """Read some vectors of a window. The mapping ends with this, as its pages would count as this process's."""
+        mapped: np.ndarray = np.load(self._shard(index) / "vectors.npy", mmap_mode="r")
+        return np.asarray(mapped[positions])
+
+    def _places(self, index: int) -> Places:
         shard = self._shard(index)
-        names = ("vectors", "offsets", "token_counts", "truncated", "ranges")
-        arrays = {name: np.load(shard / f"{name}.npy", mmap_mode="r" if name == "vectors" else None) for name in names}
+        arrays = {name: np.load(shard / f"{name}.npy") for name in ("offsets", "token_counts", "truncated", "ranges")}
         refused = dict(json.loads((shard / "shard.json").read_text(encoding="utf-8"))["refused"])
-        return StoredVectors(**arrays, refused=refused)
+        return Places(**arrays, refused=refused)
 
     def _rows(self, window: Window) -> pa.Table:
         columns = {"number": pa.array(window.numbers, pa.int64()), "id": pa.array(window.ids)}

@@ -126,7 +126,7 @@ def _gather(parts: Parts, rows: StoredRows) -> tuple[np.ndarray, np.ndarray, np.
     firsts, lengths = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=np.int64)
     for window in np.unique(windows):
         here = windows == window
-        offsets = parts.vectors(int(window)).offsets
+        offsets = parts.places(int(window)).offsets
         firsts[here] = offsets[texts[here]]
         lengths[here] = offsets[texts[here] + 1] - firsts[here]
     return windows, firsts, lengths
@@ -157,11 +157,12 @@ def _batch(
 ) -> Batch:
     found: dict[str, np.ndarray] = {}
     for window in np.unique(windows):
-        here, stored = windows == window, parts.vectors(int(window))
-        for name in ("vectors", "token_counts", "truncated", "ranges"):
-            values = getattr(stored, name)
+        here, places = windows == window, parts.places(int(window))
+        its = {"vectors": parts.vectors(int(window), positions[here])}
+        its |= {name: getattr(places, name)[positions[here]] for name in ("token_counts", "truncated", "ranges")}
+        for name, values in its.items():
             target = found.setdefault(name, np.empty((len(windows), *values.shape[1:]), dtype=values.dtype))
-            target[here] = values[positions[here]]
+            target[here] = values
     taken = rows.table.take(pa.array(row_of))
     columns = {"id": taken["id"].cast(id_type)}
     columns |= {"token_count": pa.array(found["token_counts"]), "truncated": pa.array(found["truncated"])}
@@ -275,7 +276,7 @@ def _write_skipped(parts: Parts, count: int, path: Path) -> None:
             lacking = list(rows.bad)
             numbers = rows.table["number"].to_pylist()
             for number, (window, text) in zip(numbers, rows.sources.tolist(), strict=True):
-                if (problem := parts.vectors(window).refused.get(text)) is not None:
+                if (problem := parts.places(window).refused.get(text)) is not None:
                     lacking.append(BadRow(number, problem))
             for row in sorted(lacking, key=lambda row: row.number):
                 file.write(json.dumps({"number": row.number, "problem": row.problem}, ensure_ascii=False) + "\n")
