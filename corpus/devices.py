@@ -16,7 +16,7 @@ import pyarrow as pa
 import engine
 from corpus.rows import CorpusError
 from corpus.shards import Parts
-from corpus.stages import Done, Pipeline, Settings, embed_by
+from corpus.stages import Done, Pipeline, Settings
 from corpus.windows import Window
 
 
@@ -34,7 +34,7 @@ class Work:
         """Return a pipeline over the engine, which is loaded if it is not given."""
         loaded = loaded or engine.load(self.checkpoint)
         parts = Parts(self.folder, self.carried_fields)
-        return Pipeline(loaded.tokenizer, embed_by(loaded), self.settings, parts, self.skip)
+        return Pipeline(loaded.tokenizer, loaded.embed, self.settings, parts, self.skip)
 
 
 def environments(count: int | None) -> list[dict[str, str]]:

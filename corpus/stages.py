@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +12,12 @@ from chunking import Chunking, Pass, passes, uncut
 from corpus.rows import CorpusError
 from corpus.shards import Parts, Shard
 from corpus.windows import Window
+from engine import Ranges
 from engine.tokenizer import TextRefused, Tokenizer, Truncate
 from tasks import prompt_for
 
 # Token ids to float32 [vectors, 768] before normalisation; with ranges, a vector for each range of each text's tokens.
-Embed = Callable[[Sequence[Sequence[int]], Sequence[Sequence[tuple[int, int]]] | None], np.ndarray]
+Embed = Callable[[Sequence[Sequence[int]], Ranges | None], np.ndarray]
 
 # Texts tokenized at once: the tokenizer's threads share them out, and a text that it refuses stops no more than these.
 TEXTS_AT_ONCE = 1024
@@ -171,13 +171,3 @@ class Pipeline:
         """Drop what has not been started; what has been goes on to the end of its stage."""
         for stage in self._stages:
             stage.shutdown(wait=False, cancel_futures=True)
-
-
-def embed_by(engine: Any) -> Embed:
-    """Return an engine's `embed` for a pipeline, which passes ranges only with late chunking."""
-
-    def embed(ids: Sequence[Sequence[int]], ranges: Sequence[Sequence[tuple[int, int]]] | None) -> np.ndarray:
-        vectors: np.ndarray = engine.embed(ids) if ranges is None else engine.embed(ids, ranges)
-        return vectors
-
-    return embed

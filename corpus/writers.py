@@ -174,13 +174,18 @@ def _batch(
     return Batch(pa.table(arrays, schema=pa.schema([*fields, *carried])), found["vectors"])
 
 
+def vector_array(vectors: np.ndarray, lacks: pa.Array | None = None) -> pa.Array:
+    """Return [rows, width] as fixed-size lists of its numbers, null where `lacks` is true."""
+    kind = pa.field("element", pa.from_numpy_dtype(vectors.dtype), nullable=False)
+    flat = pa.array(vectors.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(kind, vectors.shape[1]), mask=lacks)
+
+
 class ParquetFile:
     """.parquet: `embedding` is a fixed-size list of the precision's numbers; the settings are the file's metadata."""
 
     def __init__(self, path: Path, first: Batch, metadata: Mapping[str, str], with_vectors: bool) -> None:
         self._with_vectors = with_vectors
-        kind = pa.from_numpy_dtype(first.vectors.dtype)
-        self._vector_type = pa.list_(pa.field("element", kind, nullable=False), first.vectors.shape[1])
         self._metadata = metadata
         self._schema = self._table(first).schema
         # Parquet has no bytes but by a dictionary of the 256; floats have no two alike and do not shrink.
@@ -202,9 +207,8 @@ class ParquetFile:
                 texts = [_plain(value) for value in table.column(i).to_pylist()]
                 table = table.set_column(i, pa.field(field.name, pa.string()), pa.array(texts, pa.string()))
         if self._with_vectors:
-            flat = pa.array(batch.vectors.reshape(-1))
-            vectors = pa.FixedSizeListArray.from_arrays(flat, type=self._vector_type)
-            table = table.add_column(1, pa.field("embedding", self._vector_type, nullable=False), vectors)
+            vectors = vector_array(batch.vectors)
+            table = table.add_column(1, pa.field("embedding", vectors.type, nullable=False), vectors)
         return table.replace_schema_metadata(self._metadata)
 
     def write(self, batch: Batch) -> None:

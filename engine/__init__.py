@@ -17,6 +17,10 @@ EFFECTIVE_WINDOW = 257
 BATCHES_IN_FLIGHT = 2
 
 
+Ranges = Sequence[Sequence[tuple[int, int]]]
+"""Of each text, ranges [first, last) of its tokens: each gives a vector, the mean over these tokens alone."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that would give other vectors than EmbeddingGemma's pipeline: what was expected, what was found."""
 
@@ -33,21 +37,25 @@ class Engine(ABC):
     """Tokens in one forward pass that keep the device busy; it may shrink when memory runs out."""
 
     @abstractmethod
-    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Start computing one batch and return a function that waits for its vectors; see `embed`.
 
         Its texts should have `batch_tokens` tokens together. The function is called once, by the same thread.
         """
 
-    def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def embed(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> np.ndarray:
         """Return the vectors before the final normalisation: float32 [n, 768], in the order of the texts.
 
-        Raises ValueError when a text has no tokens. While the device computes one batch, the next is made ready.
+        With `ranges` each text gives a vector for each of its ranges, [ranges of all, 768]; the reference engine has
+        none. Raises ValueError when a text has no tokens. While the device computes one batch, the next is made ready.
         """
-        vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
+        firsts = np.cumsum([0, *([1] * len(token_ids) if ranges is None else map(len, ranges))])
+        vectors = np.empty((firsts[-1], DIMENSIONS), dtype=np.float32)
         launched: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
         for batch in cut([len(ids) for ids in token_ids], self.batch_tokens):
-            launched.append((batch, self.launch([token_ids[i] for i in batch])))
+            rows = [row for i in batch for row in range(firsts[i], firsts[i + 1])]
+            its_ranges = None if ranges is None else [ranges[i] for i in batch]
+            launched.append((rows, self.launch([token_ids[i] for i in batch], its_ranges)))
             if len(launched) == BATCHES_IN_FLIGHT:
                 _collect(launched, vectors)
         while launched:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import Ranges
+
 # Queries of one block in a long sliding-window text: smaller ones look at less outside the window, but are more calls.
 BLOCK = 128
 
@@ -27,19 +29,25 @@ class Segments:
     """int32 [texts + 1]: where each text begins, and where the last one ends."""
     positions: Tensor
     """int64 [tokens]: each token's place in its own text, from 0."""
+    pooled: tuple[slice, ...] | None = None
+    """The tokens of each vector, where it is not each text that gives one."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
+    def of(cls, lengths: Sequence[int], device: torch.device, ranges: Ranges | None = None) -> "Segments":
         """Describe texts of these lengths on `device`. Raises ValueError when one of them has no token."""
         if min(lengths) < 1:
             raise ValueError("a text without tokens has no vector; the tokenizer gives each at least <bos> and <eos>")
         cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
         positions = torch.arange(int(cu_seqlens[-1])) - cu_seqlens[:-1].repeat_interleave(torch.tensor(lengths))
-        return cls(tuple(lengths), cu_seqlens.int().to(device), positions.to(device))
+        starts = cu_seqlens.tolist()
+        pooled = [slice(start + a, start + b) for start, its in zip(starts, ranges or (), strict=False) for a, b in its]
+        everything = None if ranges is None else tuple(pooled)
+        return cls(tuple(lengths), cu_seqlens.int().to(device), positions.to(device), everything)
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean of each text's tokens: [tokens, hidden] to [texts, hidden]. No sum meets another text."""
-        return torch.stack([text.mean(dim=0) for text in x.split(self.lengths)])
+        parts = x.split(self.lengths) if self.pooled is None else [x[tokens] for tokens in self.pooled]
+        return torch.stack([part.mean(dim=0) for part in parts])
 
 
 class Attend(Protocol):

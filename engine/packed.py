@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import Engine
+from engine import Engine, Ranges
 from engine.attention import Segments
 from engine.checkpoint import load_network, read_architecture
 from engine.model import FLOAT16, FLOAT32, NumberFormat
@@ -30,9 +30,9 @@ class PackedEngine(Engine):
         self.description = f"packed, {self.number_format}, {self.device.type}"
 
     @torch.inference_mode()
-    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Run one forward pass over the texts together; see `Engine.launch`."""
-        segments = Segments.of([len(ids) for ids in token_ids], self.device)
+        segments = Segments.of([len(ids) for ids in token_ids], self.device, ranges)
         stream = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids])
         vectors = self.network(torch.from_numpy(stream).to(self.device), segments)
         return lambda: vectors.cpu().numpy()

@@ -3,6 +3,7 @@
     python -m scripts.embed_corpus corpus.jsonl vectors.parquet --task retrieval_document --id key --carry url
     python -m scripts.embed_corpus corpus.txt.zst vectors.npy --dim 256 --precision int8 --on-error skip
     python -m scripts.embed_corpus books.parquet chunks.parquet --chunk 512 --overlap 64
+    python -m scripts.embed_corpus s3://bucket/texts s3://bucket/vectors --id key --ray auto --workers 2-16
 
 Interrupted, by Ctrl-C or in any other way, it goes on where it was when it is started again. Exit status: 0 when the
 output is there, 1 with a sentence when it is not, 2 for options it does not understand, 130 after Ctrl-C.
@@ -59,6 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running = parser.add_argument_group("run")
     running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="at a row that has no vector")
     running.add_argument("--devices", type=int, help="how many GPUs, or shares of the CPU (default: all GPUs, or one)")
+    running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster (default: local)")
+    running.add_argument("--workers", type=_range, default=(1, 1), metavar="MIN[-MAX]", help="with --ray: its actors")
     running.add_argument("--window", type=int, default=Limits().rows, help="rows sorted by length and stored at once")
     args = parser.parse_args(arguments)
     if args.chunk is None and (args.overlap or args.late):
@@ -66,11 +69,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _range(text: str) -> tuple[int, int]:
+    least, _, most = text.partition("-")
+    return int(least), int(most or least)
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """Return what the vectors are to be. Raises ValueError for what does not go together."""
     prompt_for(args.task, "a title" if args.title else None)
     chunking = Chunking(args.chunk, args.overlap, args.late) if args.chunk is not None else None
     return Settings(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
+
+
+def columns_of(args: argparse.Namespace) -> Columns:
+    """Return which columns are read. Raises CorpusError when one would be in the output twice."""
+    return Columns(args.text, args.title, args.id, tuple(args.carry))
 
 
 def manifest(args: argparse.Namespace, settings: Settings, model: str, environment: dict[str, str]) -> dict[str, Any]:
@@ -97,7 +110,7 @@ def embed(args: argparse.Namespace) -> Progress:
         Parts(parts_of(output)).remove()  # a run was killed between its last two steps
         return Progress(finished=True)
     form = check_output(output)
-    reader = Reader(args.input, Columns(args.text, args.title, args.id, tuple(args.carry)))
+    reader = Reader(args.input, columns_of(args))
     checkpoint = weights.resolve(args.weights)
     chosen = environments(args.devices)
     parts = Parts(parts_of(output), reader.carried_fields)
@@ -125,7 +138,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = parse()
     try:
+        if args.ray is not None:
+            from scripts import ray_corpus  # needs requirements-ray.txt
+
+            rows = ray_corpus.embed(args, settings_of(args), columns_of(args))
+            logger.info("%s: %d rows", args.output, rows)
+            return
         last = embed(args)
+    except ModuleNotFoundError as error:
+        sys.exit(f"embed_corpus: ray: {error}; install requirements-ray.txt")
     except ValueError as error:
         sys.exit(f"embed_corpus: {error}")
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import Job, Progress, check_output, parts_of, run
 from corpus.shards import Parts
-from corpus.stages import Pipeline, Settings, embed_by
+from corpus.stages import Pipeline, Settings
 from corpus.windows import Limits
 from engine import Engine
 
@@ -73,7 +73,7 @@ def embed(
     parts = Parts(parts_of(output), reader.carried_fields)
     form = check_output(output)
     parts.open({})
-    pipeline = Pipeline(engine.tokenizer, embed_by(engine), settings, parts, skip)
+    pipeline = Pipeline(engine.tokenizer, engine.embed, settings, parts, skip)
     with closing(parts), closing(pipeline):
         job = Job(reader, output, form, settings, limits or Limits(rows=16), parts, skip)
         *_, last = run(job, pipeline.submit, 1, {"model": "small"})

@@ -4,9 +4,11 @@ import itertools
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chunking import Chunking, Pass, Span, passes
+from engine.packed import PackedEngine
 from engine.tokenizer import TextRefused, Tokenizer
 from tests.conftest import TEXTS
 
@@ -136,3 +138,21 @@ def test_what_does_not_go_together(tokenizer: Tokenizer) -> None:
         match=r"the prompt of text 1 leaves 0 of 2,048 tokens for the text, with an overlap of 0; shorten it",
     ):
         passes(tokenizer, ["", "w " * 3000], ["a", "b"], Chunking(10))
+
+
+def test_a_late_vector_is_the_mean_over_its_tokens_after_one_pass(small: Path) -> None:
+    engine = PackedEngine(small, "cpu")
+    text = "The committee met again on Tuesday and could not agree. " * 30
+    [[one]] = passes(engine.tokenizer, [PROMPT], [text], Chunking(100, 0, late=True))
+    ranges = [(span.first, span.last) for span in one.spans]
+    found = engine.embed([[2, 1], one.ids, [2, 50, 1]], [[(0, 2)], ranges, [(0, 3)]])
+    tokens = engine.embed([one.ids], [[(i, i + 1) for i in range(len(one.ids))]])
+    # The head is linear, so the mean over a chunk's tokens may as well be taken after it.
+    expected = [tokens[first:last].mean(axis=0) for first, last in ranges]
+    np.testing.assert_allclose(found[1:-1], expected, rtol=0, atol=1e-4 * np.abs(tokens).max())
+    whole = engine.embed([one.ids])[0]
+    np.testing.assert_allclose(tokens.mean(axis=0), whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+    np.testing.assert_allclose(found[[0, -1]], engine.embed([[2, 1], [2, 50, 1]]), rtol=1e-3, atol=1e-3)
+    alone = engine.embed([engine.tokenizer.encode([PROMPT], [text[one.spans[1].start : one.spans[1].end]])[0].ids])[0]
+    cosine = found[2] @ alone / np.linalg.norm(found[2]) / np.linalg.norm(alone)
+    assert cosine < 0.9999, "it has read the chunks beside it"

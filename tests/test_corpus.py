@@ -309,3 +309,17 @@ def test_ten_megabytes_in_one_text(engine: PackedEngine, tmp_path: Path) -> None
     embed(engine, source, tmp_path / "v.parquet")
     first, _ = rows_of(tmp_path / "v.parquet")
     assert (first["token_count"], first["truncated"]) == (2048, True)
+
+
+def test_late_chunks_are_stored_with_their_ranges(engine: PackedEngine, tmp_path: Path) -> None:
+    long = "The committee met again on Tuesday and could not agree. " * 20
+    source = write(tmp_path / "a.jsonl", [{"text": "short"}, {"text": long}])
+    late = Settings(chunking=Chunking(64, late=True))
+    embed(engine, source, tmp_path / "v.parquet", settings=late)
+    rows, found = rows_of(tmp_path / "v.parquet"), vectors_of(tmp_path / "v.parquet")
+    assert "".join(long[row["start"] : row["end"]] for row in rows[1:]) == long
+    alone = one_by_one(engine, ["short", *(long[r["start"] : r["end"]] for r in rows[1:])], [None] * len(rows), "none")
+    cosines = (found * one_by_one(engine, ["short"], [None], "retrieval_document")).sum(axis=1)
+    assert abs(cosines[0] - 1) < 1e-6, "a text of one chunk has its ordinary vector"
+    assert ((found[1:] * alone[1:]).sum(axis=1) < 0.9999).all()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
