@@ -21,6 +21,7 @@ from corpus.rows import BadRow, CorpusError
 from corpus.windows import Window
 
 MANIFEST = "manifest.json"
+NUMBER = "#number"  # of a row: not a name that a carried column has
 # Windows whose texts' places are kept in memory, about 30 bytes a text, while rows that repeat them are gathered.
 PLACES_KEPT = 32
 
@@ -163,9 +164,9 @@ class Parts:
         return Places(**arrays, refused=refused)
 
     def _rows(self, window: Window) -> pa.Table:
-        columns = {"number": pa.array(window.numbers, pa.int64()), "id": pa.array(window.ids)}
+        columns = {NUMBER: pa.array(window.numbers, pa.int64()), "id": pa.array(window.ids)}
         carried = list(zip(*window.carried, strict=True)) or [()] * len(self._carried_fields)
-        fields = [pa.field("number", pa.int64()), pa.field("id", columns["id"].type), *self._carried_fields]
+        fields = [pa.field(NUMBER, pa.int64()), pa.field("id", columns["id"].type), *self._carried_fields]
         arrays = [*columns.values(), *(pa.array(v, f.type) for v, f in zip(carried, self._carried_fields, strict=True))]
         return pa.table(arrays, schema=pa.schema(fields))
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from corpus.readers import AS_JSON
 from corpus.rows import BadRow, CorpusError
-from corpus.shards import Parts, StoredRows
+from corpus.shards import NUMBER, Parts, StoredRows
 
 OUTPUT_FORMATS = ("parquet", "npy", "jsonl")
 # Gathered and written at once: with 768 float32 components 12 MiB.
@@ -278,7 +278,7 @@ def _write_skipped(parts: Parts, count: int, path: Path) -> None:
         for index in range(count):
             rows = parts.rows(index)
             lacking = list(rows.bad)
-            numbers = rows.table["number"].to_pylist()
+            numbers = rows.table[NUMBER].to_pylist()
             for number, (window, text) in zip(numbers, rows.sources.tolist(), strict=True):
                 if (problem := parts.places(window).refused.get(text)) is not None:
                     lacking.append(BadRow(number, problem))

@@ -37,6 +37,9 @@ from tasks import PROMPTS, prompt_for
 
 logger = logging.getLogger("embed_corpus")
 
+# Rows of a window: on a GPU enough for many of its batches, on a CPU some seconds' work, so that little is lost.
+WINDOW = {"cpu": 2_048, "cuda": 32_768}
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +65,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running.add_argument("--devices", type=int, help="how many GPUs, or shares of the CPU (default: all GPUs, or one)")
     running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster (default: local)")
     running.add_argument("--workers", type=_range, default=(1, 1), metavar="MIN[-MAX]", help="with --ray: its actors")
-    running.add_argument("--window", type=int, default=Limits().rows, help="rows sorted by length and stored at once")
+    running.add_argument("--window", type=int, help="rows sorted by length and stored at once")
     args = parser.parse_args(arguments)
     if args.chunk is None and (args.overlap or args.late):
         parser.error("--overlap and --late need --chunk")
@@ -86,7 +89,9 @@ def columns_of(args: argparse.Namespace) -> Columns:
     return Columns(args.text, args.title, args.id, tuple(args.carry))
 
 
-def manifest(args: argparse.Namespace, settings: Settings, model: str, environment: dict[str, str]) -> dict[str, Any]:
+def manifest(
+    args: argparse.Namespace, settings: Settings, model: str, environment: dict[str, str], window: int
+) -> dict[str, Any]:
     """Return everything that the output's bytes depend on besides the input: a run goes on only with the same."""
     columns = {"text": args.text, "title": args.title, "id": args.id, "carry": list(args.carry)}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "tokenizers", "numpy")}
@@ -94,8 +99,7 @@ def manifest(args: argparse.Namespace, settings: Settings, model: str, environme
         "model": model,
         **settings.described(),
         **columns,
-        "on_error": args.on_error,
-        "window": args.window,
+        "window": window,
         "engine": os.environ.get("ENGINE") or "packed",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
         **versions,
@@ -114,10 +118,11 @@ def embed(args: argparse.Namespace) -> Progress:
     checkpoint = weights.resolve(args.weights)
     chosen = environments(args.devices)
     parts = Parts(parts_of(output), reader.carried_fields)
-    parts.open(manifest(args, settings, checkpoint.name, chosen[0]))
+    window = args.window or WINDOW["cuda" if "CUDA_VISIBLE_DEVICES" in chosen[0] else "cpu"]
+    parts.open(manifest(args, settings, checkpoint.name, chosen[0], window))
     work = Work(checkpoint.directory, settings, parts.folder, reader.carried_fields, args.on_error == "skip")
     with closing(parts), closing(work.pipeline() if len(chosen) == 1 else Processes(work, chosen)) as devices:
-        job = Job(reader, output, form, settings, Limits(rows=args.window), parts, work.skip)
+        job = Job(reader, output, form, settings, Limits(rows=window), parts, work.skip)
         return _show(run(job, devices.submit, len(chosen), {"model": checkpoint.name}))
 
 

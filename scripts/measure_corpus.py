@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("weights", help="as the variable WEIGHTS")
     parser.add_argument("file", type=Path, help="a text a line")
     parser.add_argument("--texts", type=int, default=200_000)
-    parser.add_argument("--window", type=int, default=Limits().rows)
+    parser.add_argument("--window", type=int, default=2_048)
     parser.add_argument("--pieces", type=int, default=4, help="how often the two take turns")
     args = parser.parse_args()
     lines = [line for line in args.file.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -26,7 +26,10 @@ from corpus.writers import vector_array
 ROOT = Path(__file__).parent.parent
 # What the machines of a cluster are not sent of this checkout.
 NOT_SENT = [".git", ".venv", "weights-cache", "weights-baked", "docs", "tests"]
+# Rows of a batch unless --window says otherwise: what is computed again when an actor dies.
+BATCH_ROWS = 8_192
 PATH = "path"  # the column in which Ray Data tells a row's file
+PROBLEM = "problem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Embedder:
         if self._work.settings.chunking:
             columns |= {"start": of_vectors(shard.ranges[:, 0]), "end": of_vectors(shard.ranges[:, 1])}
         if self._work.skip:
-            columns["problem"] = pa.array([problems.get(i) for i in rows.tolist()], pa.string())
+            columns[PROBLEM] = pa.array([problems.get(i) for i in rows.tolist()], pa.string())
         columns |= {name: taken[name] for name in self._work.columns.carried}
         return pa.table(columns).replace_schema_metadata(self._metadata)
 
@@ -110,6 +113,9 @@ def embed(args: argparse.Namespace, settings: Settings, columns: Columns) -> int
     """
     if columns.id is None:
         raise CorpusError("id: with --ray rows are told by their ids; name their column with --id")
+    for name in (PATH, PROBLEM):
+        if name in columns.wanted():
+            raise CorpusError(f"{name}: with --ray this column has another use; rename it in the input")
     work = Work(args.weights, settings, columns, args.on_error == "skip")
     _connect(args.ray, args.workers[1])
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
@@ -120,7 +126,7 @@ def embed(args: argparse.Namespace, settings: Settings, columns: Columns) -> int
             Embedder,
             fn_constructor_args=(work,),
             batch_format="pyarrow",
-            batch_size=args.window,
+            batch_size=args.window or BATCH_ROWS,
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
             num_gpus=1 if on_gpus else None,
             num_cpus=0 if on_gpus else 1,

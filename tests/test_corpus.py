@@ -27,7 +27,7 @@ from tests.corpora import embed, texts, write
 # Lengths out of order, texts twice in one window and in several, more than two windows of 16.
 TEXTS = [*texts(20), *texts(10, first=5), *texts(12, first=30), "word and " * 300]
 ROWS: list[dict[str, Any]] = [
-    {"text": text, "name": f"key-{i}", "head": f"Title {i % 3}" if i % 3 else None, "note": {"i": i}}
+    {"text": text, "number": i, "name": f"key-{i}", "head": f"Title {i % 3}" if i % 3 else None, "note": {"i": i}}
     for i, text in enumerate(TEXTS)
 ]
 COLUMNS = Columns(title="head", id="name")
@@ -139,9 +139,11 @@ def test_carried_columns_keep_their_types(engine: PackedEngine, tmp_path: Path) 
     assert [(row["note"], row["head"]) for row in rows_of(tmp_path / "v.jsonl")] == [
         (r["note"], r["head"]) for r in ROWS
     ]
-    embed(engine, write(tmp_path / "a.parquet", ROWS), tmp_path / "v.parquet", Columns(carried=("note", "text")))
+    embed(
+        engine, write(tmp_path / "a.parquet", ROWS), tmp_path / "v.parquet", Columns(carried=("note", "text", "number"))
+    )
     table, source = pq.read_table(tmp_path / "v.parquet"), pq.read_table(tmp_path / "a.parquet")
-    for name in ("note", "text"):
+    for name in ("note", "text", "number"):
         assert table[name].to_pylist() == source[name].to_pylist() and table[name].type == source[name].type
 
 
@@ -220,6 +222,15 @@ def test_a_run_stops_at_a_bad_row_and_goes_on_when_it_is_mended(engine: PackedEn
     assert (last.rows, last.resumed, last.computed) == (60, 32, 28)
     embed(engine, source, tmp_path / "whole.parquet")
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_a_stopped_run_can_go_on_skipping(engine: PackedEngine, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": text} for text in texts(40)]
+    source = write(tmp_path / "a.jsonl", [*rows[:20], {"text": None}, *rows[20:]])
+    with pytest.raises(CorpusError, match=r"line 21: .*or skip such rows \(on-error skip\)"):
+        embed(engine, source, tmp_path / "v.npy")
+    last = embed(engine, source, tmp_path / "v.npy", skip=True)
+    assert (last.resumed, last.skipped, len(np.load(tmp_path / "v.npy"))) == (16, 1, 40)
 
 
 def test_a_run_stops_at_a_text_that_the_tokenizer_refuses(engine: PackedEngine, tmp_path: Path) -> None:
