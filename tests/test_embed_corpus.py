@@ -13,7 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from corpus.devices import environments
+from corpus.rows import CorpusError
 from corpus.run import parts_of
 from scripts.make_openapi import ROOT
 from tests import corpora
@@ -127,3 +130,14 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
     assert err == (
         "embed_corpus: title: task 'none' has no place for a title; leave it out or use task 'retrieval_document'\n"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_devices_share_a_cpu_and_cannot_be_none() -> None:
+    threads = torch.get_num_threads()
+    assert environments(2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
+    assert environments(None) == [{"OMP_NUM_THREADS": str(threads)}]
+    with pytest.raises(
+        CorpusError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 to so many"
+    ):
+        environments(0)
