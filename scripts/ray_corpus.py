@@ -6,6 +6,7 @@ batch of rows as a window.
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,10 +150,6 @@ def _connect(address: str, actors: int) -> None:
 
 
 def _in_words(error: BaseException) -> str:
-    """Return the sentence of the error that an actor raised, without the stacks around it."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, CorpusError):
-            return str(found)
-        found = getattr(found, "cause", None) or found.__cause__
-    return str(error)
+    """Return the sentence that an actor raised, which Ray hands on only as the last line of a printed stack."""
+    sentences = re.findall(rf"^.*\b{CorpusError.__name__}: (.+)$", str(error), re.MULTILINE)
+    return sentences[-1] if sentences else str(error)

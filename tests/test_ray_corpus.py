@@ -99,3 +99,15 @@ def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_pat
     some = list(range(0, 3000, 100))
     alone = vectors(PackedEngine(small, "cpu"), [texts[i] for i in some])
     np.testing.assert_allclose(array(table)[some], alone, atol=1e-6)
+
+
+def test_a_bad_row_stops_a_cluster_in_one_sentence(tmp_path: Path) -> None:
+    corpora.write(tmp_path / "a.parquet", [{"id": 7, "text": "one"}, {"id": 8, "text": None}])
+    arguments = [str(tmp_path / "a.parquet"), str(tmp_path / "out"), "--weights", "small", "--id", "id", "--ray"]
+    command = [sys.executable, "-m", "scripts.embed_corpus", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"embed_corpus: {tmp_path}/a.parquet, id 8: text: it is null; give a text, or leave the row out. Mend it, or "
+        "skip such rows (on-error skip)"
+    )
