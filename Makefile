@@ -1,4 +1,4 @@
-# make predict, make serve, make test, make lint, make load; each sets up .venv first if need be.
+# make predict, make serve, make embed, make load, make test, make lint; each sets up .venv first if need be.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
@@ -6,12 +6,16 @@ PORT ?= 5000
 WEIGHTS ?= small
 TEXT ?= What is the meaning of life?
 TASK ?= retrieval_document
-export PORT WEIGHTS TEXT TASK
+# make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS="--id key --precision int8"
+INPUT ?=
+OUTPUT ?=
+OPTIONS ?=
+export PORT WEIGHTS TEXT TASK INPUT OUTPUT
 
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: predict serve load test lint format openapi build clean
+.PHONY: predict serve embed load test lint format openapi build clean
 
 predict: $(READY)
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -21,6 +25,10 @@ serve: $(READY)
 
 load: $(READY)
 	$(RUN) -m scripts.load
+
+embed: $(READY)
+	@test -n "$$INPUT" -a -n "$$OUTPUT" || { echo "make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet" >&2; exit 2; }
+	@$(RUN) -m scripts.embed_corpus "$$INPUT" "$$OUTPUT" $(OPTIONS)
 
 test: $(READY)
 	$(RUN) -m pytest

@@ -6,6 +6,7 @@ Where a client vanished, there may also be the answer that it did not wait for.
 import bisect
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections import deque
@@ -45,6 +46,11 @@ class Leftovers:
             yield
         finally:
             self._ended.append((time.time(), key))
+
+    def make(self) -> Path:
+        """Return a new folder for an answer's file, which is removed like the others when its answer has left."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="file_", dir=self._folder))
 
     def sweep(self, now: float) -> int:
         """Remove what is left at the time `now` and return how many predictions' folders that were."""

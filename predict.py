@@ -4,21 +4,27 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypedDict, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
 import cog
 import numpy as np
-from cog import BaseRunner, Input
+from cog import BaseRunner, Input, Path
 
 import batching
+import corpus.served
 import encoding
 import engine
 import selfcheck
 import weights
 from batching import Batcher, EngineFailed
 from batching.health import Health
-from engine.tokenizer import TextRefused, TokenizedText, Truncate
+from chunking import Chunking, Pass, passes, uncut
+from corpus.rows import Columns
+from corpus.served import Source, embed_file
+from corpus.stages import Settings
+from engine import Ranges
+from engine.tokenizer import TextRefused, Truncate
 from leftovers import Leftovers
 from tasks import prompt_for
 
@@ -39,15 +45,23 @@ Result = TypeVar("Result")
 
 
 class Output(TypedDict):
-    """One prediction. `embedding` is a base64 string, or a (nested) list of numbers for output_format `array`."""
+    """One prediction. `embedding` is a base64 string, or a (nested) list of numbers for output_format `array`.
 
-    embedding: Any
-    output_format: str
-    shape: list[int]
+    With `chunk` it has a row for each chunk, and `chunks` says of which text and characters: [text, start, end]. A
+    prediction of a file has `file` in place of embedding, shape, token_counts and truncated.
+    """
+
+    embedding: NotRequired[Any]
+    output_format: NotRequired[str]
+    shape: NotRequired[list[int]]
+    token_counts: NotRequired[list[int]]
+    truncated: NotRequired[list[int]]
+    chunks: NotRequired[list[list[int]]]
+    file: NotRequired[Path]
+    rows: NotRequired[int]
+    skipped: NotRequired[int]
     processing_time_ms: float
     precision: str
-    token_counts: list[int]
-    truncated: list[int]
     model: str
 
 
@@ -59,7 +73,7 @@ class Predictor(BaseRunner):
     def setup(self) -> None:
         """Load the checkpoint that WEIGHTS names and prove it right. Raises in one sentence when it cannot be used."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        for one in (logger, weights.logger, batching.logger):
+        for one in (logger, weights.logger, batching.logger, corpus.served.logger):
             one.setLevel(logging.INFO)
         started = time.perf_counter()
         checkpoint = weights.resolve(os.environ.get("WEIGHTS"))
@@ -128,26 +142,70 @@ class Predictor(BaseRunner):
             default="end",
             choices=["end", "start", "none"],
         ),
+        chunk: int | None = Input(
+            description="Cut longer texts into chunks of so many tokens, each with a vector of its own.", default=None
+        ),
+        overlap: int = Input(description="Tokens of a chunk that are in the next one, too.", default=0),
+        late_chunking: bool = Input(
+            description="Let chunks be read in the company of the others, up to 2,048 tokens at once.", default=False
+        ),
+        file: Path | None = Input(
+            description="A file of texts, in place of text and texts; the answer is a file of vectors.", default=None
+        ),
+        file_format: str = Input(
+            description="What the file is; auto goes by the end of its name.",
+            default="auto",
+            choices=["auto", "txt", "jsonl", "csv", "parquet"],
+        ),
+        output_file: str = Input(
+            description="What the file of vectors is to be.", default="parquet", choices=["parquet", "jsonl", "npy"]
+        ),
+        text_column: str = Input(description="The file's column of texts.", default="text"),
+        title_column: str | None = Input(description="The file's column of titles.", default=None),
+        id_column: str | None = Input(
+            description="The file's column of ids, copied to the answer; rows are numbered without.", default=None
+        ),
+        on_error: str = Input(
+            description="At a row of the file that cannot be embedded: stop, or skip it.",
+            default="stop",
+            choices=["stop", "skip"],
+        ),
     ) -> Output:
-        """Embed one text or many. Raises ValueError naming the field, its problem and the remedy."""
+        """Embed one text, many, or a file of them. Raises ValueError naming the field, its problem and the remedy."""
         started = time.perf_counter()
+        chunking = check_chunking(chunk, overlap, late_chunking, self.engine.pools_ranges)
+        if file is not None:
+            check_file(file, text, texts, title, titles)
+            settings = Settings(task, embedding_dim, normalize, precision, cast(Truncate, truncate), chunking)
+            columns = Columns(text_column, title_column or None, id_column or None)
+            source = Source(file, None if file_format == "auto" else file_format, columns, on_error == "skip")
+            return await self.embed_file(source, settings, output_file, started)
         all_texts, prompts = check(text, texts, task, title, titles)
         with self.leftovers.in_use():
-            tokenized = await self.tokenize(prompts, all_texts, cast(Truncate, truncate), text)
-            token_ids = [one.ids for one in tokenized]
+            all_passes = await self.tokenize(prompts, all_texts, cast(Truncate, truncate), chunking, text)
+            read = [one for passes in all_passes for one in passes]
+            owners = [i for i, passes in enumerate(all_passes) for _ in passes]
+            ranges = [[(span.first, span.last) for span in one.spans] for one in read] if late_chunking else None
             try:
-                vectors, cost = await self.batcher.embed(token_ids)
+                vectors, cost = await self.batcher.embed([one.ids for one in read], ranges)
             except EngineFailed as failed:
-                raise RuntimeError(f"{place(text, failed.position)}: {failed}") from None
-            if text is not None:
+                raise RuntimeError(f"{place(text, owners[failed.position])}: {failed}") from None
+            if text is not None and chunking is None:
                 vectors = vectors[0]
             shape, embedding = await aside(
-                len(token_ids) > VECTORS_ON_LOOP, to_wire, vectors, embedding_dim, normalize, precision, output_format
+                vectors.size > VECTORS_ON_LOOP * 768,
+                to_wire,
+                vectors,
+                embedding_dim,
+                normalize,
+                precision,
+                output_format,
             )
-        truncated = [i for i, one in enumerate(tokenized) if one.truncated]
+        spans = [(owner, one, span) for owner, one in zip(owners, read, strict=True) for span in one.spans]
+        truncated = [i for i, (_, one, _) in enumerate(spans) if one.truncated]
+        token_counts = [span.last - span.first for *_, span in spans]
         for i in truncated:
-            logger.warning("%s cut at its %s to %d tokens", place(text, i), truncate, len(token_ids[i]))
-        token_counts = [len(ids) for ids in token_ids]
+            logger.warning("%s cut at its %s to %d tokens", place(text, spans[i][0]), truncate, token_counts[i])
         for name, value in cost._asdict().items():
             self.record_metric(name, round(value, 3))
         self.record_metric("token_count", sum(token_counts))
@@ -161,15 +219,42 @@ class Predictor(BaseRunner):
             truncated=truncated,
             model=self.model_name,
         )
+        if chunking is not None:
+            output["chunks"] = [[owner, span.start, span.end] for owner, _, span in spans]
         return cast(Output, output)
 
+    async def embed_file(self, source: Source, settings: Settings, output_file: str, started: float) -> Output:
+        """Return the answer to a prediction of a file. Raises CorpusError naming the line and the remedy."""
+
+        async def embed(token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> np.ndarray:
+            return (await self.batcher.embed(token_ids, ranges))[0]
+
+        with self.leftovers.in_use():
+            output = self.leftovers.make() / f"vectors.{output_file}"
+            done = await embed_file(source, output, settings, self.engine.tokenizer, embed, self.model_name)
+        self.record_metric("token_count", done.tokens)
+        return Output(
+            file=Path(output),
+            rows=done.rows,
+            skipped=done.skipped,
+            processing_time_ms=round((time.perf_counter() - started) * 1000, 3),
+            precision=settings.precision,
+            model=self.model_name,
+        )
+
     async def tokenize(
-        self, prompts: list[str], all_texts: list[str], truncate: Truncate, text: str | None
-    ) -> list[TokenizedText]:
-        """Return the token ids of each text. Raises ValueError naming the field that cannot be tokenized."""
-        large = sum(map(len, all_texts)) > CHARACTERS_ON_LOOP
+        self, prompts: list[str], all_texts: list[str], truncate: Truncate, chunking: Chunking | None, text: str | None
+    ) -> list[list[Pass]]:
+        """Return what the model reads of each text. Raises ValueError naming the field that cannot be tokenized."""
+
+        def work() -> list[list[Pass]]:
+            if chunking is not None:
+                return passes(self.engine.tokenizer, prompts, all_texts, chunking)
+            tokenized = self.engine.tokenizer.encode(prompts, all_texts, truncate)
+            return [[uncut(one, len(whole))] for one, whole in zip(tokenized, all_texts, strict=True)]
+
         try:
-            return await aside(large, self.engine.tokenizer.encode, prompts, all_texts, truncate)
+            return await aside(sum(map(len, all_texts)) > CHARACTERS_ON_LOOP, work)
         except TextRefused as refused:
             field = ("titles" if text is None else "title") if refused.is_prompt else None
             raise ValueError(f"{place(text, refused.position, field)}: {refused.reason}") from None
@@ -205,13 +290,37 @@ def place(text: str | None, position: int, field: str | None = None) -> str:
     return f"{field or 'texts'}[{position}]"
 
 
+def check_chunking(chunk: int | None, overlap: int, late: bool, pools_ranges: bool) -> Chunking | None:
+    """Return how long texts are cut, None where they are not. Raises ValueError for what does not go together."""
+    if chunk is None:
+        if overlap or late:
+            raise ValueError(
+                f"{'overlap' if overlap else 'late_chunking'}: it needs 'chunk'; give the tokens of a chunk"
+            )
+        return None
+    if late and not pools_ranges:
+        raise ValueError("late_chunking: ENGINE=reference has none; leave it out, or use ENGINE=packed")
+    return Chunking(chunk, overlap, late)
+
+
+def check_file(
+    file: Path | str, text: str | None, texts: list[str] | None, title: str | None, titles: list[str] | None
+) -> None:
+    """Raise ValueError for a file that is no download, and for what does not go with one."""
+    given = {"text": text, "texts": texts, "title": title, "titles": titles}
+    if others := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"file, {', '.join(others)}: give a file, whose columns have texts and titles, or give texts")
+    if not isinstance(file, os.PathLike):  # Cog hands on what it did not download: never a path of this machine
+        raise ValueError(f"file: {file[:80]!r} is no URL; give one that begins with http://, https:// or data:")
+
+
 def check(
     text: str | None, texts: list[str] | None, task: str, title: str | None, titles: list[str] | None
 ) -> tuple[list[str], list[str]]:
     """Return the texts to embed and the prompt of each. Raises ValueError for what the schema cannot refuse."""
     if (text is None) == (texts is None):
         problem = "neither was given" if text is None else "both were given"
-        raise ValueError(f"text, texts: {problem}; give one text in 'text', or several in 'texts'")
+        raise ValueError(f"text, texts: {problem}; give one text in 'text', several in 'texts', or a 'file'")
     all_texts = [text] if text is not None else texts or []
     if not 1 <= len(all_texts) <= MAX_TEXTS:
         raise ValueError(

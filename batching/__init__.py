@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from batching.queue import Batch, Busy, EngineFailed, EngineStopped, Queue
+from batching.queue import Batch, Busy, EngineFailed, EngineStopped, Queue, ranges_of
 from batching.requests import Cost, Request
-from engine import Engine
+from engine import Engine, Ranges
 
 __all__ = ["Batcher", "Busy", "Cost", "EngineFailed", "EngineStopped"]
 
@@ -34,18 +34,19 @@ class Batcher:
         self._computing_since: float | None = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    async def embed(self, token_ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, Cost]:
+    async def embed(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> tuple[np.ndarray, Cost]:
         """Return float32 [n, 768] before the final normalisation, in the order of the texts, and what they cost.
 
+        A row for each text, or with `ranges` for each range of each text's tokens; see `Engine.embed`.
         Raises Busy when too much is waiting, EngineFailed with the cause when the engine cannot compute one of the
         texts, EngineStopped. When it is cancelled, what only this request waits for is not computed.
         """
-        request = Request(len(token_ids), asyncio.get_running_loop())
+        request = Request(len(token_ids), asyncio.get_running_loop(), ranges)
         try:
             if len(token_ids) > ADMIT_ON_LOOP:
-                await asyncio.to_thread(self._queue.admit, request, token_ids)
+                await asyncio.to_thread(self._queue.admit, request, token_ids, ranges)
             else:
-                self._queue.admit(request, token_ids)
+                self._queue.admit(request, token_ids, ranges)
             cost = await request.cost
             return request.vectors, cost
         finally:
@@ -91,7 +92,7 @@ class Batcher:
         """Return what waits for the batch's vectors, and raises what launching it raised."""
         self._computing_since = time.monotonic()
         try:
-            return self._engine.launch([job.token_ids for job in batch])
+            return self._engine.launch([job.token_ids for job in batch], ranges_of(batch))
         except Exception as error:
             return _raising(error)
 

@@ -3,6 +3,7 @@
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from batching.minute import Minute
 from batching.requests import Request
 from batching.results import Results
 from batching.waiting import Job, Waiting
+from engine import Ranges, vector_rows
 
 Batch = list[Job[Request]]
 
@@ -49,21 +51,22 @@ class Queue:
         self._changed = threading.Condition()
         self._minute = Minute()
 
-    def admit(self, request: Request, token_ids: Sequence[Sequence[int]]) -> None:
-        """Fill the rows that are known and queue the rest, identical texts once. A request that has left is ignored.
+    def admit(self, request: Request, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> None:
+        """Fill the texts that are known and queue the rest, identical ones once. A request that has left is ignored.
 
         Raises Busy, or EngineStopped, before anything is changed.
         """
-        keys = [array("I", ids).tobytes() for ids in token_ids]
+        all_ranges = [None] * len(token_ids) if ranges is None else ranges
+        keys = [_key(*one) for one in zip(token_ids, all_ranges, strict=True)]
         with self._changed:
             new: dict[bytes, Job[Request]] = {}
             known: list[tuple[int, np.ndarray]] = []
             unknown: list[tuple[int, Job[Request]]] = []
-            for row, (key, ids) in enumerate(zip(keys, token_ids, strict=True)):
-                if (vector := self._results.get(key)) is not None:
-                    known.append((row, vector))
+            for i, (key, ids, its_ranges) in enumerate(zip(keys, token_ids, all_ranges, strict=True)):
+                if (vectors := self._results.get(key)) is not None:
+                    known.append((i, vectors))
                 else:
-                    unknown.append((row, self._in_flight.get(key) or new.setdefault(key, Job(ids, key))))
+                    unknown.append((i, self._in_flight.get(key) or new.setdefault(key, Job(ids, key, its_ranges))))
             self._refuse_if_busy(sum(len(job.token_ids) for job in new.values()))
             if not self._enter(request, unknown):
                 return
@@ -71,8 +74,8 @@ class Queue:
                 self._in_flight |= new
                 self._waiting.add(request.jobs, self._budget())
                 self._changed.notify()
-            for row, vector in known:
-                request.hit(row, vector)
+            for i, vectors in known:
+                request.hit(i, vectors)
             self._minute.count_request(len(token_ids), len(known))
 
     def admit_afresh(self, request: Request, token_ids: Sequence[int]) -> None:
@@ -91,8 +94,8 @@ class Queue:
             return False
         self._requests.add(request)
         request.jobs = [job for _, job in unknown]
-        for row, job in unknown:
-            job.owners.append((request, row))
+        for position, job in unknown:
+            job.owners.append((request, position))
         return True
 
     def _refuse_if_busy(self, tokens: int) -> None:
@@ -112,7 +115,7 @@ class Queue:
             for job in request.jobs:
                 if not job.owners:
                     continue
-                job.owners = [(owner, row) for owner, row in job.owners if owner is not request]
+                job.owners = [(owner, at) for owner, at in job.owners if owner is not request]
                 if not job.owners and not job.started:
                     self._waiting.leave(job)
                     self._forget(job)
@@ -135,17 +138,18 @@ class Queue:
             return batch
 
     def deliver(self, batch: Batch, vectors: np.ndarray) -> None:
-        """Hand out and keep the vectors of a batch, float32 [texts, 768]. One that is not finite is a failure."""
+        """Hand out and keep the vectors of a batch, float32 [n, 768]. One that is not finite is a failure."""
         finite = np.isfinite(vectors).all(axis=1)
         with self._changed:
-            for job, vector, sound in zip(batch, vectors, finite, strict=True):
-                if not sound:
+            for job, rows in zip(batch, vector_rows(len(batch), ranges_of(batch)), strict=True):
+                its = slice(rows.start, rows.stop)
+                if not finite[its].all():
                     self._fail(job, "its vector is not finite")
                     continue
                 if job.key is not None:
-                    self._results.put(job.key, vector)
-                for request, row in job.owners:
-                    request.fill(row, vector)
+                    self._results.put(job.key, vectors[its])
+                for request, position in job.owners:
+                    request.fill(position, vectors[its])
                 self._forget(job)
             self._minute.count_batch(len(batch), sum(len(job.token_ids) for job in batch))
 
@@ -167,11 +171,27 @@ class Queue:
             return self._minute.line() if self._minute.left_s() == 0 else None
 
     def _fail(self, job: Job[Request], cause: str) -> None:
-        for request, row in job.owners:
-            request.fail(EngineFailed(row, cause))
+        for request, position in job.owners:
+            request.fail(EngineFailed(position, cause))
         self._forget(job)
 
     def _forget(self, job: Job[Request]) -> None:
         job.owners = []
         if job.key is not None:
             self._in_flight.pop(job.key, None)
+
+
+def ranges_of(batch: Batch) -> Ranges | None:
+    """Return what each text of the batch is pooled over; None where all have one vector of all their tokens."""
+    if all(job.ranges is None for job in batch):
+        return None
+    return [[(0, len(job.token_ids))] if job.ranges is None else job.ranges for job in batch]
+
+
+def _key(token_ids: Sequence[int], ranges: Sequence[tuple[int, int]] | None) -> bytes:
+    """Return what tells this text from all others: the ids themselves, 4 bytes each."""
+    ids = array("I", token_ids).tobytes()
+    if ranges is None:
+        return ids
+    # A byte before it: as long as no key without ranges.
+    return b"R" + array("I", [len(token_ids), *token_ids, *chain.from_iterable(ranges)]).tobytes()

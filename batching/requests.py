@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from batching.waiting import Job
-from engine import DIMENSIONS
+from engine import DIMENSIONS, Ranges, vector_rows
 
 
 class Cost(NamedTuple):
@@ -23,13 +23,15 @@ class Cost(NamedTuple):
 
 
 class Request:
-    """The vectors of one request, filled row by row as batches come back, by one thread at a time."""
+    """The vectors of one request, filled text by text as batches come back, by one thread at a time."""
 
-    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.vectors = np.empty((count, DIMENSIONS), dtype=np.float32)
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop, ranges: Ranges | None = None) -> None:
+        """For `count` texts, with a vector each, or one for each of its ranges."""
+        self._rows = vector_rows(count, ranges)
+        self.vectors = np.empty((self._rows[-1].stop, DIMENSIONS), dtype=np.float32)
         self.jobs: list[Job[Request]] = []
         self.cost: asyncio.Future[Cost] = loop.create_future()
-        """Done when all rows are filled; raises what a batch of it raised."""
+        """Done when all texts are filled; raises what a batch of it raised."""
         self.gone = False
         """It was answered or cancelled: nothing is computed for it any more."""
         self._loop = loop
@@ -40,19 +42,20 @@ class Request:
         self._arrived = time.perf_counter()
         self._started: float | None = None
 
-    def hit(self, row: int, vector: np.ndarray) -> None:
-        """Fill a row from the cache."""
+    def hit(self, position: int, vectors: np.ndarray) -> None:
+        """Fill a text's rows from the cache."""
         self._cache_hits += 1
-        self.fill(row, vector)
+        self.fill(position, vectors)
 
     def start(self, batch_size: int) -> None:
         """Note that a batch of `batch_size` texts begins to compute for it."""
         self._started = self._started or time.perf_counter()
         self._largest_batch = max(self._largest_batch, batch_size)
 
-    def fill(self, row: int, vector: np.ndarray) -> None:
-        """Set a row; the last one resolves `cost`."""
-        self.vectors[row] = vector
+    def fill(self, position: int, vectors: np.ndarray) -> None:
+        """Set a text's rows; the last text resolves `cost`."""
+        rows = self._rows[position]
+        self.vectors[rows.start : rows.stop] = vectors
         self._missing -= 1
         if self._missing:
             return

@@ -13,10 +13,12 @@ SHARE = 4
 
 @dataclass(eq=False, slots=True)
 class Job(Generic[Owner]):
-    """One text to compute, for all who asked for it while it was on its way: each with the row it fills there."""
+    """One text to compute, for all who asked for it while it was on its way: each with the text's position there."""
 
     token_ids: Sequence[int]
     key: bytes | None = None
+    ranges: Sequence[tuple[int, int]] | None = None
+    """Of its tokens, each for a vector; None for one of all."""
     owners: list[tuple[Owner, int]] = field(default_factory=list)
     turn: int = 0
     order: int | None = None

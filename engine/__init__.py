@@ -13,6 +13,9 @@ from engine.tokenizer import Tokenizer
 DIMENSIONS = 768
 EFFECTIVE_WINDOW = 257
 
+Ranges = Sequence[Sequence[tuple[int, int]]]
+"""Of each text, ranges [first, last) of its tokens: each gives a vector, the mean over these tokens alone."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint that would give other vectors than EmbeddingGemma's pipeline: what was expected, what was found."""
@@ -32,25 +35,31 @@ class Engine(ABC):
     """Engine, number format and device in words, for the logs."""
     batch_tokens: int
     """Tokens in one forward pass that keep the device busy; it may shrink when memory runs out."""
+    pools_ranges: bool = True
+    """Whether `launch` takes ranges."""
     batches_in_flight: int = 1
     """2 where `launch` returns while a device still computes, so that it never waits for its next batch."""
 
     @abstractmethod
-    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Start computing one batch and return a function that waits for its vectors; see `embed`.
 
         Its texts should have `batch_tokens` tokens together. The function is called once, by the same thread.
         """
 
-    def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def embed(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> np.ndarray:
         """Return the vectors before the final normalisation: float32 [n, 768], in the order of the texts.
 
-        Raises ValueError when a text has no tokens.
+        With `ranges` each text gives a vector for each of its ranges, [ranges of all, 768]; the reference engine has
+        none. Raises ValueError when a text has no tokens.
         """
-        vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
+        rows = vector_rows(len(token_ids), ranges)
+        vectors = np.empty((rows[-1].stop if rows else 0, DIMENSIONS), dtype=np.float32)
         launched: deque[tuple[list[int], Callable[[], np.ndarray]]] = deque()
         for batch in cut([len(ids) for ids in token_ids], self.batch_tokens):
-            launched.append((batch, self.launch([token_ids[i] for i in batch])))
+            its_ranges = None if ranges is None else [ranges[i] for i in batch]
+            wait = self.launch([token_ids[i] for i in batch], its_ranges)
+            launched.append(([row for i in batch for row in rows[i]], wait))
             if len(launched) == self.batches_in_flight:
                 _collect(launched, vectors)
         while launched:
@@ -59,8 +68,14 @@ class Engine(ABC):
 
 
 def _collect(launched: deque[tuple[list[int], Callable[[], np.ndarray]]], vectors: np.ndarray) -> None:
-    batch, wait = launched.popleft()
-    vectors[batch] = wait()
+    rows, wait = launched.popleft()
+    vectors[rows] = wait()
+
+
+def vector_rows(texts: int, ranges: Ranges | None) -> list[range]:
+    """Return the rows of each text's vectors among those of all: one, or as many as it has ranges."""
+    ends = np.cumsum([1] * texts if ranges is None else [len(its) for its in ranges]).tolist()
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def cut(lengths: Sequence[int], budget: int) -> list[list[int]]:

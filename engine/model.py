@@ -173,7 +173,7 @@ class Network(nn.Module):
         self.dense = nn.ModuleList((Linear(inner, a.hidden, torch.float32), Linear(outer, inner, torch.float32)))
 
     def forward(self, token_ids: Tensor, segments: Segments) -> Tensor:
-        """Return float32 [texts, 768] for integer `token_ids` [tokens]."""
+        """Return float32 [texts, 768] for integer `token_ids` [tokens]; a row each of `segments.pooled`, if given."""
         a, embedding = self.architecture, self.embedding
         full = Rotation(segments.positions, segments.longest, a.full_theta, a.head_dim)
         sliding = Rotation(segments.positions, segments.longest, a.sliding_theta, a.head_dim)
@@ -182,7 +182,10 @@ class Network(nn.Module):
         x, normed = self.kernels.embed_norm(token_ids, embedding.table, embedding.scale, norms[0])
         for layer, window, following in zip(self.layers, a.windows, norms[1:], strict=True):
             normed = layer(x, normed, full if window is None else sliding, segments, following)
-        pooled = self.kernels.segment_mean(normed, segments.cu_seqlens)  # float32 [texts, hidden]
+        if segments.pooled is None:
+            pooled = self.kernels.segment_mean(normed, segments.cu_seqlens)  # float32 [texts, hidden]
+        else:
+            pooled = torch.stack([normed[tokens].mean(dim=0) for tokens in segments.pooled])
         for dense in self.dense:
             pooled = dense(pooled)  # [texts, 3072], then [texts, 768]
         return pooled

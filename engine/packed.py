@@ -3,13 +3,14 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine import DIMENSIONS, DeviceError, Engine, cut
+from engine import DIMENSIONS, DeviceError, Engine, Ranges, cut, vector_rows
 from engine.checkpoint import load_network, read_architecture
 from engine.device import choose_device
 from engine.graphs import Graphs, capturable, cuda_capture
@@ -63,7 +64,7 @@ class PackedEngine(Engine):
         graphs.prepare()
         return graphs
 
-    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Run one forward pass over the texts together, or several where one does not fit; see `Engine.launch`.
 
         Raises DeviceError when there is not memory enough for one text alone.
@@ -71,11 +72,11 @@ class PackedEngine(Engine):
         tokens = sum(len(ids) for ids in token_ids)
         if tokens <= self._most_tokens or len(token_ids) == 1:
             try:
-                return self._start(token_ids)
+                return self._start(token_ids, ranges)
             except torch.OutOfMemoryError as error:
                 self._lower_budget(tokens, len(token_ids), str(error))
         # Here and not above: an error that is being handled keeps the tensors of the pass that failed.
-        return self._launch_in_parts(token_ids)
+        return self._launch_in_parts(token_ids, ranges)
 
     def _lower_budget(self, tokens: int, texts: int, error: str) -> None:
         if texts == 1:
@@ -87,24 +88,28 @@ class PackedEngine(Engine):
         self.batch_tokens = min(self.batch_tokens, tokens // 2)
         logger.warning("out of memory at %d tokens: from now on %d in one pass; %s", tokens, tokens // 2, error)
 
-    def _launch_in_parts(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def _launch_in_parts(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> Callable[[], np.ndarray]:
         if self._on_gpu:
             torch.cuda.empty_cache()  # blocks cut for the larger batch may not serve smaller ones
         parts = cut([len(ids) for ids in token_ids], int(self._most_tokens))
-        waits = [self.launch([token_ids[i] for i in part]) for part in parts]
+        waits = [
+            self.launch([token_ids[i] for i in part], None if ranges is None else [ranges[i] for i in part])
+            for part in parts
+        ]
+        rows = vector_rows(len(token_ids), ranges)
 
         def wait() -> np.ndarray:
-            vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
+            vectors = np.empty((rows[-1].stop, DIMENSIONS), dtype=np.float32)
             for part, wait_for_part in zip(parts, waits, strict=True):
-                vectors[part] = wait_for_part()
+                vectors[[row for i in part for row in rows[i]]] = wait_for_part()
             return vectors
 
         return wait
 
     @torch.inference_mode()
-    def _start(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def _start(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> Callable[[], np.ndarray]:
         texts, tokens = len(token_ids), sum(len(ids) for ids in token_ids)
-        if self.graphs and (bucket := self.graphs.bucket(tokens, texts)):
+        if self.graphs and ranges is None and (bucket := self.graphs.bucket(tokens, texts)):
             host = self._host_buffer(bucket, token_ids)
             replayed = self.graphs.run(bucket, host)
             if replayed is not None:
@@ -113,7 +118,8 @@ class PackedEngine(Engine):
         host = self._host_buffer(layout, token_ids)
         ids, positions, cu_seqlens = layout.parts(host.to(self.device, non_blocking=True))
         lengths = tuple(len(ids) for ids in token_ids)
-        return self._fetch(self.network(ids, Segments(cu_seqlens, positions, max(lengths), lengths)), host)
+        pooled = None if ranges is None else _in_stream(lengths, ranges)
+        return self._fetch(self.network(ids, Segments(cu_seqlens, positions, max(lengths), lengths, pooled)), host)
 
     def _host_buffer(self, layout: Layout, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Return the texts in memory that a GPU copies from by itself. torch keeps such blocks and reuses them."""
@@ -135,3 +141,9 @@ class PackedEngine(Engine):
             return result.numpy().copy()  # so that who keeps a vector does not keep pinned memory
 
         return wait
+
+
+def _in_stream(lengths: Sequence[int], ranges: Ranges) -> tuple[slice, ...]:
+    """Return the ranges of all texts as slices of the stream in which they lie one after the other."""
+    starts = accumulate(lengths, initial=0)
+    return tuple(slice(start + a, start + b) for start, its in zip(starts, ranges, strict=False) for a, b in its)

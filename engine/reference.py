@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers.utils.logging import disable_progress_bar
 
-from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine
+from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
 
@@ -21,6 +21,8 @@ PIPELINE = [Transformer, Pooling, Dense, Dense, Normalize]
 
 class ReferenceEngine(Engine):
     """sentence-transformers in float32 on a CPU and bfloat16 on a GPU, over padded batches of like length."""
+
+    pools_ranges = False
 
     def __init__(self, directory: Path, device: str | None = None) -> None:
         """Load the sentence-transformers directory. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
@@ -39,8 +41,10 @@ class ReferenceEngine(Engine):
         self.description = f"sentence-transformers, {self.number_format}, {self.device.type}"
 
     @torch.inference_mode()
-    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
-        """Compute the texts in as many padded batches as they need; see `Engine.launch`."""
+    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
+        """Compute the texts in as many padded batches as they need; see `Engine.launch`. Refuses ranges."""
+        if ranges is not None:
+            raise ValueError("late: ENGINE=reference has no late chunking; leave it out, or use ENGINE=packed")
         vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
         for batch in self._batches([len(ids) for ids in token_ids]):
             features = self._pad([token_ids[i] for i in batch])

@@ -27,6 +27,8 @@ class Segments:
     """No text has more tokens."""
     lengths: tuple[int, ...] = ()
     """Tokens of each text, where the host knows them, as GroupedAttention needs it to."""
+    pooled: tuple[slice, ...] | None = None
+    """The tokens of each vector, where it is not each text that gives one."""
 
 
 @dataclass(frozen=True, slots=True)

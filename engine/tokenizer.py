@@ -24,6 +24,10 @@ UNBROKEN_CHARS = 1 << 18
 # A refused text up to this length has its tokens counted for the error (half a second); beyond, "more than" must do.
 COUNTED_CHARS = 1_000_000
 
+# Offsets are tokenized in pieces of so many characters, so many pieces at once: both bound the memory.
+PIECE_CHARS = 1 << 16
+PIECES_AT_ONCE = 64
+
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be used: the file and what was expected of it."""
@@ -88,6 +92,36 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch_fast([prompts[i] + texts[i] for i in short])
         whole = {i: encoding.ids for i, encoding in zip(short, encodings, strict=True)}
         return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate) for i in range(len(texts))]
+
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the character at which each token of each text begins, without prompts and however long the text is.
+
+        Tokens that spell one character between them begin at it together. A text is tokenized in pieces, beside whose
+        cuts a token may be another than in the whole.
+        """
+        pieces = [
+            (i, first, text[first : first + PIECE_CHARS])
+            for i, text in enumerate(texts)
+            for first in range(0, len(text), PIECE_CHARS)
+        ]
+        found: list[list[int]] = [[] for _ in texts]
+        for at in range(0, len(pieces), PIECES_AT_ONCE):
+            group = pieces[at : at + PIECES_AT_ONCE]
+            encodings = self._tokenizer.encode_batch([piece for *_, piece in group], add_special_tokens=False)
+            for (i, first, _), encoding in zip(group, encodings, strict=True):
+                found[i].extend(first + start for start, _ in encoding.offsets)
+        return found
+
+    def locate(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """Return all tokens of `prompt + text`, uncut, and the character of the text at which each begins.
+
+        That is -1 for `<bos>` and the prompt's own tokens, 0 for one that the prompt's end shares with the text's first
+        word, and the text's length for `<eos>`.
+        """
+        encoding = self._tokenizer.encode(prompt + text)
+        inner = encoding.offsets[1:-1]
+        starts = [-1 if end <= len(prompt) else max(0, start - len(prompt)) for start, end in inner]
+        return encoding.ids, [-1, *starts, len(text)]
 
     def _fit(self, position: int, prompt: str, text: str, whole: list[int] | None, truncate: Truncate) -> TokenizedText:
         """Bring one text under the limit. `whole` is all its tokens, or None if it is too long to tokenize at once."""

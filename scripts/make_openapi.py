@@ -29,6 +29,8 @@ JSON_TYPES: dict[str, dict[str, Any]] = {
     "bool": {"type": "boolean"},
     "list[str]": {"type": "array", "items": {"type": "string"}},
     "list[int]": {"type": "array", "items": {"type": "integer"}},
+    "list[list[int]]": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+    "Path": {"type": "string", "format": "uri"},
 }
 NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
 # What the annotation Any stands for, which no annotation that Cog can read could say.
@@ -144,15 +146,20 @@ def read_output(tree: ast.Module, run: ast.AsyncFunctionDef) -> dict[str, Any]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
     properties: dict[str, Any] = {}
+    required = []
     for field, node in fields.items():
         annotation = ast.unparse(node.annotation)
+        if annotation.startswith("NotRequired["):
+            annotation = annotation.removeprefix("NotRequired[").removesuffix("]")
+        else:
+            required.append(field)
         if field == "embedding" and annotation == "Any":
             properties[field] = EMBEDDING | {"title": "Embedding"}
         elif annotation in JSON_TYPES:
             properties[field] = JSON_TYPES[annotation] | {"title": field.replace("_", " ").title()}
         else:
             raise SchemaError(node, f"{field}: annotation {annotation!r} is not one of {', '.join(JSON_TYPES)}")
-    return {"title": "Output", "type": "object", "properties": properties, "required": list(properties)}
+    return {"title": "Output", "type": "object", "properties": properties, "required": required}
 
 
 def make(source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     python scripts/predict.py -i text="What is the meaning of life?" -i task=retrieval_query
     python scripts/predict.py -i texts=first -i texts=second            # a list: once for each, or as JSON
+    python scripts/predict.py -i file=@texts.txt                        # a file of this machine; or its URL
     python scripts/predict.py --json '{"texts": ["first", "second"]}'   # or all inputs at once
     python scripts/predict.py --url http://localhost:5000 -i text=hello # a server that is running already
 
@@ -9,11 +10,14 @@ Exit status: 0 for an answer, 1 for a failed prediction (its error is printed to
 """
 
 import argparse
+import base64
 import json
 import logging
+import mimetypes
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -37,11 +41,22 @@ def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or name not in properties:
             raise ValueError(f"-i {assignment}: expected name=value with a name among {', '.join(properties)}")
         kind = properties[name].get("type") or schemas[name]["type"]
-        if kind == "array" and not value.startswith("["):
+        if properties[name].get("format") == "uri" and value.startswith("@"):
+            inputs[name] = _data_url(Path(value[1:]))
+        elif kind == "array" and not value.startswith("["):
             inputs.setdefault(name, []).append(value)
         else:
             inputs[name] = value if kind == "string" else _from_json(name, value, kind)
     return inputs
+
+
+def _data_url(path: Path) -> str:
+    """Return the file as Cog's command line sends one. Raises ValueError when it cannot be read."""
+    try:
+        content = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise ValueError(f"@{path}: cannot be read: {error.strerror}") from None
+    return f"data:{mimetypes.guess_type(path.name)[0] or 'application/octet-stream'};base64,{content}"
 
 
 def _from_json(name: str, value: str, kind: str) -> Any:

@@ -16,7 +16,7 @@ from batching import Batcher, Busy, EngineFailed, EngineStopped
 from batching.health import Health
 from batching.results import OVERHEAD_BYTES, Results
 from batching.waiting import Job, Waiting
-from engine import DIMENSIONS, Engine
+from engine import DIMENSIONS, Engine, Ranges
 from engine.packed import PackedEngine
 from tests.vectors import random_ids
 from weights import SMALL
@@ -36,11 +36,11 @@ class Watched(Engine):
         self.open.set()
         self._engine = engine
 
-    def launch(self, token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         self.launched.append(list(token_ids))
         vectors = self.fault(token_ids)
         if vectors is None:
-            vectors = self._engine.launch(token_ids)()
+            vectors = self._engine.launch(token_ids, ranges)()
 
         def wait() -> np.ndarray:
             assert self.open.wait(30)
@@ -318,6 +318,33 @@ def test_what_was_computed_is_not_computed_again(engine: Watched) -> None:
     assert engine.sizes == [2, 1]
 
 
+def test_ranges_of_tokens_are_pooled_shared_and_kept_apart_from_whole_texts(engine: Watched) -> None:
+    texts = texts_of([20, 30, 40])
+    ranges = [[(0, 5), (3, 20)], [(0, 30)], [(1, 2), (2, 40), (0, 40)]]
+    expected = engine.embed(texts, ranges)
+    assert expected.shape == (6, DIMENSIONS)
+    engine.launched.clear()
+
+    async def run() -> None:
+        batcher = batcher_of(engine, cache_bytes=10**6)
+        first = await held(engine, batcher)
+        tasks = [batcher.embed(texts, ranges), batcher.embed(texts), batcher.embed(texts[::-1], ranges[::-1])]
+        answers = asyncio.gather(*tasks)
+        await asyncio.sleep(0.02)
+        engine.open.set()
+        (pooled, _), (whole, _), (turned, _) = await answers
+        await first
+        np.testing.assert_allclose(pooled, expected, atol=1e-5)
+        np.testing.assert_allclose(whole, engine.embed(texts), atol=1e-5)
+        np.testing.assert_array_equal(turned[[4, 5, 3, 0, 1, 2]], pooled)
+        again, cost = await batcher.embed(texts, ranges)
+        assert cost.cache_hits == 3
+        np.testing.assert_array_equal(again, pooled)
+
+    asyncio.run(run())
+    assert engine.sizes[:2] == [1, 6]  # the one that was held; three texts with ranges and three without
+
+
 def test_the_cache_can_be_off(engine: Watched) -> None:
     async def run() -> None:
         batcher = batcher_of(engine, cache_bytes=0)
@@ -329,7 +356,7 @@ def test_the_cache_can_be_off(engine: Watched) -> None:
 
 
 def test_the_cache_keeps_the_last_used_within_its_bytes() -> None:
-    vector = np.ones(DIMENSIONS, dtype=np.float32)
+    vector = np.ones((1, DIMENSIONS), dtype=np.float32)
     entry = 4 * 10 + vector.nbytes + OVERHEAD_BYTES
     results = Results(3 * entry)
     for name in (b"a", b"b", b"c"):
@@ -340,7 +367,7 @@ def test_the_cache_keeps_the_last_used_within_its_bytes() -> None:
 
 
 def test_a_kept_vector_does_not_change_with_the_answer() -> None:
-    vector = np.ones(DIMENSIONS, dtype=np.float32)
+    vector = np.ones((1, DIMENSIONS), dtype=np.float32)
     results = Results(10**6)
     results.put(b"key", vector)
     vector[:] = 0

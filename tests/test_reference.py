@@ -95,3 +95,8 @@ def test_a_checkpoint_that_would_give_other_vectors_is_refused(
     (directory / file).write_text(json.dumps(change(content)), encoding="utf-8")
     with pytest.raises(CheckpointError, match=problem):
         ReferenceEngine(directory, device="cpu")
+
+
+def test_ranges_are_refused(reference: ReferenceEngine) -> None:
+    with pytest.raises(ValueError, match="late: ENGINE=reference has no late chunking; leave it out, or use ENGINE=p"):
+        reference.embed([[2, 50, 1]], [[(1, 2)]])

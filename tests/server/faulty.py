@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import predict
+from engine import Ranges
 
 
 class ThreadDeath(BaseException):
@@ -21,7 +22,7 @@ class Predictor(predict.Predictor):
         launch = self.engine.launch
         file = Path(os.environ["FAULT"])
 
-        def faulty(token_ids: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
+        def faulty(token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
             fault = file.read_text(encoding="utf-8") if file.exists() else ""
             file.unlink(missing_ok=True)
             if fault == "raise":
@@ -30,6 +31,6 @@ class Predictor(predict.Predictor):
                 raise ThreadDeath("injected")
             if fault.startswith("sleep"):
                 time.sleep(float(fault.split()[1]))
-            return launch(token_ids)
+            return launch(token_ids, ranges)
 
         self.engine.launch = faulty  # type: ignore[method-assign]
