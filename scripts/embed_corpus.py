@@ -160,7 +160,10 @@ def main() -> None:
     if last.skipped:
         listed = side_file(Path(args.output), "skipped.jsonl")
         logger.info("%d rows have no vector; %s says why", last.skipped, listed)
-    logger.info("%s: %d rows, %d texts computed", args.output, last.rows, last.computed)
+    if last.windows:
+        logger.info("%s: %d rows, %d texts computed", args.output, last.rows, last.computed)
+    else:
+        logger.info("%s: it was whole already", args.output)
 
 
 if __name__ == "__main__":

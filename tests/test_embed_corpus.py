@@ -83,6 +83,9 @@ def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path)
     assert "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that" in err
     run("scripts.embed_corpus", corpus, output, *OPTIONS)
     assert output.read_bytes() == whole.read_bytes()
+    parts_of(output).mkdir()  # as if it had been killed between its last two steps
+    run("scripts.embed_corpus", corpus, output, *OPTIONS)
+    assert output.read_bytes() == whole.read_bytes() and not parts_of(output).exists()
 
 
 def engine_process(parent: int) -> int:
