@@ -175,7 +175,8 @@ class Predictor(BaseRunner):
         started = time.perf_counter()
         chunking = check_chunking(chunk, overlap, late_chunking, self.engine.pools_ranges)
         if file is not None:
-            check_file(file, text, texts, title, titles)
+            check_file(file, {"text": text, "texts": texts, "title": title, "titles": titles})
+            check_rows(output_file, chunking, on_error)
             settings = Settings(task, embedding_dim, normalize, precision, cast(Truncate, truncate), chunking)
             columns = Columns(text_column, title_column or None, id_column or None)
             source = Source(file, None if file_format == "auto" else file_format, columns, on_error == "skip")
@@ -303,15 +304,19 @@ def check_chunking(chunk: int | None, overlap: int, late: bool, pools_ranges: bo
     return Chunking(chunk, overlap, late)
 
 
-def check_file(
-    file: Path | str, text: str | None, texts: list[str] | None, title: str | None, titles: list[str] | None
-) -> None:
-    """Raise ValueError for a file that is no download, and for what does not go with one."""
-    given = {"text": text, "texts": texts, "title": title, "titles": titles}
-    if others := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"file, {', '.join(others)}: give a file, whose columns have texts and titles, or give texts")
+def check_file(file: Path | str, others: dict[str, object]) -> None:
+    """Raise ValueError for a file that is no download, and for what is given beside it."""
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"file, {', '.join(given)}: give a file, whose columns have texts and titles, or give texts")
     if not isinstance(file, os.PathLike):  # Cog hands on what it did not download: never a path of this machine
         raise ValueError(f"file: {file[:80]!r} is no URL; give one that begins with http://, https:// or data:")
+
+
+def check_rows(output_file: str, chunking: Chunking | None, on_error: str) -> None:
+    """Raise ValueError where a file of nothing but vectors would not tell which is which."""
+    other = "chunk" if chunking is not None else "on_error 'skip'" if on_error == "skip" else None
+    if output_file == "npy" and other:
+        raise ValueError(f"output_file: 'npy' has no ids to tell rows by, with {other}; use 'parquet' or 'jsonl'")
 
 
 def check(

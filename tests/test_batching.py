@@ -461,15 +461,17 @@ def test_a_batch_that_hangs_is_ill_and_one_that_takes_long_is_not(
 def test_a_line_a_minute_under_load_and_none_without(
     engine: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(batching.minute, "PERIOD_S", 0.2)
+    monkeypatch.setattr(batching.minute, "PERIOD_S", 0.1)
     caplog.set_level(logging.INFO, "batching")
     batcher = batcher_of(engine, cache_bytes=10**6)
     time.sleep(0.3)
     assert not caplog.records
+    monkeypatch.setattr(batching.minute, "PERIOD_S", 1.5)
     for _ in range(2):
         asyncio.run(batcher.embed(texts_of([20, 30])))
-    time.sleep(0.5)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1
-    assert lines[0].startswith("2 requests with 4 texts in 0 s: 2 from the cache, 2 computed (50 tokens in 1 batches)")
-    assert lines[0].endswith("0 refused as busy")
+    asyncio.run(until(lambda: bool(caplog.records)))
+    line = caplog.records[0].getMessage()
+    assert line.startswith("2 requests with 4 texts in 2 s: 2 from the cache, 2 computed (50 tokens in 1 batches)")
+    assert line.endswith("0 refused as busy")
+    time.sleep(2)
+    assert len(caplog.records) == 1

@@ -33,21 +33,28 @@ def test_the_contract() -> None:
         "output_format": "base64",
         "precision": "float32",
         "truncate": "end",
+        "chunk": None,
+        "overlap": 0,
+        "late_chunking": False,
+        "file": None,
+        "file_format": "auto",
+        "output_file": "parquet",
+        "text_column": "text",
+        "title_column": None,
+        "id_column": None,
+        "on_error": "stop",
     }
     assert "required" not in schemas["Input"]
-    assert list(schemas["Output"]["properties"]) == [
-        *(
-            "embedding",
-            "output_format",
-            "shape",
-            "processing_time_ms",
-            "precision",
-            "token_counts",
-            "truncated",
-            "model",
-        )
+    output = schemas["Output"]
+    assert list(output["properties"]) == [
+        *("embedding", "output_format", "shape", "token_counts", "truncated", "chunks"),
+        *("file", "rows", "skipped"),
+        *("processing_time_ms", "precision", "model"),
     ]
-    assert [kind["type"] for kind in schemas["Output"]["properties"]["embedding"]["anyOf"]] == [
+    assert output["required"] == ["processing_time_ms", "precision", "model"]
+    for name in (schemas["Input"]["properties"]["file"], output["properties"]["file"]):
+        assert (name["type"], name["format"]) == ("string", "uri")
+    assert [kind["type"] for kind in output["properties"]["embedding"]["anyOf"]] == [
         "string",
         "array",
         "array",
@@ -78,7 +85,7 @@ def test_the_concurrency_is_what_cog_reads() -> None:
         ("max=256", "max=SLOTS", "integer literal"),
         ("async def run", "def run", "one async def run"),
         (") -> Output:", ") -> str | list[float]:", "must be a TypedDict of this file"),
-        ("shape: list[int]", "shape: tuple[int, ...]", "shape: annotation"),
+        ("shape: NotRequired[list[int]]", "shape: tuple[int, ...]", "shape: annotation"),
     ],
 )
 def test_what_cog_could_not_read_is_refused_with_its_line(line: str, broken: str, problem: str) -> None:

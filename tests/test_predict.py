@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
 @pytest.mark.parametrize(
     ("inputs", "problem"),
     [
-        ({}, "text, texts: neither was given; give one text in 'text', or several in 'texts'"),
+        ({}, "text, texts: neither was given; give one text in 'text', several in 'texts', or a 'file'"),
         ({"text": "a", "texts": ["b"]}, "text, texts: both were given"),
         ({"texts": []}, "texts: 0 texts were given; give 1 to 2,048"),
         (
@@ -88,6 +89,13 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
         ({"texts": ["a", "w " * 4000], "truncate": "none"}, r"texts\[1\]: has [\d,]+ tokens"),
         ({"text": "a", "title": "w " * 4000}, "title: fills the limit of 2,048 tokens and leaves no room for the text"),
         ({"texts": ["a"], "titles": ["w " * 4000]}, r"titles\[0\]: fills the limit"),
+        ({"text": "a", "overlap": 3}, "overlap: it needs 'chunk'; give the tokens of a chunk"),
+        ({"text": "a", "late_chunking": True}, "late_chunking: it needs 'chunk'"),
+        ({"text": "a", "chunk": 0}, "chunk: 0 tokens; give at least 1"),
+        ({"text": "a", "chunk": 8, "overlap": 8}, "overlap: 8 tokens; give 0 to 7"),
+        ({"texts": ["a", "b"], "titles": ["", "w " * 4000], "chunk": 8}, r"titles\[1\]: leaves 0 of 2,048 tokens"),
+        ({"text": "a", "file": Path("b.txt")}, "file, text: give a file, whose columns have texts and titles"),
+        ({"file": "b.txt"}, "file: 'b.txt' is no URL"),
     ],
 )
 def test_bad_input_names_field_problem_and_remedy(predict: Predict, inputs: dict[str, Any], problem: str) -> None:
@@ -102,6 +110,33 @@ def test_cuts_are_logged_a_line_each(predict: Predict, caplog: pytest.LogCapture
         "texts[1] cut at its start to 2048 tokens",
         "texts[3] cut at its start to 2048 tokens",
     ]
+
+
+@pytest.mark.parametrize("late_chunking", [False, True], ids=["early", "late"])
+def test_long_texts_become_chunks_that_cut_them_exactly(predict: Predict, late_chunking: bool) -> None:
+    texts = ["short", "Long: " + "the river 東京 rises, and then 👩‍👩‍👧 falls. " * 60, "short, too"]
+    inputs = {"texts": texts, "chunk": 50, "task": "clustering"}
+    answer = predict(**inputs, late_chunking=late_chunking)
+    rows, chunks = encoding.decode(answer), answer["chunks"]
+    assert answer["shape"] == [len(chunks), 768] and len(answer["token_counts"]) == len(chunks) > 10
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-6
+    assert [owner for owner, *_ in chunks] == [0, *[1] * (len(chunks) - 2), 2]
+    for i, text in enumerate(texts):
+        assert "".join(text[start:end] for owner, start, end in chunks if owner == i) == text
+    alone = encoding.decode(predict(texts=[texts[i][start:end] for i, start, end in chunks], task="clustering"))
+    distance = 1 - (rows * alone).sum(axis=1)
+    assert distance[[0, -1]].max() < 1e-6
+    # Late ones have seen their neighbours, others are as texts of their own.
+    assert (distance[1:-1] > 1e-3).all() if late_chunking else distance.max() < 1e-6
+    overlapping = predict(**inputs, overlap=20, late_chunking=late_chunking)["chunks"]
+    assert all(b[1] < a[2] for a, b in pairwise(overlapping) if a[0] == b[0])
+
+
+def test_one_text_in_chunks_has_a_row_for_each(predict: Predict) -> None:
+    answer = predict(text="word " * 100, chunk=20)
+    assert answer["shape"][0] == len(answer["chunks"]) > 1
+    assert predict(text="word", chunk=20)["shape"] == [1, 768]
+    assert "chunks" not in predict(text="word")
 
 
 def test_start_and_end_keep_different_ends(predict: Predict) -> None:

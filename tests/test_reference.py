@@ -100,3 +100,13 @@ def test_a_checkpoint_that_would_give_other_vectors_is_refused(
 def test_ranges_are_refused(reference: ReferenceEngine) -> None:
     with pytest.raises(ValueError, match="late: ENGINE=reference has no late chunking; leave it out, or use ENGINE=p"):
         reference.embed([[2, 50, 1]], [[(1, 2)]])
+
+
+def test_a_prediction_has_no_late_chunks_with_the_reference_engine(predict: Predict, engine_name: str) -> None:
+    inputs = {"text": "word " * 100, "chunk": 20}
+    assert encoding.decode(predict(**inputs)).shape[0] > 1
+    if engine_name == "packed":
+        assert encoding.decode(predict(**inputs, late_chunking=True)).shape[0] > 1
+        return
+    with pytest.raises(ValueError, match="late_chunking: ENGINE=reference has none; leave it out"):
+        predict(**inputs, late_chunking=True)

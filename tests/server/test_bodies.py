@@ -18,6 +18,8 @@ PROPERTIES = {
     name: {"enum": SCHEMAS[one["allOf"][0]["$ref"].rsplit("/", 1)[1]]["enum"]} if "allOf" in one else one
     for name, one in SCHEMAS["Input"]["properties"].items()
 }
+# Files that are there at once; tests/server/test_files.py has the others.
+PROPERTIES["file"] = {"enum": ["data:text/plain,one%0Atwo", "data:text/plain,one%0A%0A", "data:,one", "one.txt", ""]}
 FIELDS = ("text", "title", "precision", *PROPERTIES)
 # The same examples in every run: a failure here is a failure everywhere.
 THOROUGH = settings(max_examples=1_000, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
