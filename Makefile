@@ -1,4 +1,5 @@
-# make predict, make serve, make embed, make load, make test, make lint; each sets up .venv first if need be.
+# make predict, make serve, make embed, make load, make test, make test-ray, make lint; each sets up
+# .venv first if need be.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
@@ -15,7 +16,7 @@ export PORT WEIGHTS TEXT TASK INPUT OUTPUT
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: predict serve embed load test lint format openapi build clean
+.PHONY: predict serve embed load test test-ray lint format openapi build clean
 
 predict: $(READY)
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -32,6 +33,10 @@ embed: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest
+
+test-ray: $(READY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt >&2
+	$(RUN) -m pytest -m ray
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -45,6 +45,10 @@ BOM = b"\xef\xbb\xbf"
 AS_JSON = {b"encoding": b"json"}
 
 
+class UnknownFormat(CorpusError):
+    """A file whose name does not end in what it is."""
+
+
 class Reader:
     """One corpus file, to be read from its beginning by `rows`, as often as wanted.
 
@@ -59,7 +63,7 @@ class Reader:
         suffix = f".{(stem if self._decompress else path).rpartition('.')[2].lower()}" if dot else ""
         self.file_format = file_format or FORMATS.get(suffix, "")
         if self.file_format not in FORMATS.values():
-            raise CorpusError(
+            raise UnknownFormat(
                 f"{path}: the format is told by the end of the name, which must be .txt, .jsonl, .csv or .parquet; "
                 "of the first three also .gz, .bz2, .xz or .zst after it"
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from batching import Busy
-from corpus.readers import Reader
+from corpus.readers import Reader, UnknownFormat
 from corpus.rows import Columns, CorpusError
 from corpus.run import Job, Progress, Stopped, check_output, parts_of, run
 from corpus.shards import Parts
@@ -60,6 +60,8 @@ async def embed_file(
     try:
         # With the prediction's context, which its logs find their way by.
         return await task.loop.run_in_executor(thread, contextvars.copy_context().run, task.run, model)
+    except UnknownFormat:
+        raise CorpusError("file: the end of its name does not say what it is; say so in file_format") from None
     except CorpusError as error:
         said = str(error).replace(str(source.path), "file").replace(str(output), "the answer's file")
         raise CorpusError(said) from None

@@ -1,4 +1,4 @@
-"""Corpora on a Ray cluster; where Ray is installed (requirements-ray.txt)."""
+"""Corpora on a Ray cluster: make test-ray, which installs Ray (requirements-ray.txt). make test leaves these out."""
 
 import os
 import signal
@@ -20,9 +20,7 @@ from engine.packed import PackedEngine
 from scripts.make_openapi import ROOT
 from tests import corpora
 
-pytest.importorskip("ray", reason="needs requirements-ray.txt")
-
-from scripts.ray_corpus import Embedder, Work  # which imports Ray
+pytestmark = pytest.mark.ray
 
 COLUMNS = Columns(id="id", carried=("text",))
 
@@ -38,6 +36,8 @@ def array(table: pa.Table) -> np.ndarray:
 
 
 def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
+    from scripts.ray_corpus import Embedder, Work
+
     texts = ["one", "two " * 60, "one", "three"]
     table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "path": ["f"] * 4})
     found = Embedder(Work("small", Settings(chunking=Chunking(32)), COLUMNS, skip=False))(table)
@@ -47,6 +47,8 @@ def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
 
 
 def test_an_actor_names_or_keeps_unfit_rows() -> None:
+    from scripts.ray_corpus import Embedder, Work
+
     table = pa.table({"id": [1, 2, 3], "text": ["one", None, "w " * 3000], "path": ["s3://bucket/a.parquet"] * 3})
     strict = Settings(truncate="none")
     with pytest.raises(CorpusError, match=r"s3://bucket/a\.parquet, id 2: text: it is null; give a text, or leave the"):

@@ -79,6 +79,7 @@ def test_a_setting_that_is_no_number_fails_the_setup_in_words(name: str, value: 
 
 def test_load_checks_every_vector_and_prints_a_table() -> None:
     command = [sys.executable, "-m", "scripts.load", "--seconds", "3", "--settle", "1", "--clients", "16"]
+    command += ["--kinds", "short", "medium", "many"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "every vector checked; wrong, lost or refused: none" in result.stderr

@@ -170,7 +170,7 @@ def test_a_term_signal_lets_accepted_work_finish(fault: Path) -> None:
 
 async def singles_beside(server: Server, other: dict[str, Any], times: int) -> tuple[list[float], list[float]]:
     """Return the latencies of single texts without and with `other` requests beside them."""
-    alone = await asyncio.to_thread(latencies_ms, server, 4)
+    alone = await asyncio.to_thread(latencies_ms, server, 2)
     stop = threading.Event()
 
     def disturb() -> None:
@@ -179,7 +179,7 @@ async def singles_beside(server: Server, other: dict[str, Any], times: int) -> t
                 assert server.predict(other)["status"] == "succeeded"
 
     disturbing = asyncio.create_task(asyncio.to_thread(disturb))
-    beside = await asyncio.to_thread(latencies_ms, server, 6)
+    beside = await asyncio.to_thread(latencies_ms, server, 4)
     stop.set()
     await disturbing
     return alone, beside

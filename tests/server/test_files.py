@@ -163,7 +163,7 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
         ({"file": "data:text/plain,one", "text": "two"}, "file, text: give a file, whose columns"),
         ({"file": "data:text/plain,"}, "the answer's file: not written, as no row of the input has a vector"),
         ({"file": data_url(b"PAR1"), "file_format": "parquet"}, "file: not a whole parquet file"),
-        ({"file": data_url(b"a")}, "file: the format is told by the end of the name, which must be"),
+        ({"file": data_url(b"a")}, "file: the end of its name does not say what it is; say so in file_format"),
         ({"file": data_url(b"a,b\n1,2\n"), "file_format": "csv"}, "file, line 1: no column 'text' among 'a', 'b'"),
         ({"file": "data:text/plain,a%0A%0Ab"}, "file, line 2: text: the text is empty or blank"),
         ({"file": data_url(b"\xff"), "file_format": "txt"}, "file, line 1: not UTF-8: byte 0xFF"),
