@@ -53,16 +53,22 @@ def uncut(tokenized: TokenizedText, length: int) -> Pass:
     return _pass(tokenized, 0, length)
 
 
-def passes(tokenizer: Tokenizer, prompts: Sequence[str], texts: Sequence[str], chunking: Chunking) -> list[list[Pass]]:
+def passes(
+    tokenizer: Tokenizer, prompts: Sequence[str], texts: Sequence[str], chunking: Chunking, most: int | None = None
+) -> list[list[Pass]]:
     """Cut each text and tokenize what the model is to read, always with the text's prompt before it.
 
     A text of one chunk is not cut. The spans of a text cover it from its first character to its last; with overlap 0
     each begins where the one before ends. A chunk has fewer tokens where the prompt leaves room for fewer. Raises
-    TextRefused when it leaves room for none, or for no more than the overlap.
+    TextRefused when it leaves room for none, or for no more than the overlap; ValueError for more chunks than `most`.
     """
     all_starts = tokenizer.starts(texts)
     cut = [_Cut(tokenizer, *one) for one in zip(prompts, texts, all_starts, strict=True)]
     plans = [list(_plan(one, _room(tokenizer, i, one.prompt, chunking), chunking)) for i, one in enumerate(cut)]
+    if most is not None and (total := sum(map(len, plans))) > most:
+        raise ValueError(
+            f"chunk: the texts make {total:,} chunks; {most:,} are allowed: give fewer texts, or larger chunks"
+        )
     if chunking.late:
         return [_late(one, plan) for one, plan in zip(cut, plans, strict=True)]
     # All chunks of all texts in one call, which the tokenizer shares out among the cores.

@@ -31,6 +31,9 @@ from tasks import prompt_for
 logger = logging.getLogger(__name__)
 
 MAX_TEXTS = 2048
+MAX_CHUNKS = 8192
+# Fewer tokens from one chunk to the next would make of a file more vectors than memory holds.
+MIN_CHUNK_STEP = 16
 
 # Work for so few characters or vectors takes less time than handing it to another thread.
 CHARACTERS_ON_LOOP = 2_000
@@ -250,7 +253,7 @@ class Predictor(BaseRunner):
 
         def work() -> list[list[Pass]]:
             if chunking is not None:
-                return passes(self.engine.tokenizer, prompts, all_texts, chunking)
+                return passes(self.engine.tokenizer, prompts, all_texts, chunking, MAX_CHUNKS)
             tokenized = self.engine.tokenizer.encode(prompts, all_texts, truncate)
             return [[uncut(one, len(whole))] for one, whole in zip(tokenized, all_texts, strict=True)]
 
@@ -301,7 +304,13 @@ def check_chunking(chunk: int | None, overlap: int, late: bool, pools_ranges: bo
         return None
     if late and not pools_ranges:
         raise ValueError("late_chunking: ENGINE=reference has none; leave it out, or use ENGINE=packed")
-    return Chunking(chunk, overlap, late)
+    chunking = Chunking(chunk, overlap, late)
+    if chunk - overlap < MIN_CHUNK_STEP:
+        raise ValueError(
+            f"chunk, overlap: a chunk would begin every {chunk - overlap} tokens; make chunk at least {MIN_CHUNK_STEP} "
+            "more than overlap"
+        )
+    return chunking
 
 
 def check_file(file: Path | str, others: dict[str, object]) -> None:

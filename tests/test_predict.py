@@ -93,7 +93,12 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
         ({"text": "a", "late_chunking": True}, "late_chunking: it needs 'chunk'"),
         ({"text": "a", "chunk": 0}, "chunk: 0 tokens; give at least 1"),
         ({"text": "a", "chunk": 8, "overlap": 8}, "overlap: 8 tokens; give 0 to 7"),
-        ({"texts": ["a", "b"], "titles": ["", "w " * 4000], "chunk": 8}, r"titles\[1\]: leaves 0 of 2,048 tokens"),
+        ({"text": "a", "chunk": 64, "overlap": 49}, "chunk, overlap: a chunk would begin every 15 tokens; make chunk"),
+        (
+            {"text": "one word " * 80_000, "chunk": 16},
+            "chunk: the texts make 10,001 chunks; 8,192 are allowed: give few",
+        ),
+        ({"texts": ["a", "b"], "titles": ["", "w " * 4000], "chunk": 16}, r"titles\[1\]: leaves 0 of 2,048 tokens"),
         ({"text": "a", "file": Path("b.txt")}, "file, text: give a file, whose columns have texts and titles"),
         ({"file": "b.txt"}, "file: 'b.txt' is no URL"),
     ],

@@ -167,7 +167,7 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
         ({"file": data_url(b"a,b\n1,2\n"), "file_format": "csv"}, "file, line 1: no column 'text' among 'a', 'b'"),
         ({"file": "data:text/plain,a%0A%0Ab"}, "file, line 2: text: the text is empty or blank"),
         ({"file": data_url(b"\xff"), "file_format": "txt"}, "file, line 1: not UTF-8: byte 0xFF"),
-        ({"file": "data:text/plain,a", "output_file": "npy", "chunk": 9}, "output_file: 'npy' has no ids"),
+        ({"file": "data:text/plain,a", "output_file": "npy", "chunk": 16}, "output_file: 'npy' has no ids"),
         ({"file": "data:text/plain,a", "output_file": "npy", "on_error": "skip"}, "output_file: 'npy' has no ids"),
         ({"file": "data:text/plain,a", "overlap": 3}, "overlap: it needs 'chunk'"),
         ({"file": "data:text/plain,a", "id_column": "key"}, "file: a .txt file has no columns"),
