@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ import pytest
 import weights
 from tests.hub import Hub, running_hub
 from weights import WeightsError, cache, resolve
-from weights.download import Unavailable, check_free
+from weights.download import Progress, Unavailable, check_free
 
 ROOT = cache.ROOT
 
@@ -130,6 +131,16 @@ def test_killed_a_hundred_times_it_is_never_half_there_and_recovers(hub: Hub, ki
     output = finish(start(hub, "kill", named, "75"))
     assert output.startswith("75 rounds, ")
     assert int(output.split()[2]) >= 50
+
+
+def test_a_killed_process_takes_no_lock_of_the_progress_bar_with_it() -> None:
+    process = os.fork()
+    if process == 0:
+        Progress.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert Progress.get_lock().acquire(True, 5)
+    Progress.get_lock().release()
 
 
 @pytest.mark.parametrize("change", ["bit", "cut", "missing", "no record"])

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,10 @@ class Progress(tqdm):
         elif time.monotonic() - self._logged_at >= LOG_EVERY_S:
             self._logged_at = time.monotonic()
             logger.info("%s: %.0f of %.0f MB", self.desc, self.n / 1e6, (self.total or 0) / 1e6)
+
+
+# tqdm's own lock is shared with forked processes: one that is killed while it holds it would stop all others for ever.
+Progress.set_lock(threading.RLock())
 
 
 def check_free(directory: Path, needed: int) -> None:
