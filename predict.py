@@ -20,7 +20,7 @@ import weights
 from batching import Batcher, EngineFailed
 from batching.health import Health
 from chunking import Chunking, Pass, passes, uncut
-from corpus.rows import Columns
+from corpus.rows import Columns, check_unicode
 from corpus.served import Source, embed_file
 from corpus.stages import Settings
 from engine import Ranges
@@ -341,7 +341,7 @@ def check(
             f"texts: {len(all_texts):,} texts were given; give 1 to {MAX_TEXTS:,}, the rest in further calls"
         )
     for i, one in enumerate(all_texts):
-        check_string(one, place(text, i))
+        check_unicode(one, place(text, i))
         if not one or one.isspace():
             raise ValueError(
                 f"{place(text, i)}: the text is empty or blank, which has no meaning to embed; leave it out"
@@ -371,16 +371,5 @@ def check_titles(
             f"titles: {len(all_titles):,} titles for {count:,} texts; give one for each, '' where there is none"
         )
     for i, one in enumerate(all_titles):
-        check_string(one, place(text, i, name))
+        check_unicode(one, place(text, i, name))
     return [one if one.strip() else None for one in all_titles]
-
-
-def check_string(value: str, where: str) -> None:
-    """Raise ValueError for a lone surrogate, half of a UTF-16 pair, which no encoding can spell."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where}: character {error.start} is a lone surrogate (U+{ord(value[error.start]):04X}), not a character; "
-            "send whole UTF-16 pairs or UTF-8"
-        ) from None

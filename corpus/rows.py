@@ -76,13 +76,15 @@ def check_title(title: object, column: str) -> str | None:
     return title if title.strip() else None
 
 
-def check_unicode(text: str, column: str) -> None:
+def check_unicode(text: str, where: str) -> None:
     """Raise ValueError for a lone surrogate, half of a UTF-16 pair, which no encoding can spell."""
+    if text.isascii():  # which takes no time, however long it is
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{column}: character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), not a character; "
+            f"{where}: character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), not a character; "
             "write whole UTF-16 pairs or UTF-8"
         ) from None
 
