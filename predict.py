@@ -24,6 +24,7 @@ from corpus.rows import Columns, check_unicode
 from corpus.served import Source, embed_file
 from corpus.stages import Settings
 from engine import Ranges
+from engine.threads import apart
 from engine.tokenizer import TextRefused, Truncate
 from leftovers import Leftovers
 from tasks import prompt_for
@@ -84,10 +85,10 @@ class Predictor(BaseRunner):
         self.model_name = checkpoint.name
         self.engine = engine.load(checkpoint.directory)
         checked = time.perf_counter()
-        found = selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries)
+        found = apart(lambda: selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries))
         logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, found)
         canary = self.engine.tokenizer.encode([prompt_for("none")], ["Is the canary still singing?"])[0].ids
-        vector = self.engine.embed([canary])[0]
+        vector = apart(lambda: self.engine.embed([canary])[0])
         max_waiting_tokens = setting("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
         self.batcher = Batcher(self.engine, max_waiting_tokens, setting("CACHE_MB", CACHE_MB) << 20)
         self.health = Health(self.batcher, canary, vector, selfcheck.allowed_error(self.engine))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.threads import apart
 from engine.tokenizer import Tokenizer
 
 DIMENSIONS = 768
@@ -102,9 +103,9 @@ def load(directory: Path) -> Engine:
     if name == "packed":
         from engine.packed import PackedEngine
 
-        return PackedEngine(directory)
+        return apart(lambda: PackedEngine(directory))
     if name == "reference":
         from engine.reference import ReferenceEngine  # imports transformers: seconds that only this engine pays
 
-        return ReferenceEngine(directory)
+        return apart(lambda: ReferenceEngine(directory))
     raise ValueError(f"ENGINE is {name!r}; set it to packed or reference, or leave it unset for packed")

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from corpus.run import Job, check_output, parts_of, run
 from corpus.shards import Parts
 from corpus.stages import Pipeline, Settings
 from corpus.windows import Limits
+from engine.threads import apart
 from tasks import prompt_for
 
 logger = logging.getLogger("measure_corpus")
@@ -67,13 +69,13 @@ def main() -> None:
     lines = [line for line in args.file.read_text(encoding="utf-8").split("\n") if line.strip()]
     texts = [f"{i} {lines[i % len(lines)]}" for i in range(args.texts)]
     loaded = engine.load(weights.resolve(args.weights).directory)
-    embed_alone(loaded, texts[:2000], args.window)
+    apart(lambda: embed_alone(loaded, texts[:2000], args.window))
     alone = whole = 0.0
     tokens = 0
     with tempfile.TemporaryDirectory() as folder:
         for k in range(args.pieces):
             piece = texts[k * len(texts) // args.pieces : (k + 1) * len(texts) // args.pieces]
-            seconds, count = embed_alone(loaded, piece, args.window)
+            seconds, count = apart(partial(embed_alone, loaded, piece, args.window))
             alone, tokens = alone + seconds, tokens + count
             source, output = Path(folder) / f"{k}.txt", Path(folder) / f"{k}.parquet"
             source.write_text("\n".join(piece), encoding="utf-8")
