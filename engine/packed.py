@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 # Tokens in one forward pass. What lies between the matmuls should stay in a CPU's caches; a GPU wants to be filled.
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
+# On a CPU a stream is filled up to a multiple of so many tokens, small and large ones: oneDNN makes and keeps a kernel
+# for each number of rows. No text's attention or mean sees the tokens that fill it up.
+ROUNDED, ROUNDED_FINELY = (8, 32), 256
 
 
 class PackedEngine(Engine):
@@ -114,12 +117,14 @@ class PackedEngine(Engine):
             replayed = self.graphs.run(bucket, host)
             if replayed is not None:
                 return self._fetch(replayed[:texts], host)
-        layout = Layout(tokens, texts)
+        spare = 0 if self._on_gpu else -tokens % (ROUNDED[0] if tokens <= ROUNDED_FINELY else ROUNDED[1])
+        layout = Layout(tokens + spare, texts + (spare > 0))
         host = self._host_buffer(layout, token_ids)
         ids, positions, cu_seqlens = layout.parts(host.to(self.device, non_blocking=True))
         lengths = tuple(len(ids) for ids in token_ids)
         pooled = None if ranges is None else _in_stream(lengths, ranges)
-        return self._fetch(self.network(ids, Segments(cu_seqlens, positions, max(lengths), lengths, pooled)), host)
+        vectors = self.network(ids, Segments(cu_seqlens, positions, max(*lengths, spare), lengths, pooled))
+        return self._fetch(vectors if pooled else vectors[:texts], host)
 
     def _host_buffer(self, layout: Layout, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Return the texts in memory that a GPU copies from by itself. torch keeps such blocks and reuses them."""

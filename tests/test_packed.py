@@ -105,6 +105,7 @@ def test_batches_hold_each_text_once_and_the_budget() -> None:
 
 def run_out_of_memory(engine: PackedEngine, most_tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let every forward pass beyond so many tokens fail as a GPU's does; return what is tried, in tokens."""
+    monkeypatch.setattr("engine.packed.ROUNDED", (1, 1))  # as on a GPU
     forward, tried = engine.network.forward, []
 
     def limited(token_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
@@ -115,6 +116,21 @@ def run_out_of_memory(engine: PackedEngine, most_tokens: int, monkeypatch: pytes
 
     monkeypatch.setattr(engine.network, "forward", limited)
     return tried
+
+
+def test_streams_have_few_lengths_and_are_filled_up_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PackedEngine(SMALL, "cpu")
+    seen: set[int] = set()
+    forward = engine.network.forward
+
+    def noted(token_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
+        seen.add(len(token_ids))
+        return forward(token_ids, segments)
+
+    monkeypatch.setattr(engine.network, "forward", noted)
+    for tokens in (1, 8, 9, 250, 256, 257, 300, 2047, 2048):
+        assert engine.embed([random_ids(tokens)]).shape == (1, 768)
+    assert seen == {8, 16, 256, 288, 320, 2048}
 
 
 def test_out_of_memory_halves_the_batch_and_loses_no_text(
