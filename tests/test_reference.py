@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from engine.reference import ReferenceEngine
 from tasks import PROMPTS
 from tests.conftest import TEXTS, Predict
 
+SOME = TEXTS[:5]  # the long ones take most of the time and are for one task, below
+
 
 @pytest.fixture(scope="module", params=["packed", "reference"])
 def engine_name(request: pytest.FixtureRequest) -> str:
@@ -22,22 +25,33 @@ def engine_name(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def theirs(checkpoint: Path) -> SentenceTransformer:
-    """sentence-transformers without its Normalize module, so that lengths can be compared as well."""
+@cache
+def load_theirs(checkpoint: Path) -> SentenceTransformer:
+    """Return sentence-transformers without its Normalize module, so that lengths can be compared as well."""
     model = SentenceTransformer(str(checkpoint), device="cpu")
     return SentenceTransformer(modules=list(model)[:-1], device="cpu")
 
 
-@pytest.mark.parametrize("task", PROMPTS)
-def test_vectors_equal_sentence_transformers(predict: Predict, theirs: SentenceTransformer, task: str) -> None:
-    texts = TEXTS[:5]  # the long ones take most of the time and are for one task, below
+@cache
+def encoded_by_theirs(checkpoint: Path, task: str, dim: int, normalize: bool) -> np.ndarray:
+    """Return what sentence-transformers makes of SOME, once for both engines."""
     prompt = PROMPTS[task].replace("{title}", "none")
+    model = load_theirs(checkpoint)
+    return np.asarray(model.encode(SOME, prompt=prompt, normalize_embeddings=normalize, truncate_dim=dim))
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> SentenceTransformer:
+    return load_theirs(checkpoint)
+
+
+@pytest.mark.parametrize("task", PROMPTS)
+def test_vectors_equal_sentence_transformers(predict: Predict, checkpoint: Path, task: str) -> None:
     for dim in (768, 512, 256, 128):
         for normalize in (True, False):
-            ours = encoding.decode(predict(texts=texts, task=task, embedding_dim=dim, normalize=normalize))
-            expected = theirs.encode(texts, prompt=prompt, normalize_embeddings=normalize, truncate_dim=dim)
-            assert ours.shape == expected.shape == (len(texts), dim)
+            ours = encoding.decode(predict(texts=SOME, task=task, embedding_dim=dim, normalize=normalize))
+            expected = encoded_by_theirs(checkpoint, task, dim, normalize)
+            assert ours.shape == expected.shape == (len(SOME), dim)
             norms, expected_norms = np.linalg.norm(ours, axis=1), np.linalg.norm(expected, axis=1)
             cosines = (ours * expected).sum(axis=1) / norms / expected_norms
             assert (1 - cosines).max() < 1e-6
