@@ -25,7 +25,7 @@ serve: $(READY)
 	$(RUN) -m scripts.server
 
 load: $(READY)
-	$(RUN) -m scripts.load
+	$(RUN) -m benchmarks.load
 
 embed: $(READY)
 	@test -n "$$INPUT" -a -n "$$OUTPUT" || { echo "make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet" >&2; exit 2; }

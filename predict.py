@@ -11,23 +11,24 @@ import cog
 import numpy as np
 from cog import BaseRunner, Input, Path
 
-import batching
-import corpus.served
+import batching.batcher
+import corpus.prediction
 import encoding
 import engine
 import selfcheck
 import weights
-from batching import Batcher, EngineFailed
+from batching.batcher import Batcher
+from batching.errors import EngineFailed
 from batching.health import Health
-from chunking import Chunking, Pass, passes, uncut
+from corpus.pipeline import Settings
+from corpus.prediction import Source, embed_file
 from corpus.rows import Columns, check_unicode
-from corpus.served import Source, embed_file
-from corpus.stages import Settings
-from engine import Ranges
-from engine.threads import apart
+from engine.contract import Ranges
+from engine.threads import in_own_thread
 from engine.tokenizer import TextRefused, Truncate
-from leftovers import Leftovers
+from prediction_folders import PredictionFolders
 from tasks import prompt_for
+from texts.chunking import Chunking, Pass, passes, uncut
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,13 @@ class Predictor(BaseRunner):
     def setup(self) -> None:
         """Load the checkpoint that WEIGHTS names and prove it right. Raises in one sentence when it cannot be used."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        for one in (logger, weights.logger, batching.logger, corpus.served.logger):
+        for one in (
+            logger,
+            weights.logger,
+            logging.getLogger("fetching"),
+            batching.batcher.logger,
+            corpus.prediction.logger,
+        ):
             one.setLevel(logging.INFO)
         started = time.perf_counter()
         checkpoint = weights.resolve(os.environ.get("WEIGHTS"))
@@ -85,14 +92,14 @@ class Predictor(BaseRunner):
         self.model_name = checkpoint.name
         self.engine = engine.load(checkpoint.directory)
         checked = time.perf_counter()
-        found = apart(lambda: selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries))
+        found = in_own_thread(lambda: selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries))
         logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, found)
         canary = self.engine.tokenizer.encode([prompt_for("none")], ["Is the canary still singing?"])[0].ids
-        vector = apart(lambda: self.engine.embed([canary])[0])
+        vector = in_own_thread(lambda: self.engine.embed([canary])[0])
         max_waiting_tokens = setting("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
         self.batcher = Batcher(self.engine, max_waiting_tokens, setting("CACHE_MB", CACHE_MB) << 20)
         self.health = Health(self.batcher, canary, vector, selfcheck.allowed_error(self.engine))
-        self.leftovers = Leftovers()
+        self.leftovers = PredictionFolders()
         seconds = time.perf_counter() - started
         logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
 

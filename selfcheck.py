@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import DIMENSIONS, Engine
+from engine.contract import DIMENSIONS, Engine
 from tasks import PROMPTS, prompt_for
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from batching import Batcher, EngineFailed, EngineStopped
+from batching.batcher import Batcher
+from batching.errors import EngineFailed, EngineStopped
 
 logger = logging.getLogger(__name__)
 

@@ -7,33 +7,14 @@ from itertools import chain
 
 import numpy as np
 
-from batching.minute import Minute
-from batching.requests import Request
-from batching.results import Results
-from batching.waiting import Job, Waiting
-from engine import Ranges, vector_rows
+from batching.errors import Busy, EngineFailed, EngineStopped
+from batching.request import Request
+from batching.scheduler import Job, Scheduler
+from batching.stats import Stats
+from batching.vector_cache import VectorCache
+from engine.contract import Ranges, vector_rows
 
 Batch = list[Job[Request]]
-
-
-class Busy(RuntimeError):
-    """More tokens are waiting than the limit allows: try again."""
-
-
-class EngineFailed(RuntimeError):
-    """The engine cannot compute one text: it raised for it alone, or its vector was not finite."""
-
-    def __init__(self, position: int, cause: str) -> None:
-        """`position` is the text's in its request."""
-        super().__init__(f"the engine cannot compute this text: {cause}")
-        self.position = position
-
-
-class EngineStopped(RuntimeError):
-    """The engine's thread has ended; nothing can be computed until the server is started again."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(f"the engine's thread has ended ({cause!r}); start the server again")
 
 
 class Queue:
@@ -43,13 +24,13 @@ class Queue:
         """`budget` gives the tokens that a batch may hold at that moment."""
         self._max_waiting_tokens = max_waiting_tokens
         self._budget = budget
-        self._results = Results(cache_bytes)
-        self._waiting: Waiting[Request] = Waiting()
+        self._results = VectorCache(cache_bytes)
+        self._waiting: Scheduler[Request] = Scheduler()
         self._in_flight: dict[bytes, Job[Request]] = {}
         self._requests: set[Request] = set()
         self._stopped: BaseException | None = None
         self._changed = threading.Condition()
-        self._minute = Minute()
+        self._minute = Stats()
 
     def admit(self, request: Request, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> None:
         """Fill the texts that are known and queue the rest, identical ones once. A request that has left is ignored.

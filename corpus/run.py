@@ -5,11 +5,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from corpus.blocks import Limits, Window, windows
+from corpus.pipeline import Done, Refused, Settings
 from corpus.readers import Reader
 from corpus.rows import BadRow, CorpusError, Row
 from corpus.shards import Parts
-from corpus.stages import Done, Refused, Settings
-from corpus.windows import Limits, Window, windows
 from corpus.writers import output_format, write_output
 
 Submit = Callable[[Window], "Future[Done]"]

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from corpus.blocks import Window
 from corpus.rows import BadRow, CorpusError
-from corpus.windows import Window
 
 MANIFEST = "manifest.json"
 NUMBER = "#number"  # of a row: not a name that a carried column has

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.stream import Segments
+from engine.packing import Segments
 
 # Queries of one block in a long sliding-window text: smaller ones look at less outside the window, but are more calls.
 BLOCK = 128
@@ -69,7 +69,7 @@ class VarlenAttention:
     """FlashAttention over the whole stream in one kernel, by torch.nn.attention.varlen.
 
     For CUDA devices of compute capability 8.0 and up, float16 and bfloat16, head_dim up to 256. Its tests are those
-    in tests/test_gpu.py, which run only where such a GPU is at hand.
+    in tests/engine/test_gpu.py, which run only where such a GPU is at hand.
     """
 
     def __init__(self, scale: float) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
-from engine.kernels import TWINS, Kernels
+from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
+from engine.kernels import PLAIN, Kernels
 from engine.model import Architecture, Network, NumberFormat
 
 PIPELINE = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
@@ -184,7 +184,7 @@ def _read_dense(directories: list[Path], columns: int) -> tuple[int, int]:
 
 
 def load_network(
-    directory: Path, architecture: Architecture, numbers: NumberFormat, device: torch.device, kernels: Kernels = TWINS
+    directory: Path, architecture: Architecture, numbers: NumberFormat, device: torch.device, kernels: Kernels = PLAIN
 ) -> Network:
     """Return the network with the checkpoint's weights, on `device`.
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine import DeviceError
+from engine.contract import DeviceError
 
 # What torch's builds for CUDA 13 have machine code for.
 OLDEST_CAPABILITY = (7, 5)

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.attention import VarlenAttention
 from engine.kernels import FUSED
 from engine.model import Layer, Network
-from engine.stream import Layout, Segments
+from engine.packing import Layout, Segments
 
 logger = logging.getLogger(__name__)
 

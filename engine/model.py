@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.attention import attention_for
-from engine.kernels import TWINS, Kernels
+from engine.kernels import PLAIN, Kernels
 from engine.kernels.rotary import Rotation
-from engine.stream import Segments
+from engine.packing import Segments
 
 # F.linear hands float32 products to MKL, which on AMD processors takes two to four times as long as oneDNN does.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
@@ -162,7 +162,7 @@ class Layer(nn.Module):
 class Network(nn.Module):
     """Token ids to vectors before the final normalisation. `engine.checkpoint.load_network` fills the parameters."""
 
-    def __init__(self, architecture: Architecture, numbers: NumberFormat, kernels: Kernels = TWINS) -> None:
+    def __init__(self, architecture: Architecture, numbers: NumberFormat, kernels: Kernels = PLAIN) -> None:
         super().__init__()
         a = architecture
         self.architecture, self.numbers, self.kernels = a, numbers, kernels

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import DIMENSIONS, DeviceError, Engine, Ranges, cut, vector_rows
 from engine.checkpoint import load_network, read_architecture
+from engine.contract import DIMENSIONS, DeviceError, Engine, Ranges, split_by_tokens, vector_rows
 from engine.device import choose_device
 from engine.graphs import Graphs, capturable, cuda_capture
 from engine.kernels import Kernels
-from engine.kernels.choice import describe, kernels_for
+from engine.kernels.selection import describe, kernels_for
 from engine.model import FLOAT16, FLOAT32, NumberFormat
-from engine.stream import Layout, Segments
+from engine.packing import Layout, Segments
 from engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class PackedEngine(Engine):
     def _launch_in_parts(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> Callable[[], np.ndarray]:
         if self._on_gpu:
             torch.cuda.empty_cache()  # blocks cut for the larger batch may not serve smaller ones
-        parts = cut([len(ids) for ids in token_ids], int(self._most_tokens))
+        parts = split_by_tokens([len(ids) for ids in token_ids], int(self._most_tokens))
         waits = [
             self.launch([token_ids[i] for i in part], None if ranges is None else [ranges[i] for i in part])
             for part in parts

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers.utils.logging import disable_progress_bar
 
-from engine import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges
+from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
 

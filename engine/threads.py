@@ -8,7 +8,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def apart(work: Callable[[], Result]) -> Result:
+def in_own_thread(work: Callable[[], Result]) -> Result:
     """Return work(), computed in a thread that has ended when this returns. Raises what it raises.
 
     For everything that is computed before the thread that serves. A thread that computes keeps helpers as long as it

@@ -23,17 +23,17 @@ from tqdm import tqdm
 
 import encoding
 import weights
-from chunking import Chunking
-from corpus.devices import Processes, Work, environments
+from corpus.blocks import Limits
+from corpus.pipeline import Settings
+from corpus.processes import Processes, Work, environments
 from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import Job, Progress, check_output, parts_of, run
 from corpus.shards import Parts
-from corpus.stages import Settings
-from corpus.windows import Limits
 from corpus.writers import OUTPUT_FORMATS, side_file
 from engine.tokenizer import Truncate
 from tasks import PROMPTS, prompt_for
+from texts.chunking import Chunking
 
 logger = logging.getLogger("embed_corpus")
 
@@ -144,9 +144,9 @@ def main() -> None:
     args = parse()
     try:
         if args.ray is not None:
-            from scripts import ray_corpus  # needs requirements-ray.txt
+            from corpus import cluster  # needs requirements-ray.txt
 
-            rows = ray_corpus.embed(args, settings_of(args), columns_of(args))
+            rows = cluster.embed(args, settings_of(args), columns_of(args))
             logger.info("%s: %d rows", args.output, rows)
             return
         last = embed(args)

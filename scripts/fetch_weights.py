@@ -13,7 +13,7 @@ import os
 import sys
 
 import weights
-from weights import cache
+from fetching import cache
 
 
 def main() -> None:

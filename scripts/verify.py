@@ -21,9 +21,9 @@ import encoding
 import engine
 import selfcheck
 import weights
+from fetching import files as content
 from selfcheck import Canaries, Row
 from tasks import prompt_for
-from weights import content
 
 logger = logging.getLogger("verify")
 

@@ -19,8 +19,8 @@ if not torch.cuda.is_available():
         _patch.setenv("TRITON_INTERPRET", "1")
         import engine.kernels  # noqa: F401
 
+from checkpoints.make_random import make
 from engine.packed import PackedEngine
-from scripts.make_random_checkpoint import make
 from weights import SMALL
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import engine
 import selfcheck
 import tasks
-from engine import CheckpointError, Engine
+from engine.contract import CheckpointError, Engine
 from engine.reference import ReferenceEngine
 from predict import Predictor
 from scripts import verify

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.kernels.gate import geglu, geglu_fused
+from engine.kernels.gating import geglu, geglu_fused
 from engine.kernels.norms import add_norm, add_norm_fused, embed_norm, embed_norm_fused
 from engine.kernels.pooling import segment_mean, segment_mean_fused
 from engine.kernels.rotary import norm_rotate, norm_rotate_fused
@@ -22,5 +22,5 @@ class Kernels:
     segment_mean: Callable[..., Tensor]
 
 
-TWINS = Kernels(embed_norm, norm_rotate, add_norm, geglu, segment_mean)
+PLAIN = Kernels(embed_norm, norm_rotate, add_norm, geglu, segment_mean)
 FUSED = Kernels(embed_norm_fused, norm_rotate_fused, add_norm_fused, geglu_fused, segment_mean_fused)

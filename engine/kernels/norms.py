@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.language import block, jit, tl
+from engine.kernels.triton_import import block, jit, tl
 
 if TYPE_CHECKING:
     from torch import Tensor

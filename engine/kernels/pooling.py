@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.language import jit, tl
+from engine.kernels.triton_import import jit, tl
 
 if TYPE_CHECKING:
     from torch import Tensor

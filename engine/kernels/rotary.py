@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.language import block, jit, tl
 from engine.kernels.norms import Norm, rms_norm
+from engine.kernels.triton_import import block, jit, tl
 
 if TYPE_CHECKING:
     from torch import Tensor

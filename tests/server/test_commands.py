@@ -78,7 +78,7 @@ def test_a_setting_that_is_no_number_fails_the_setup_in_words(name: str, value: 
 
 
 def test_load_checks_every_vector_and_prints_a_table() -> None:
-    command = [sys.executable, "-m", "scripts.load", "--seconds", "3", "--settle", "1", "--clients", "16"]
+    command = [sys.executable, "-m", "benchmarks.load", "--seconds", "3", "--settle", "1", "--clients", "16"]
     command += ["--kinds", "short", "medium", "many"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
@@ -91,8 +91,18 @@ def test_load_on_another_checkpoint_finds_every_vector_wrong(server: Server, tmp
     shutil.copytree(ROOT / "checkpoints" / "small", other, ignore=shutil.ignore_patterns("canaries.json"))
     path = other / "3_Dense" / "model.safetensors"
     save_file({name: -tensor for name, tensor in load_file(path).items()}, path)
-    command = [sys.executable, "-m", "scripts.load", "--url", server.url, "--weights", str(other), "--kinds", "short"]
-    command += ["--seconds", "1", "--clients", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.load",
+        "--url",
+        server.url,
+        "--weights",
+        str(other),
+        "--kinds",
+        "short",
+    ]
+    command += ["--kinds", "short", "--seconds", "1", "--clients", "2"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     requests = re.search(r"\| short \| (\d+) \|", result.stderr)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import encoding
-from leftovers import FOLDER, Leftovers
+from prediction_folders import FOLDER, PredictionFolders
 from scripts.server import Server, running_server
 
-STUB = {"COG_PREDICT_TYPE_STUB": "tests/server/faulty.py:Predictor"}
+STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_what_the_server_leaves_of_predictions_can_be_found_and_removed(server: 
         ask(server, text="A folder will be left of me.")
     left = set(FOLDER.iterdir()) - before
     assert len(left) >= 3
-    Leftovers().sweep(time.time() + 3_600)
+    PredictionFolders().sweep(time.time() + 3_600)
     assert not any(one.exists() for one in left)
 
 
@@ -191,7 +191,7 @@ async def singles_beside(server: Server, other: dict[str, Any], times: int) -> t
     ids=["fifty million characters", "2,048 texts"],
 )
 def test_a_huge_request_holds_up_no_single_one(server: Server, other: dict[str, Any], times: int) -> None:
-    """Figures for a quiet machine are scripts/load.py's; here only that nobody waits for the whole of it."""
+    """Figures for a quiet machine are benchmarks/load.py's; here only that nobody waits for the whole of it."""
     alone, beside = asyncio.run(singles_beside(server, other, times))
     p99 = [np.percentile(one, 99) for one in (alone, beside)]
     p50 = [np.percentile(one, 50) for one in (alone, beside)]

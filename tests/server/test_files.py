@@ -19,7 +19,7 @@ import pytest
 
 import encoding
 from scripts.server import Server
-from tests import corpora
+from tests.support import corpora
 
 ROWS = [
     {"key": f"k{i}", "body": text, "headline": "Rivers" if i % 3 else ""} for i, text in enumerate(corpora.texts(30))
@@ -117,7 +117,7 @@ def test_a_file_within_the_request(server: Server) -> None:
     texts = corpora.texts(20)
     lines = data_url("".join(f"{text}\n" for text in texts).encode(), "text/plain")
     answer = server.predict({"file": lines, "task": "clustering", "precision": "int8"})
-    assert answer["logs"].strip().startswith("INFO corpus.served: 20 of about 20 rows, ")
+    assert answer["logs"].strip().startswith("INFO corpus.prediction: 20 of about 20 rows, ")
     assert answer["metrics"]["token_count"] > 20
     table = table_of(answer["output"])
     alone = encoding.decode(server.predict({"texts": texts, "task": "clustering", "precision": "int8"}))

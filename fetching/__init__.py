@@ -1,0 +1,1 @@
+"""How `weights` fetches, unpacks and hashes the files of a checkpoint."""

@@ -1,0 +1,142 @@
+"""The check of a GPU, as far as it runs without one: on a handful of texts, and what happens when a step fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_report
+from benchmarks.gpu import Planned, plan, run_step
+from benchmarks.gpu_steps import SMOKE, STEPS, Step
+from benchmarks.time_shares import in_percent, kind_of
+from weights import SMALL
+
+ROOT = SMALL.parent.parent
+
+
+VARIANTS = ["as served", "bfloat16", "without graphs", "without fused kernels"]
+
+
+def test_a_handful_of_texts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--only", "tests,speed", "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    steps = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
+    assert list(steps) == ["tests", "speed"]
+    speed = steps["speed"]["found"]
+    assert set(speed["throughput"]) == {"reference", *VARIANTS} and min(speed["throughput"].values()) > 0
+    assert set(speed["latency_ms"]["16"]) == {"reference", *VARIANTS} and len(speed["by_batch_tokens"]) == 2
+    report = (tmp_path / "gpu_check.md").read_text()
+    for words in ("## Tests", " passed in ", "## Speed", "Smoke run", "| tests |", "| without graphs |"):
+        assert words in report
+
+
+def test_the_other_steps_in_this_process(tmp_path: Path) -> None:
+    found = {}
+    for name in ("setup", "parity", "shares"):
+        measured = Step(SMALL, tmp_path / f"{name}.json", SMOKE)
+        STEPS[name](measured)
+        found[name] = json.loads(measured.out.read_text())
+    assert found["setup"]["nothing compiled yet"]["load_s"] > 0
+    parity = {name: variant["one_minus_cosine"]["2-20"] for name, variant in found["parity"].items()}
+    assert list(parity) == VARIANTS
+    assert max(parity["without fused kernels"].values()) <= 1e-6 and 0 < parity["bfloat16"]["alone"] < 1e-3
+    for seconds in found["shares"].values():
+        assert seconds["matmul"] > 0 and seconds["attention"] > 0 and seconds["elementwise"] > 0
+        assert sum(seconds.values()) == pytest.approx(2 * seconds["wall"], rel=0.05)
+    steps = {name: {"seconds": 1, "fault": "", "found": content} for name, content in found.items()}
+    report = gpu_report.markdown({"facts": {}, "missing": [], "smoke": True, "steps": steps})
+    for words in ("## Setup", "## Parity", "| bfloat16 |", "## Shares", "- single texts of 32, "):
+        assert words in report
+
+
+def step(code: str, limit_s: float = 60) -> Planned:
+    return Planned("speed", [sys.executable, "-c", code], limit_s)
+
+
+def test_a_step_that_fails_says_why_and_keeps_what_it_found(tmp_path: Path) -> None:
+    code = "import os; open(os.environ['FOUND'], 'w').write('{\"texts\": 6}'); raise SystemExit('no more memory')"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOUND", str(tmp_path / "speed.json"))
+        result = run_step(step(code), tmp_path, 60)
+    assert result["fault"] == "ended with exit status 1" and result["log"] == ["no more memory"]
+    assert result["found"] == {"texts": 6}
+
+
+def test_a_step_that_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> None:
+    beats = tmp_path / "beats"
+    child = f"import time\nwhile True: open({str(beats)!r}, 'a').write('.'); time.sleep(0.02)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    result = run_step(step(code), tmp_path, 1.5)
+    assert result["fault"] == "was stopped after 2 s" and result["seconds"] < 20
+    seen = beats.read_text()
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(9)"], timeout=0.3)
+    assert seen and beats.read_text() == seen
+
+
+def test_a_report_of_half_a_run(tmp_path: Path) -> None:
+    found = {
+        "descriptions": {"as served": "packed"},
+        "bfloat16 failed": "RuntimeError('x')",
+        "by_batch_tokens": {"4096": 5},
+    }
+    results = {
+        "facts": {"gpu": "NVIDIA H200", "torch": "2.11.0"}, "missing": ["pytest"], "smoke": False,
+        "steps": {"tests": {"seconds": 0, "fault": "did not run: pytest is not installed; pip install pytest"},
+                  "speed": {"seconds": 120.0, "fault": "was stopped after 120 s", "found": found}},
+    }  # fmt: skip
+    gpu_report.write(results, tmp_path)
+    report = (tmp_path / "gpu_check.md").read_text()
+    for words in (
+        "Not installed: pytest.",
+        "| speed | 120.0 | was stopped after 120 s |",
+        "| 4,096 | 5 |",
+        "bfloat16 failed",
+    ):
+        assert words in report
+    assert "No GPU" not in report and "Smoke" not in report and "## Tests" not in report
+
+
+def test_the_limits_leave_room_in_eight_minutes_and_the_checkpoint_comes_first() -> None:
+    steps = plan(Path("checkpoint"), made=True, out=Path("out"), smoke=False)
+    assert steps[0].name == "checkpoint" and sum(step.limit_s for step in steps) <= 470
+    assert "tests/engine/test_gpu.py" in steps[1].command
+
+
+def test_what_the_tests_printed_is_kept() -> None:
+    lines = [
+        "packed, float16, cuda: 1 - cosine 9.1e-06 alone",
+        "noise",
+        "FAILED tests/engine/test_gpu.py::x",
+        "3 passed in 2s",
+    ]
+    assert gpu_report.test_summary(lines) == [lines[0], *lines[2:]]
+
+
+KERNELS = {
+    "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<256, 64, 64, 4, cutlass::half_t>>": "attention",
+    "fmha_cutlassF_f16_aligned_64x64_rf_sm80": "attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "nvjet_hsh_128x160_64x5_2x1_v_bz_TNT": "matmul",
+    "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_cublas": "matmul",
+    "ampere_fp16_s16816gemm_fp16_128x64_ldg8_f2f_stages_64x4_tn": "matmul",
+    "void cutlass::Kernel2<cutlass_80_tensorop_s1688gemm_128x128_16x5_tn_align4>": "matmul",
+    "mkldnn::_linear_pointwise": "matmul",
+    "_add_norm": "elementwise",
+    "_segment_mean": "elementwise",
+    "Memcpy DtoH (Device -> Pinned)": "copies",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), KERNELS.items())
+def test_kernels_are_told_apart_by_name(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_shares_in_words() -> None:
+    assert (
+        in_percent({"matmul": 0.3, "host": 0.6, "attention": 0.1, "wall": 1.0}) == "host 60%, matmul 30%, attention 10%"
+    )

@@ -1,0 +1,115 @@
+"""Corpora on a Ray cluster: make test-ray, which installs Ray (requirements-ray.txt). make test leaves these out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus.pipeline import Settings
+from corpus.rows import Columns, CorpusError
+from engine.packed import PackedEngine
+from scripts.make_openapi import ROOT
+from tests.support import corpora
+from texts.chunking import Chunking
+
+pytestmark = pytest.mark.ray
+
+COLUMNS = Columns(id="id", carried=("text",))
+
+
+def vectors(engine: PackedEngine, texts: list[str]) -> np.ndarray:
+    found = [engine.embed([engine.tokenizer.encode(["title: none | text: "], [text])[0].ids]) for text in texts]
+    rows = np.concatenate(found)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def array(table: pa.Table) -> np.ndarray:
+    return np.stack(table["embedding"].to_numpy())
+
+
+def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
+    from corpus.cluster import Embedder, Work
+
+    texts = ["one", "two " * 60, "one", "three"]
+    table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "path": ["f"] * 4})
+    found = Embedder(Work("small", Settings(chunking=Chunking(32)), COLUMNS, skip=False))(table)
+    assert found["id"].to_pylist() == ["a", *["b"] * (len(found) - 3), "c", "d"] and len(found) > 4
+    cut = [row["text"][row["start"] : row["end"]] for row in found.to_pylist()]
+    np.testing.assert_allclose(array(found), vectors(PackedEngine(small, "cpu"), cut), atol=1e-6)
+
+
+def test_an_actor_names_or_keeps_unfit_rows() -> None:
+    from corpus.cluster import Embedder, Work
+
+    table = pa.table({"id": [1, 2, 3], "text": ["one", None, "w " * 3000], "path": ["s3://bucket/a.parquet"] * 3})
+    strict = Settings(truncate="none")
+    with pytest.raises(CorpusError, match=r"s3://bucket/a\.parquet, id 2: text: it is null; give a text, or leave the"):
+        Embedder(Work("small", strict, COLUMNS, skip=False))(table)
+    found = Embedder(Work("small", strict, COLUMNS, skip=True))(table).to_pylist()
+    assert [row["embedding"] is None for row in found] == [False, True, True]
+    assert found[0]["problem"] is None and found[2]["problem"].startswith("the text has 3,010 tokens")
+
+
+def actors(mark: str) -> list[int]:
+    """Return the processes of the engine's actors, of the run that has `mark` in its environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                found += [int(process.name)] if mark.encode() in (process / "environ").read_bytes() else []
+        except OSError:
+            continue
+    return found
+
+
+def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_path: Path) -> None:
+    texts = corpora.texts(3000)
+    rows = [{"id": i, "text": text} for i, text in enumerate(texts)]
+    (tmp_path / "in").mkdir()
+    for k in range(6):
+        corpora.write(tmp_path / "in" / f"{k}.parquet", rows[k * 500 : (k + 1) * 500])
+    mark = uuid.uuid4().hex
+    options = ["--weights", "small", "--id", "id", "--window", "25", "--ray", "--workers", "2"]
+    arguments = [(tmp_path / "in").as_uri(), (tmp_path / "out").as_uri(), *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.embed_corpus", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"CORPUS_RUN": mark},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while len(before := actors(mark)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(4)  # its engine is loaded, and it has computed some
+    assert not list(tmp_path.glob("out/*.parquet")), "not done yet"
+    os.kill(before[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    table = pq.read_table(tmp_path / "out").sort_by("id")
+    assert table["id"].to_pylist() == list(range(3000)), "none lost, none twice"
+    some = list(range(0, 3000, 100))
+    alone = vectors(PackedEngine(small, "cpu"), [texts[i] for i in some])
+    np.testing.assert_allclose(array(table)[some], alone, atol=1e-6)
+
+
+def test_a_bad_row_stops_a_cluster_in_one_sentence(tmp_path: Path) -> None:
+    corpora.write(tmp_path / "a.parquet", [{"id": 7, "text": "one"}, {"id": 8, "text": None}])
+    arguments = [str(tmp_path / "a.parquet"), str(tmp_path / "out"), "--weights", "small", "--id", "id", "--ray"]
+    command = [sys.executable, "-m", "scripts.embed_corpus", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"embed_corpus: {tmp_path}/a.parquet, id 8: text: it is null; give a text, or leave the row out. Mend it, or "
+        "skip such rows (on-error skip)"
+    )

@@ -1,0 +1,144 @@
+"""`scripts.embed_corpus` as a process: killed, interrupted, on two devices, and in how much memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from corpus.processes import environments
+from corpus.rows import CorpusError
+from corpus.run import parts_of
+from scripts.make_openapi import ROOT
+from tests.support import corpora
+
+OPTIONS = ["--weights", "small", "--window", "16"]
+
+
+def start(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(module: str, *arguments: str | Path) -> str:
+    """Run it to its end and return what it printed."""
+    process = start(module, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 texts, the last 100 of which are from the beginning."""
+    texts = [*corpora.texts(300), *corpora.texts(100)]
+    return corpora.write(tmp_path_factory.mktemp("corpus") / "a.jsonl.gz", [{"text": text} for text in texts])
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path) -> Path:
+    """What an uninterrupted run makes of it."""
+    run("scripts.embed_corpus", corpus, corpus.with_name("whole.parquet"), *OPTIONS)
+    return corpus.with_name("whole.parquet")
+
+
+def test_killed_twenty_times_the_output_is_the_same(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "v.parquet"
+    left = json.loads(run("tests.support.interrupted_runs", "kill", "1", "20", corpus, output, *OPTIONS))
+    print("shards that each killed run left:", left)
+    assert len(left) == 20 and len(set(left)) > 3, "killed at several stages"
+    outputs = sorted(tmp_path.glob("v.parquet*"))
+    assert len(outputs) >= 2
+    assert all(one.read_bytes() == whole.read_bytes() for one in outputs)
+    assert output in outputs and not parts_of(output).exists()
+    assert pq.read_table(output)["id"].to_pylist() == list(range(1, 401)), "no text twice, none lost"
+
+
+def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "v.parquet"
+    process = start("scripts.embed_corpus", corpus, output, *OPTIONS)
+    wait_until(lambda: (parts_of(output) / "00000003").exists())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Interrupted; what is done is kept: run the same again to go on." in err
+    other = start("scripts.embed_corpus", corpus, output, *OPTIONS, "--task", "clustering")
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 1
+    assert "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that" in err
+    run("scripts.embed_corpus", corpus, output, *OPTIONS)
+    assert output.read_bytes() == whole.read_bytes()
+    parts_of(output).mkdir()  # as if it had been killed between its last two steps
+    run("scripts.embed_corpus", corpus, output, *OPTIONS)
+    assert output.read_bytes() == whole.read_bytes() and not parts_of(output).exists()
+
+
+def engine_process(parent: int) -> int:
+    """Return one of the processes that a run has started for its devices."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+def test_two_devices(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "v.parquet"
+    process = start("scripts.embed_corpus", corpus, output, *OPTIONS, "--devices", "2")
+    wait_until(lambda: (parts_of(output) / "00000003").exists())
+    os.kill(engine_process(process.pid), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "an engine's process ended (exit code -9; -9 is most often a lack of memory); what is done is kept" in err
+    run("scripts.embed_corpus", corpus, output, *OPTIONS, "--devices", "2")
+    found, expected = (
+        np.array(pq.read_table(path)["embedding"].combine_chunks().values).reshape(400, -1) for path in (output, whole)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    """Ten times the texts, each with 20 kB to carry: 70 MB more, which would be seen if it was kept."""
+    peaks = []
+    for count in (400, 4000):
+        rows = [{"text": str(i % 500), "load": f"{i:08d}" * 2_500} for i in range(count)]
+        source = tmp_path / f"{count}.parquet"
+        with pq.ParquetWriter(source, pa.schema([("text", pa.string()), ("load", pa.string())])) as writer:
+            for at in range(0, count, 100):
+                writer.write_table(pa.Table.from_pylist(rows[at : at + 100]))
+        options = ["--weights", "small", "--window", "50", "--task", "none", "--carry", "load"]
+        peaks.append(int(run("tests.support.interrupted_runs", "peak", source, tmp_path / f"v{count}.jsonl", *options)))
+    print("peaks in MiB:", [peak >> 10 for peak in peaks])
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_errors_are_one_sentence(tmp_path: Path) -> None:
+    process = start("scripts.embed_corpus", tmp_path / "a.txt", tmp_path / "v.npy", "--title", "head", "--task", "none")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == (
+        "embed_corpus: title: task 'none' has no place for a title; leave it out or use task 'retrieval_document'\n"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_devices_share_a_cpu_and_cannot_be_none() -> None:
+    threads = torch.get_num_threads()
+    assert environments(2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
+    assert environments(None) == [{"OMP_NUM_THREADS": str(threads)}]
+    with pytest.raises(
+        CorpusError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 to so many"
+    ):
+        environments(0)

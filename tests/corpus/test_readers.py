@@ -1,0 +1,170 @@
+"""Reading corpora: every format gives the same rows, and what cannot be used is named with its line and a remedy."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus.readers import Reader
+from corpus.rows import BadRow, Columns, CorpusError, Row
+from tests.support import corpora
+
+ROWS = [
+    {"key": "a", "text": "Grüße, 東京", "head": "One", "n": "1"},
+    {"key": "b", "text": ' two "quoted", words', "head": "", "n": "2"},
+    {"key": "c", "text": "x" * 200_000, "head": "Three", "n": "3"},
+]
+COLUMNS = Columns(title="head", id="key", carried=("n",))
+
+
+def read(path: Path, columns: Columns | None = None) -> list[Row | BadRow]:
+    return list(Reader(str(path), columns or Columns()).rows())
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.csv.zst", "a.jsonl.xz", "a.csv.bz2"]
+)
+def test_formats_and_compressions_give_the_same_rows(tmp_path: Path, name: str) -> None:
+    reader = Reader(str(corpora.write(tmp_path / name, ROWS)), COLUMNS)
+    first = 2 if ".csv" in name else 1  # the header is a line too
+    values = ['"1"', '"2"', '"3"'] if ".jsonl" in name else ["1", "2", "3"]
+    assert list(reader.rows()) == [
+        Row(first, ROWS[0]["text"], "One", "a", (values[0],)),
+        Row(first + 1, ROWS[1]["text"], None, "b", (values[1],)),
+        Row(first + 2, ROWS[2]["text"], "Three", "c", (values[2],)),
+    ]
+    assert reader.fraction() == 1
+    assert len(list(reader.rows())) == 3, "a second reading begins anew"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".xz", ".bz2"])
+def test_a_text_a_line(tmp_path: Path, suffix: str) -> None:
+    path = corpora.write(
+        tmp_path / f"a.txt{suffix}", [{"text": one} for one in ("\ufefffirst\r", "  second  ", "third")]
+    )
+    assert read(path) == [Row(1, "first", None, 1), Row(2, "  second  ", None, 2), Row(3, "third", None, 3)]
+
+
+def test_a_url_is_read(tmp_path: Path) -> None:
+    path = corpora.write(tmp_path / "a.jsonl.gz", ROWS)
+    assert list(Reader(path.as_uri(), COLUMNS).rows()) == read(path, COLUMNS)
+
+
+JSON_PROBLEMS = [
+    (b'{"text": "cut', "not JSON: .*; give one JSON object a line"),
+    (b"[1]", r'not a JSON object; write each line as \{"text": ...\}'),
+    (b'{"other": "x"}', "no 'text' among 'other'; it is the text"),
+    (b'{"text": null}', "text: it is null; give a text, or leave the row out"),
+    (b'{"text": 5}', "text: it is a number; give a string"),
+    (b'{"text": ["a"]}', "text: it is a list; give a string"),
+    (b'{"text": ""}', "text: the text is empty or blank, which has no meaning to embed; leave the row out"),
+    (b'{"text": " \\n"}', "text: the text is empty or blank"),
+    (b'{"text": "\\ud800"}', "surrogate.*; write whole UTF-16 pairs or UTF-8"),
+    (b'{"text": "a\xff"}', "not UTF-8: byte 0xFF at byte 11; save the file as UTF-8"),
+    (b"", "the line is blank; give a JSON object, or leave the line out"),
+    (b'{"text": "a", "id": null}', "id: it is null; give a whole number or a string"),
+    (b'{"text": "a", "id": 1.5}', "id: it is 1.5; give a whole number or a string"),
+    (b'{"text": "a", "id": "x"}', "id: it is 'x' and ids before it were a whole number; give all of one kind"),
+    (b'{"text": "a", "id": 2, "title": 3}', "title: it is a number; give a string, or null where there is no title"),
+]
+
+
+@pytest.mark.parametrize(("line", "problem"), JSON_PROBLEMS)
+def test_a_bad_line_of_json_stands_between_good_ones(tmp_path: Path, line: bytes, problem: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a", "id": 1}\n' + line + b'\n{"text": "b", "id": 3}\n')
+    columns = Columns(id="id" if b'"id"' in line else None, title="title")
+    first, bad, last = read(path, columns)
+    assert isinstance(first, Row) and isinstance(last, Row) and last.number == 3
+    assert isinstance(bad, BadRow) and bad.number == 2
+    with pytest.raises(ValueError, match=problem):
+        raise ValueError(bad.problem)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'"a" b,x', "not CSV: .*; a quote in a quoted field is written twice"),
+        (b"a,b,c", "3 fields, and the header has 2; put fields with commas in quotes"),
+        (b"\xff,x", "text: not UTF-8: byte 0xFF at byte 0; save the file as UTF-8"),
+        (b",x", "text: the text is empty or blank"),
+    ],
+)
+def test_a_bad_line_of_csv_stands_between_good_ones(tmp_path: Path, line: bytes, problem: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,other\n"two\nlines",x\n' + line + b"\nlast,x\n")
+    first, bad, last = read(path)
+    assert isinstance(first, Row) and first.text == "two\nlines" and first.number == 2
+    assert isinstance(bad, BadRow) and bad.number == 4
+    assert isinstance(last, Row) and last.number == 5
+    with pytest.raises(ValueError, match=problem):
+        raise ValueError(bad.problem)
+
+
+def test_bad_lines_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\n\n\xe4\n \t\nfive")
+    rows = read(path)
+    assert [row.number for row in rows if isinstance(row, BadRow)] == [2, 3, 4]
+    assert [row.text for row in rows if isinstance(row, Row)] == ["one", "five"]
+
+
+def test_bad_rows_of_parquet(tmp_path: Path) -> None:
+    texts = pa.array([b"one", b"\xff", None, b" ", b"five"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    problems = [row.problem.partition(";")[0] for row in read(tmp_path / "a.parquet") if isinstance(row, BadRow)]
+    assert problems == [
+        "text: not UTF-8: byte 0xFF at byte 0",
+        "text: it is null",
+        "text: the text is empty or blank, which has no meaning to embed",
+    ]
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet")[1] == BadRow(2, "text: it is a number; give a string")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_missing_column_stops_at_once(tmp_path: Path, name: str) -> None:
+    path = corpora.write(tmp_path / name, ROWS)
+    with pytest.raises(CorpusError, match=rf"{name}, .* 1: no column 'body' among 'key', 'text', 'head', 'n'; name"):
+        read(path, Columns(text="body"))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = corpora.write(tmp_path / "a.parquet", [{"text": one} for one in corpora.texts(5000)])
+    (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-1000])
+    with pytest.raises(CorpusError, match=r"cut\.parquet: not a whole parquet file: .*; its end, .*, is missing"):
+        read(tmp_path / "cut.parquet")
+    damaged = bytearray(whole.read_bytes())
+    damaged[200:260] = bytes(60)
+    (tmp_path / "damaged.parquet").write_bytes(damaged)
+    with pytest.raises(CorpusError, match=r"damaged\.parquet, row \d+: cannot be read further: .*: copy or write it"):
+        read(tmp_path / "damaged.parquet")
+    for suffix in (".gz", ".zst", ".xz", ".bz2"):
+        whole = corpora.write(tmp_path / f"a.txt{suffix}", [{"text": one} for one in corpora.texts(2000)])
+        cut = tmp_path / f"cut.txt{suffix}"
+        cut.write_bytes(whole.read_bytes()[:-100])
+        with pytest.raises(CorpusError, match=rf"cut\.txt{suffix}, line \d+: cannot be read further: .* not whole"):
+            read(cut)
+
+
+def test_what_is_refused_before_reading(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"nowhere\.txt: cannot be opened: .*; check the path"):
+        Reader(str(tmp_path / "nowhere.txt"), Columns())
+    with pytest.raises(CorpusError, match=r"a\.doc: the format is told by the end of the name, which must be \.txt"):
+        Reader("a.doc", Columns())
+    with pytest.raises(CorpusError, match=r"a\.txt: a \.txt file has no columns to name"):
+        Reader("a.txt", Columns(id="id"))
+    with pytest.raises(CorpusError, match=r"a\.parquet\.gz: parquet is compressed by itself"):
+        Reader("a.parquet.gz", Columns())
+    with pytest.raises(CorpusError, match="carry: 'embedding' is a column of the output itself"):
+        Columns(carried=("embedding",))
+    pq.write_table(pa.table({"text": ["a"], "id": [1.5]}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match="id: it is double; ids are whole numbers or strings"):
+        Reader(str(tmp_path / "a.parquet"), Columns(id="id")).rows()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.txt"])
+def test_a_text_of_ten_megabytes(tmp_path: Path, name: str) -> None:
+    path = corpora.write(tmp_path / name, [{"text": "word " * 2_000_000}, {"text": "short"}])
+    assert [len(row.text) for row in read(path) if isinstance(row, Row)] == [10_000_000, 5]

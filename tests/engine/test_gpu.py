@@ -1,0 +1,169 @@
+"""What only a GPU can show: the 16-bit formats, FlashAttention and captured graphs against float32 on the CPU.
+
+tests/engine/test_kernels.py runs its kernels on the GPU too where there is one.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.attention import GroupedAttention, VarlenAttention
+from engine.graphs import BUCKETS
+from engine.kernels import FUSED
+from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
+from engine.packed import PackedEngine
+from tests.support.vectors import errors, random_ids, segments_of, unit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none")
+
+NEW_ENOUGH = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+needs_flash_attention = pytest.mark.skipif(not NEW_ENOUGH, reason="needs compute capability 8.0")
+
+LENGTHS = [*range(1, 21), 255, 256, 257, 258, 511, 512, 513, 514, 515, 1023, 1024, 1025, 2047, 2048]
+# In unit vectors, for the company that a text is in.
+LARGEST_DIFFERENCE = 1e-3
+NAN_ID = 5000
+
+
+@pytest.fixture(scope="module")
+def on_gpu(checkpoint: Path) -> PackedEngine:
+    """The engine as it is served."""
+    return PackedEngine(checkpoint, "cuda")
+
+
+@pytest.fixture(scope="module")
+def poisoned(random_weights: Path) -> PackedEngine:
+    """The engine as it is served, with one token whose embedding is NaN."""
+    engine = PackedEngine(random_weights, "cuda")
+    with torch.inference_mode():
+        engine.network.embedding.table[NAN_ID] = torch.nan
+    return engine
+
+
+@pytest.fixture(scope="module")
+def expected(packed: PackedEngine) -> np.ndarray:
+    return packed.embed([random_ids(length) for length in LENGTHS])
+
+
+@pytest.mark.parametrize(("numbers", "limit"), [(FLOAT32, 1e-6), (FLOAT16, 1e-4), (BFLOAT16, 1e-3)])
+def test_every_length_alone_and_together(
+    checkpoint: Path, expected: np.ndarray, numbers: NumberFormat, limit: float
+) -> None:
+    """1e-4 is asked of the format that the engine uses; bfloat16 has an eighth of its precision."""
+    engine = PackedEngine(checkpoint, "cuda", numbers)
+    texts = [random_ids(length) for length in LENGTHS]
+    alone, _ = errors(np.concatenate([engine.embed([ids]) for ids in texts]), expected)
+    together, _ = errors(engine.embed(texts), expected)
+    print(f"{engine.description}: 1 - cosine {alone:.1e} alone, {together:.1e} together")
+    assert max(alone, together) <= limit
+
+
+@needs_flash_attention
+def test_every_kernel_is_trusted_and_graphs_are_used(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for numbers in (FLOAT16, BFLOAT16):
+            engine = PackedEngine(checkpoint, "cuda", numbers)
+            assert engine.network.kernels == FUSED and engine.graphs
+            for bucket in BUCKETS:
+                engine.embed([random_ids(bucket.tokens)])
+            assert all(engine.graphs.bucket(bucket.tokens, 1) == bucket for bucket in BUCKETS)
+    assert not caplog.records
+
+
+def test_neighbours(on_gpu: PackedEngine) -> None:
+    text = random_ids(40)
+    alone = unit(on_gpu.embed([text]))[0]
+    others = [random_ids(2 + i * 7 % 60, seed=1 + i) for i in range(299)]
+    rows = [unit(on_gpu.embed([*others[:i], text, *others[i:]]))[i] for i in (0, 150, 299)]
+    largest = max(float(np.abs(row - alone).max()) for row in rows)
+    print(f"largest difference that neighbours make in a unit vector: {largest:.1e}")
+    assert largest < LARGEST_DIFFERENCE
+
+
+@needs_flash_attention
+@pytest.mark.parametrize("window", [None, 256])
+def test_varlen_attention_is_the_grouped_one(window: int | None) -> None:
+    device, lengths = torch.device("cuda"), [1500, 600, 258, 257, 17, 17, 1]
+    q, k, v = (torch.randn(sum(lengths), heads, 256, device=device, dtype=torch.float16) for heads in (3, 1, 1))
+    segments = segments_of(lengths, device)
+    flash = VarlenAttention(1 / 16)(q, k, v, segments, window)
+    exact = GroupedAttention(1 / 16)(q.float(), k.float(), v.float(), segments, window)
+    assert (flash - exact).abs().max() < 5e-3
+
+
+def test_a_large_batch_and_a_small_one_agree(checkpoint: Path) -> None:
+    engine = PackedEngine(checkpoint, "cuda")
+    texts = [random_ids(length) for length in LENGTHS]
+    large = engine.embed(texts)
+    engine.batch_tokens = 1_000
+    assert errors(engine.embed(texts), large)[0] <= 1e-4
+
+
+@needs_flash_attention
+def test_replays_of_lengths_that_shrink_and_grow(random_weights: Path, poisoned: PackedEngine) -> None:
+    """Between any two batches, static buffers and the graphs' memory are filled with NaN by a poisoned batch."""
+    plain = PackedEngine(random_weights, "cuda", graphs=False)
+    assert poisoned.graphs and plain.graphs is None
+    for lengths in [(2000,), (3,), (900, 100), (60,), (64,), (8, 8, 8, 8), (1500, 30), (16,), (500, 2, 2), (1, 1)]:
+        bucket = poisoned.graphs.bucket(sum(lengths), len(lengths))
+        assert bucket
+        poison = [[NAN_ID] * (bucket.tokens // 2), [NAN_ID] * (bucket.tokens - bucket.tokens // 2)]
+        assert np.isnan(poisoned.embed(poison)).all()
+        texts = clean([random_ids(length, seed=7) for length in lengths])
+        found, exact = poisoned.embed(texts), plain.embed(texts)
+        assert errors(found, exact)[0] <= 1e-4
+        assert np.abs(unit(found) - unit(exact)).max() < LARGEST_DIFFERENCE
+
+
+def test_ten_thousand_random_batches(poisoned: PackedEngine) -> None:
+    """Every vector is what it is alone, whatever it is with; texts of NaN among them, which nothing else sees."""
+    generator = np.random.default_rng(0)
+    texts = clean([random_ids(int(n), seed=i) for i, n in enumerate(generator.integers(2, 200, 300))])
+    texts[0] = [2, NAN_ID, 1]
+    alone = np.concatenate([unit(poisoned.embed([ids])) for ids in texts])
+    largest = 0.0
+    for turn in range(10_000):
+        chosen = generator.choice(len(texts), int(generator.integers(1, 60 if turn % 100 == 0 else 6)))
+        if turn % 7 == 0:
+            chosen[int(generator.integers(len(chosen)))] = 0
+        vectors = poisoned.embed([texts[i] for i in chosen])
+        is_nan = np.isnan(vectors).any(axis=1)
+        assert (is_nan == (chosen == 0)).all(), turn
+        if not is_nan.all():
+            difference = np.abs(unit(vectors[~is_nan]) - alone[chosen[~is_nan]])
+            largest = max(largest, float(difference.max()))
+    print(f"largest difference in a unit vector over 10,000 batches: {largest:.1e}")
+    assert largest < LARGEST_DIFFERENCE
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Leave torch 400 MB more than it holds."""
+    torch.cuda.empty_cache()
+    free_and_total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 400e6) / free_and_total[1])
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_out_of_memory_loses_no_text(
+    random_weights: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = PackedEngine(random_weights, "cuda")
+    texts = [random_ids(100, seed=i) for i in range(2_000)]
+    exact = engine.embed(texts)
+    request.getfixturevalue("little_memory")
+    engine.batch_tokens = 200_000
+    with caplog.at_level(logging.WARNING):
+        found = engine.embed(texts)
+    assert "out of memory at 200000 tokens: from now on 100000 in one pass" in caplog.text
+    assert engine.batch_tokens < 200_000 and errors(found, exact)[0] <= 1e-4
+
+
+def clean(texts: list[list[int]]) -> list[list[int]]:
+    """Return the texts without the poisoned token."""
+    return [[6 if i == NAN_ID else i for i in ids] for ids in texts]

@@ -1,0 +1,72 @@
+"""Compile every Triton kernel for a compute capability, without a GPU: run by test_kernels in a process of its own.
+
+python -m tests.support.compile_kernels 90
+"""
+
+import inspect
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from engine.kernels import FUSED, gating, norms, pooling, rotary
+from engine.kernels.selection import Samples
+from tests.support.vectors import FULL
+
+TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+
+
+class Compiler:
+    """Stands where a kernel does and compiles it, with what it is launched with, instead of launching it."""
+
+    def __init__(self, kernel: Any, capability: int, found: list[dict[str, Any]]) -> None:
+        self.kernel, self.capability, self.found = kernel, capability, found
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self.launch
+
+    def launch(self, *args: Any, num_warps: int, **constants: int) -> None:
+        names = list(inspect.signature(self.kernel.fn).parameters)
+        signature = dict.fromkeys(constants, "constexpr")
+        attributes = {}
+        for i, (name, value) in enumerate(zip(names, args, strict=False)):
+            if isinstance(value, torch.Tensor):
+                signature[name] = TYPES[value.dtype]
+                attributes[(i,)] = [["tt.divisibility", 16]]
+            else:
+                signature[name] = "fp32" if isinstance(value, float) else "i32"
+        ordered = {name: signature[name] for name in names}
+        source = ASTSource(self.kernel, ordered, {(names.index(n),): v for n, v in constants.items()}, attributes)
+        compiled = triton.compile(source, GPUTarget("cuda", self.capability, 32), options={"num_warps": num_warps})
+        ptx = compiled.asm["ptx"]
+        self.found.append(
+            {
+                "kernel": self.kernel.fn.__name__,
+                "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
+                "cubin_bytes": len(compiled.asm["cubin"]),
+                "shared_bytes": compiled.metadata.shared,
+                "wide_accesses": sum(".v4." in line for line in ptx.splitlines()),
+            }
+        )
+
+
+def main() -> None:
+    """Print what was compiled as JSON."""
+    found: list[dict[str, Any]] = []
+    for module, name in (
+        (norms, "_embed_norm"), (norms, "_add_norm"), (rotary, "_norm_rotate"), (gating, "_geglu"),
+        (pooling, "_segment_mean"),
+    ):  # fmt: skip
+        setattr(module, name, Compiler(getattr(module, name), int(sys.argv[1]), found))
+    samples = Samples(FULL, torch.float16, torch.device("cpu"))
+    for name in ("embed_norm", "norm_rotate", "add_norm", "geglu", "segment_mean"):
+        getattr(samples, name)(getattr(FUSED, name))
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

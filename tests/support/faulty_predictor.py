@@ -1,0 +1,36 @@
+"""The predictor with an engine that fails on demand: as the file that FAULT names says, once for each writing of it."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import predict
+from engine.contract import Ranges
+
+
+class ThreadDeath(BaseException):
+    """What no handler of Exception catches."""
+
+
+class Predictor(predict.Predictor):
+    def setup(self) -> None:
+        """Set up as usual, then put the faults in front of the engine."""
+        super().setup()
+        launch = self.engine.launch
+        file = Path(os.environ["FAULT"])
+
+        def faulty(token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
+            fault = file.read_text(encoding="utf-8") if file.exists() else ""
+            file.unlink(missing_ok=True)
+            if fault == "raise":
+                raise RuntimeError("injected")
+            if fault == "die":
+                raise ThreadDeath("injected")
+            if fault.startswith("sleep"):
+                time.sleep(float(fault.split()[1]))
+            return launch(token_ids, ranges)
+
+        self.engine.launch = faulty  # type: ignore[method-assign]

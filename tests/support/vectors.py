@@ -1,0 +1,40 @@
+"""Token ids to test with, and how far apart two sets of vectors are."""
+
+import numpy as np
+import torch
+
+from engine.model import Architecture
+from engine.packing import Layout, Segments
+
+
+def random_ids(length: int, seed: int = 0, vocabulary: int = 12000) -> list[int]:
+    """Return `<bos>`, random tokens and `<eos>`, `length` of them together (one alone is `<bos>`)."""
+    generator = np.random.default_rng([seed, length])
+    return [2, *generator.integers(5, vocabulary, max(length - 2, 0)).tolist(), 1][:length]
+
+
+def errors(vectors: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Return the largest 1 - cosine and the largest relative error of a norm, computed in float64."""
+    a, b = vectors.astype(np.float64), expected.astype(np.float64)
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    return float((1 - (a * b).sum(axis=1) / (norm_a * norm_b)).max()), float(np.abs(norm_a / norm_b - 1).max())
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows at length 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def segments_of(lengths: list[int], device: torch.device | None = None) -> Segments:
+    """Describe texts of these lengths as the engine does."""
+    layout = Layout(sum(lengths), len(lengths))
+    buffer = torch.empty(layout.size, dtype=torch.int32)
+    layout.fill(buffer.numpy(), [[2] * length for length in lengths])
+    _, positions, cu_seqlens = layout.parts(buffer.to(device or "cpu"))
+    return Segments(cu_seqlens, positions, max(lengths), tuple(lengths))
+
+
+FULL = Architecture(
+    vocab_size=262144, hidden=768, heads=3, kv_heads=1, head_dim=256, intermediate=1152, eps=1e-6,
+    attention_scale=1 / 16, windows=(256,) * 5 + (None,), full_theta=1e6, sliding_theta=1e4, dense=(3072, 768),
+)  # fmt: skip
