@@ -1,5 +1,7 @@
 """The task prompts EmbeddingGemma was trained with. A text follows its prompt directly, with nothing in between."""
 
+TITLED_TASK = "retrieval_document"
+"""The one task whose prompt has a place for a title."""
 NO_TITLE = "none"
 
 PROMPTS: dict[str, str] = {
@@ -25,11 +27,9 @@ def prompt_for(task: str, title: str | None = None) -> str:
     """
     if task not in PROMPTS:
         raise ValueError(f"task: {task!r} is not a task; use one of {', '.join(PROMPTS)}")
-    if task == "retrieval_document":
+    if task == TITLED_TASK:
         # Not str.format: a title may hold braces.
         return PROMPTS[task].replace("{title}", NO_TITLE if title is None else title)
     if title is not None:
-        raise ValueError(
-            f"title: task {task!r} has no place for a title; leave it out or use task 'retrieval_document'"
-        )
+        raise ValueError(f"title: task {task!r} has no place for a title; leave it out or use task {TITLED_TASK!r}")
     return PROMPTS[task]

@@ -22,7 +22,7 @@ import torch
 import engine
 import weights
 from corpus.blocks import Limits
-from corpus.pipeline import Pipeline, Settings
+from corpus.pipeline import Pipeline
 from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import Job, check_output, parts_of, run
@@ -30,6 +30,7 @@ from corpus.shards import Parts
 from engine.contract import Engine
 from engine.threads import in_own_thread
 from tasks import prompt_for
+from texts.options import Options
 
 logger = logging.getLogger("measure_corpus")
 
@@ -49,9 +50,9 @@ def embed_file(loaded: Engine, source: Path, output: Path, window: int) -> float
     start = time.perf_counter()
     parts = Parts(parts_of(output))
     parts.open({})
-    with closing(parts), closing(Pipeline(loaded.tokenizer, loaded.embed, Settings(), parts, False)) as pipeline:
+    with closing(parts), closing(Pipeline(loaded.tokenizer, loaded.embed, Options(), parts, False)) as pipeline:
         job = Job(
-            Reader(str(source), Columns()), output, check_output(output), Settings(), Limits(rows=window), parts, False
+            Reader(str(source), Columns()), output, check_output(output), Options(), Limits(rows=window), parts, False
         )
         for _ in run(job, pipeline.submit, 1, {}):
             pass

@@ -19,10 +19,11 @@ import ray
 import engine
 import weights
 from corpus.blocks import Limits, windows
-from corpus.pipeline import Settings, compute, shard_of, tokenize
+from corpus.pipeline import compute, shard_of, tokenize
 from corpus.rows import BadRow, Columns, CorpusError, Row, make_row
 from corpus.shards import Shard
 from corpus.writers import vector_array
+from texts.options import Options
 
 ROOT = Path(__file__).parent.parent
 # What the machines of a cluster are not sent of this checkout.
@@ -38,7 +39,7 @@ class Work:
     """What an actor is to do. `columns.id` is set: elsewhere rows are told by their number, which batches have not."""
 
     weights: str | None
-    settings: Settings
+    settings: Options
     columns: Columns
     skip: bool
 
@@ -63,7 +64,7 @@ class Embedder:
         limits = Limits(rows=table.num_rows, chars=1 << 62, remembered=1)
         [window] = windows(self._rows(table), limits)
         tokenized = tokenize(self._engine.tokenizer, self._work.settings, window)
-        shard = shard_of(window, tokenized, compute(self._engine.embed, self._work.settings, tokenized))
+        shard = shard_of(window, tokenized, compute(self._engine.embed, self._work.settings, tokenized.prepared))
         problems = {row.number: row.problem for row in window.bad}
         texts = window.sources[:, 1].tolist()
         refused = tokenized.refused
@@ -107,7 +108,7 @@ class Embedder:
         return pa.table(columns).replace_schema_metadata(self._metadata)
 
 
-def embed(args: argparse.Namespace, settings: Settings, columns: Columns) -> int:
+def embed(args: argparse.Namespace, settings: Options, columns: Columns) -> int:
     """Embed `args.input` into the folder `args.output` and return how many rows it has, which are in no certain order.
 
     Raises CorpusError in words for what cannot be done, and when a row stops the run.

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from batching.errors import Busy
+from batching.request import Cost
 from corpus.blocks import Limits
-from corpus.pipeline import Pipeline, Settings
+from corpus.pipeline import Pipeline
 from corpus.readers import Reader, UnknownFormat
 from corpus.rows import Columns, CorpusError
 from corpus.run import Job, Progress, Stopped, check_output, parts_of, run
@@ -25,6 +26,7 @@ from corpus.shards import Parts
 from corpus.writers import side_file
 from engine.contract import Ranges
 from engine.tokenizer import Tokenizer
+from texts.options import Options
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +37,52 @@ SKIPPED_LOGGED = 100
 # The queue is full of other requests' work: a corpus has time.
 BUSY_WAIT_S = 0.2
 
-Embed = Callable[[Sequence[Sequence[int]], Ranges | None], Awaitable[np.ndarray]]
+Embed = Callable[[Sequence[Sequence[int]], Ranges | None], Awaitable[tuple[np.ndarray, Cost]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The file to embed: where it lies, its format if its name does not tell, its columns, and what bad rows do."""
+    """The file of a prediction: the path that Cog downloaded it to, and what the prediction says of it.
 
-    path: Path
-    file_format: str | None
+    `file_format` is `auto` where the name tells. Raises ValueError for what is no download.
+    """
+
+    path: Path | str
+    file_format: str
     columns: Columns
     skip: bool
+    output_format: str
+
+    def __post_init__(self) -> None:
+        # Cog hands on what it did not download as a string: never a path of this machine.
+        if isinstance(self.path, str):
+            raise ValueError(
+                f"file: {self.path[:80]!r} is no URL; give one that begins with http://, https:// or data:"
+            )
+
+
+def check_beside_file(**inputs: object) -> None:
+    """Raise ValueError for texts and titles that are given beside a file."""
+    if given := [name for name, value in inputs.items() if value is not None]:
+        raise ValueError(f"file, {', '.join(given)}: give a file, whose columns have texts and titles, or give texts")
+
+
+def _check_told_apart(source: Source, options: Options) -> None:
+    """Raise ValueError where a file of nothing but vectors would not tell which is which."""
+    reason = "chunk" if options.chunking is not None else "on_error 'skip'" if source.skip else None
+    if source.output_format == "npy" and reason:
+        raise ValueError(f"output_file: 'npy' has no ids to tell rows by, with {reason}; use 'parquet' or 'jsonl'")
 
 
 async def embed_file(
-    source: Source, output: Path, settings: Settings, tokenizer: Tokenizer, embed: Embed, model: str
+    source: Source, output: Path, options: Options, tokenizer: Tokenizer, embed: Embed, model: str
 ) -> Progress:
     """Embed a file of texts into the file `output`, which must not exist, and log how far it is.
 
     Raises CorpusError naming the line and the remedy. When it is cancelled, nothing more is computed for it.
     """
-    task = _Task(source, output, settings, tokenizer, embed, asyncio.get_running_loop())
+    _check_told_apart(source, options)
+    task = _Task(source, output, options, tokenizer, embed, asyncio.get_running_loop())
     thread = ThreadPoolExecutor(1, "corpus")  # of its own: it is busy for as long as the file takes
     try:
         # With the prediction's context, which its logs find their way by.
@@ -77,12 +104,12 @@ class _Task:
         self,
         source: Source,
         output: Path,
-        settings: Settings,
+        options: Options,
         tokenizer: Tokenizer,
         embed: Embed,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._source, self._output, self._settings = source, output, settings
+        self._source, self._output, self._options = source, output, options
         self._tokenizer, self._embed, self.loop = tokenizer, embed, loop
         self._stopped = threading.Event()
         self._computing: Future[np.ndarray] | None = None
@@ -90,11 +117,11 @@ class _Task:
     def run(self, model: str) -> Progress:
         source = self._source
         form = check_output(self._output)
-        reader = Reader(str(source.path), source.columns, source.file_format)
+        reader = Reader(str(source.path), source.columns, None if source.file_format == "auto" else source.file_format)
         parts = Parts(parts_of(self._output), reader.carried_fields)
         parts.open({})
-        pipeline = Pipeline(self._tokenizer, self._compute, self._settings, parts, source.skip)
-        job = Job(reader, self._output, form, self._settings, LIMITS, parts, source.skip)
+        pipeline = Pipeline(self._tokenizer, self._compute, self._options, parts, source.skip)
+        job = Job(reader, self._output, form, self._options, LIMITS, parts, source.skip)
         try:
             with closing(reader), closing(pipeline), closing(run(job, pipeline.submit, 1, {"model": model})) as steps:
                 progress = self._follow(steps)
@@ -141,7 +168,7 @@ class _Task:
                 self._stopped.wait(BUSY_WAIT_S)
 
     async def _wait(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> np.ndarray:
-        return await self._embed(token_ids, ranges)
+        return (await self._embed(token_ids, ranges))[0]
 
     def stop(self) -> None:
         """Begin nothing more, and let go of what waits."""

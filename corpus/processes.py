@@ -15,10 +15,11 @@ import pyarrow as pa
 
 import engine
 from corpus.blocks import Window
-from corpus.pipeline import Done, Pipeline, Settings
+from corpus.pipeline import Done, Pipeline
 from corpus.rows import CorpusError
 from corpus.shards import Parts
 from engine.contract import Engine
+from texts.options import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Work:
     """What a device is to do with windows; goes to its process."""
 
     checkpoint: Path
-    settings: Settings
+    settings: Options
     folder: Path
     carried_fields: list[pa.Field]
     skip: bool

@@ -22,13 +22,13 @@ from corpus.rows import (
     Columns,
     CorpusError,
     Row,
-    check_text,
     check_utf8,
     decode,
     json_object,
     make_row,
     not_utf8,
 )
+from texts.checks import check_text
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {

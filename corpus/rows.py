@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from texts.checks import check_text, check_title
+
 Id = int | str
 
 OWN_COLUMNS = ("id", "embedding", "token_count", "truncated", "start", "end")
@@ -52,46 +54,6 @@ class BadRow:
 
     number: int
     problem: str
-
-
-def check_text(text: object, column: str) -> str:
-    """Return the text. Raises ValueError for what is no text, or blank, or no Unicode."""
-    if text is None:
-        raise ValueError(f"{column}: it is null; give a text, or leave the row out")
-    if not isinstance(text, str):
-        raise ValueError(f"{column}: it is {_kind(text)}; give a string")
-    check_unicode(text, column)
-    if not text or text.isspace():
-        raise ValueError(f"{column}: the text is empty or blank, which has no meaning to embed; leave the row out")
-    return text
-
-
-def check_title(title: object, column: str) -> str | None:
-    """Return the title, None for a null or blank one. Raises ValueError for what is no text, or no Unicode."""
-    if title is None:
-        return None
-    if not isinstance(title, str):
-        raise ValueError(f"{column}: it is {_kind(title)}; give a string, or null where there is no title")
-    check_unicode(title, column)
-    return title if title.strip() else None
-
-
-def check_unicode(text: str, where: str) -> None:
-    """Raise ValueError for a lone surrogate, half of a UTF-16 pair, which no encoding can spell."""
-    if text.isascii():  # which takes no time, however long it is
-        return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where}: character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), not a character; "
-            "write whole UTF-16 pairs or UTF-8"
-        ) from None
-
-
-def _kind(value: object) -> str:
-    kinds = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
-    return kinds.get(type(value), f"of type {type(value).__name__}")
 
 
 def make_row(columns: Columns, number: int, values: dict[str, Any], id_type: type | None = None) -> Row:

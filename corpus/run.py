@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corpus.blocks import Limits, Window, windows
-from corpus.pipeline import Done, Refused, Settings
+from corpus.pipeline import Done, Refused
 from corpus.readers import Reader
 from corpus.rows import BadRow, CorpusError, Row
 from corpus.shards import Parts
 from corpus.writers import output_format, write_output
+from texts.options import Options
 
 Submit = Callable[[Window], "Future[Done]"]
 
@@ -53,7 +54,7 @@ class Job:
     reader: Reader
     output: Path
     form: str
-    settings: Settings
+    settings: Options
     limits: Limits
     parts: Parts
     skip: bool

@@ -24,7 +24,6 @@ from tqdm import tqdm
 import encoding
 import weights
 from corpus.blocks import Limits
-from corpus.pipeline import Settings
 from corpus.processes import Processes, Work, environments
 from corpus.readers import Reader
 from corpus.rows import Columns
@@ -34,6 +33,7 @@ from corpus.writers import OUTPUT_FORMATS, side_file
 from engine.tokenizer import Truncate
 from tasks import PROMPTS, prompt_for
 from texts.chunking import Chunking
+from texts.options import Options
 
 logger = logging.getLogger("embed_corpus")
 
@@ -77,11 +77,11 @@ def _range(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> Options:
     """Return what the vectors are to be. Raises ValueError for what does not go together."""
     prompt_for(args.task, "a title" if args.title else None)
     chunking = Chunking(args.chunk, args.overlap, args.late) if args.chunk is not None else None
-    return Settings(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
+    return Options(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
 
 
 def columns_of(args: argparse.Namespace) -> Columns:
@@ -90,7 +90,7 @@ def columns_of(args: argparse.Namespace) -> Columns:
 
 
 def manifest(
-    args: argparse.Namespace, settings: Settings, model: str, environment: dict[str, str], window: int
+    args: argparse.Namespace, settings: Options, model: str, environment: dict[str, str], window: int
 ) -> dict[str, Any]:
     """Return everything that the output's bytes depend on besides the input: a run goes on only with the same."""
     columns = {"text": args.text, "title": args.title, "id": args.id, "carry": list(args.carry)}

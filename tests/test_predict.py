@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import encoding
-from predict import MAX_TEXTS, Predictor
+from predict import Predictor
 from tasks import PROMPTS
 from tests.conftest import Predict
+from texts.request import MAX_TEXTS
 from weights import SMALL, WeightsError
 
 pytestmark = pytest.mark.parametrize("checkpoint", [SMALL], indirect=True, ids=["small"])

@@ -1,1 +1,1 @@
-"""What was asked, and what the model reads."""
+"""What was asked (`options`, `request`, `checks`) and what the model reads of it (`prepare`, `chunking`)."""

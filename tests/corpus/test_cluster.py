@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus.pipeline import Settings
 from corpus.rows import Columns, CorpusError
 from engine.packed import PackedEngine
 from scripts.make_openapi import ROOT
 from tests.support import corpora
 from texts.chunking import Chunking
+from texts.options import Options
 
 pytestmark = pytest.mark.ray
 
@@ -40,7 +40,7 @@ def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
 
     texts = ["one", "two " * 60, "one", "three"]
     table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "path": ["f"] * 4})
-    found = Embedder(Work("small", Settings(chunking=Chunking(32)), COLUMNS, skip=False))(table)
+    found = Embedder(Work("small", Options(chunking=Chunking(32)), COLUMNS, skip=False))(table)
     assert found["id"].to_pylist() == ["a", *["b"] * (len(found) - 3), "c", "d"] and len(found) > 4
     cut = [row["text"][row["start"] : row["end"]] for row in found.to_pylist()]
     np.testing.assert_allclose(array(found), vectors(PackedEngine(small, "cpu"), cut), atol=1e-6)
@@ -50,7 +50,7 @@ def test_an_actor_names_or_keeps_unfit_rows() -> None:
     from corpus.cluster import Embedder, Work
 
     table = pa.table({"id": [1, 2, 3], "text": ["one", None, "w " * 3000], "path": ["s3://bucket/a.parquet"] * 3})
-    strict = Settings(truncate="none")
+    strict = Options(truncate="none")
     with pytest.raises(CorpusError, match=r"s3://bucket/a\.parquet, id 2: text: it is null; give a text, or leave the"):
         Embedder(Work("small", strict, COLUMNS, skip=False))(table)
     found = Embedder(Work("small", strict, COLUMNS, skip=True))(table).to_pylist()
@@ -110,6 +110,6 @@ def test_a_bad_row_stops_a_cluster_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        f"embed_corpus: {tmp_path}/a.parquet, id 8: text: it is null; give a text, or leave the row out. Mend it, or "
+        f"embed_corpus: {tmp_path}/a.parquet, id 8: text: it is null; give a text, or leave it out. Mend it, or "
         "skip such rows (on-error skip)"
     )

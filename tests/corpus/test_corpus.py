@@ -15,7 +15,6 @@ import pytest
 
 import encoding
 from corpus.blocks import Limits
-from corpus.pipeline import Settings
 from corpus.rows import Columns, CorpusError
 from corpus.run import check_output, parts_of
 from corpus.shards import Parts
@@ -23,6 +22,7 @@ from engine.packed import PackedEngine
 from tasks import prompt_for
 from tests.support.corpora import embed, texts, write
 from texts.chunking import Chunking
+from texts.options import Options
 
 # Lengths out of order, texts twice in one window and in several, more than two windows of 16.
 TEXTS = [*texts(20), *texts(10, first=5), *texts(12, first=30), "word and " * 300]
@@ -88,7 +88,7 @@ def test_row_i_is_text_i(engine: PackedEngine, expected: np.ndarray, tmp_path: P
 
 def test_a_text_file_is_numbered_by_its_lines(engine: PackedEngine, tmp_path: Path) -> None:
     source = write(tmp_path / "a.txt", [{"text": text} for text in TEXTS])
-    embed(engine, source, tmp_path / "v.parquet", settings=Settings(task="clustering"))
+    embed(engine, source, tmp_path / "v.parquet", settings=Options(task="clustering"))
     some = [0, 3, 24, 42]
     alone = one_by_one(engine, [TEXTS[i] for i in some], [None] * len(some), "clustering")
     np.testing.assert_allclose(vectors_of(tmp_path / "v.parquet")[some], alone, atol=1e-6)
@@ -99,7 +99,7 @@ def test_a_text_file_is_numbered_by_its_lines(engine: PackedEngine, tmp_path: Pa
 @pytest.mark.parametrize("form", ["parquet", "npy", "jsonl"])
 def test_precisions(engine: PackedEngine, expected: np.ndarray, tmp_path: Path, precision: str, form: str) -> None:
     output = tmp_path / f"v.{form}"
-    embed(engine, write(tmp_path / "a.jsonl", ROWS), output, COLUMNS, Settings(embedding_dim=256, precision=precision))
+    embed(engine, write(tmp_path / "a.jsonl", ROWS), output, COLUMNS, Options(embedding_dim=256, precision=precision))
     wanted = encoding.convert(encoding.cut(expected, 256, True), precision)
     found = vectors_of(output)
     assert found.shape == wanted.shape
@@ -114,7 +114,7 @@ def test_precisions(engine: PackedEngine, expected: np.ndarray, tmp_path: Path, 
 
 
 def test_parquet_says_what_its_vectors_are(engine: PackedEngine, tmp_path: Path) -> None:
-    settings = Settings(task="clustering", embedding_dim=128, precision="int8")
+    settings = Options(task="clustering", embedding_dim=128, precision="int8")
     columns = Columns(carried=("note", "name"))
     embed(engine, write(tmp_path / "a.jsonl", ROWS), tmp_path / "v.parquet", columns, settings)
     schema = pq.read_schema(tmp_path / "v.parquet")
@@ -168,7 +168,7 @@ def test_chunks_are_rows_with_ranges(engine: PackedEngine, tmp_path: Path, form:
     long = "The committee met again on Tuesday and could not agree. " * 20
     rows = [{"text": "short"}, {"text": long}, {"text": "short"}, {"text": "Wien " + long}]
     output = tmp_path / f"v.{form}"
-    chunked = Settings(chunking=Chunking(64, 16))
+    chunked = Options(chunking=Chunking(64, 16))
     embed(engine, write(tmp_path / "a.jsonl", rows), output, settings=chunked, limits=Limits(rows=2))
     found = rows_of(output)
     cut = [rows[row["id"] - 1]["text"][row["start"] : row["end"]] for row in found]
@@ -196,13 +196,13 @@ def test_skipped_rows_are_listed_and_the_rest_is_done(engine: PackedEngine, tmp_
         {"text": "w " * 3000},
         {"text": "eight"},
     ]  # the refused text once more, in another window
-    strict = Settings(truncate="none")
+    strict = Options(truncate="none")
     last = embed(engine, write(tmp_path / "a.jsonl", rows), output, None, strict, Limits(rows=3), skip=True)
     assert last.skipped == 4
     assert [row["id"] for row in rows_of(output)] == [1, 3, 6, 8]
     listed = [json.loads(line) for line in (tmp_path / "v.skipped.jsonl").read_text().splitlines()]
     assert [one["number"] for one in listed] == [2, 4, 5, 7]
-    assert listed[0]["problem"] == "text: it is null; give a text, or leave the row out"
+    assert listed[0]["problem"] == "text: it is null; give a text, or leave it out"
     assert listed[3]["problem"].startswith(
         "the text has 3,010 tokens with its prompt and the limit is 2,048; shorten it"
     )
@@ -236,7 +236,7 @@ def test_a_stopped_run_can_go_on_skipping(engine: PackedEngine, tmp_path: Path) 
 def test_a_run_stops_at_a_text_that_the_tokenizer_refuses(engine: PackedEngine, tmp_path: Path) -> None:
     source = write(tmp_path / "a.txt", [{"text": "one"}, {"text": "w " * 3000}])
     with pytest.raises(CorpusError, match=r"a\.txt, line 2: the text has 3,0\d\d tokens with its prompt and the limit"):
-        embed(engine, source, tmp_path / "v.npy", settings=Settings(truncate="none"))
+        embed(engine, source, tmp_path / "v.npy", settings=Options(truncate="none"))
 
 
 def test_a_changed_input_is_refused(engine: PackedEngine, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_ten_megabytes_in_one_text(engine: PackedEngine, tmp_path: Path) -> None
 def test_late_chunks_are_stored_with_their_ranges(engine: PackedEngine, tmp_path: Path) -> None:
     long = "The committee met again on Tuesday and could not agree. " * 20
     source = write(tmp_path / "a.jsonl", [{"text": "short"}, {"text": long}])
-    late = Settings(chunking=Chunking(64, late=True))
+    late = Options(chunking=Chunking(64, late=True))
     embed(engine, source, tmp_path / "v.parquet", settings=late)
     rows, found = rows_of(tmp_path / "v.parquet"), vectors_of(tmp_path / "v.parquet")
     assert "".join(long[row["start"] : row["end"]] for row in rows[1:]) == long

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpus.blocks import Limits
-from corpus.pipeline import Pipeline, Settings
+from corpus.pipeline import Pipeline
 from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import Job, Progress, check_output, parts_of, run
 from corpus.shards import Parts
 from engine.contract import Engine
+from texts.options import Options
 
 WORDS = ["red", "old", "bright", "river", "house", "letter", "sings", "falls", "opens", "Wien", "東京", "привет"]
 
@@ -63,12 +64,12 @@ def embed(
     source: Path,
     output: Path,
     columns: Columns | None = None,
-    settings: Settings | None = None,
+    settings: Options | None = None,
     limits: Limits | None = None,
     skip: bool = False,
 ) -> Progress:
     """Run a job to its end in this process."""
-    settings = settings or Settings()
+    settings = settings or Options()
     reader = Reader(str(source), columns or Columns())
     parts = Parts(parts_of(output), reader.carried_fields)
     form = check_output(output)

@@ -19,7 +19,7 @@ class Predictor(predict.Predictor):
     def setup(self) -> None:
         """Set up as usual, then put the faults in front of the engine."""
         super().setup()
-        launch = self.engine.launch
+        launch = self.service.engine.launch
         file = Path(os.environ["FAULT"])
 
         def faulty(token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
@@ -33,4 +33,4 @@ class Predictor(predict.Predictor):
                 time.sleep(float(fault.split()[1]))
             return launch(token_ids, ranges)
 
-        self.engine.launch = faulty  # type: ignore[method-assign]
+        self.service.engine.launch = faulty  # type: ignore[method-assign]

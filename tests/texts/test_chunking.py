@@ -10,7 +10,7 @@ import pytest
 from engine.packed import PackedEngine
 from engine.tokenizer import TextRefused, Tokenizer
 from tests.conftest import TEXTS
-from texts.chunking import Chunking, Pass, Span, passes
+from texts.chunking import Chunking, Pass, Span, cut_into_passes
 
 PROMPT = "title: none | text: "
 PIECES = [
@@ -53,7 +53,7 @@ def random_texts(count: int) -> list[str]:
 def test_ranges_cover_the_text_and_each_chunk_fits(tokenizer: Tokenizer, chunk: int, overlap: int, late: bool) -> None:
     texts = [*TEXTS, *random_texts(40)]
     for text, found in zip(
-        texts, passes(tokenizer, [PROMPT] * len(texts), texts, Chunking(chunk, overlap, late)), strict=True
+        texts, cut_into_passes(tokenizer, [PROMPT] * len(texts), texts, Chunking(chunk, overlap, late)), strict=True
     ):
         cut = spans(found)
         assert (cut[0].start, cut[-1].end) == (0, len(text))
@@ -69,7 +69,7 @@ def test_ranges_cover_the_text_and_each_chunk_fits(tokenizer: Tokenizer, chunk: 
 
 def test_a_chunk_is_read_as_a_text_of_its_own(tokenizer: Tokenizer) -> None:
     for text in [*TEXTS, *random_texts(20)]:
-        [found] = passes(tokenizer, [PROMPT], [text], Chunking(12, 4))
+        [found] = cut_into_passes(tokenizer, [PROMPT], [text], Chunking(12, 4))
         for one in found:
             [span] = one.spans
             [alone] = tokenizer.encode([PROMPT], [text[span.start : span.end]])
@@ -80,31 +80,31 @@ def test_chunks_have_as_many_tokens_as_asked_for(tokenizer: Tokenizer) -> None:
     text = "The committee met again on Tuesday and could not agree. " * 300
     count = len(tokenizer.starts([text])[0])
     for prompt in ("", PROMPT, "title: " + "a long title " * 20 + " | text: "):
-        [found] = passes(tokenizer, [prompt], [text], Chunking(500))
+        [found] = cut_into_passes(tokenizer, [prompt], [text], Chunking(500))
         assert len(found) == -(-count // 500)
         for span in spans(found)[:-1]:
             assert abs(len(tokenizer.starts([text[span.start : span.end]])[0]) - 500) <= 1, "the prompt is not counted"
-    [found] = passes(tokenizer, [PROMPT], [text], Chunking(500, 100))
+    [found] = cut_into_passes(tokenizer, [PROMPT], [text], Chunking(500, 100))
     assert [span.start for span in spans(found)][:3] == [0, *(tokenizer.starts([text])[0][i] for i in (400, 800))]
 
 
 def test_a_text_of_one_chunk_is_not_cut(tokenizer: Tokenizer) -> None:
     for late in (False, True):
-        [found] = passes(tokenizer, [PROMPT], ["A short text."], Chunking(64, 0, late))
+        [found] = cut_into_passes(tokenizer, [PROMPT], ["A short text."], Chunking(64, 0, late))
         [whole] = tokenizer.encode([PROMPT], ["A short text."])
         assert found == [Pass(whole.ids, False, [Span(0, 13, 0, len(whole.ids))])]
 
 
 def test_more_than_the_limit_is_cut_to_it(tokenizer: Tokenizer) -> None:
     for text in ("w " * 5000, "🌍" * 3000, "x" * 9000, "\n" * 4000 + "end"):
-        [found] = passes(tokenizer, [PROMPT], [text], Chunking(1_000_000))
+        [found] = cut_into_passes(tokenizer, [PROMPT], [text], Chunking(1_000_000))
         assert len(found) >= 2 and not any(one.truncated for one in found)
         assert "".join(text[span.start : span.end] for span in spans(found)) == text
 
 
 def test_late_chunks_share_passes_and_point_at_their_own_tokens(tokenizer: Tokenizer) -> None:
     text = "The committee met again on Tuesday and could not agree. " * 400
-    [found] = passes(tokenizer, [PROMPT], [text], Chunking(300, 50, late=True))
+    [found] = cut_into_passes(tokenizer, [PROMPT], [text], Chunking(300, 50, late=True))
     assert len(found) < len(spans(found)) / 4
     for one in found:
         begin = one.spans[0].start
@@ -120,7 +120,7 @@ def test_late_chunks_share_passes_and_point_at_their_own_tokens(tokenizer: Token
 
 def test_millions_of_characters_are_cut(tokenizer: Tokenizer) -> None:
     text = "The committee met again. " * 80_000
-    [found] = passes(tokenizer, [PROMPT], [text], Chunking(2000))
+    [found] = cut_into_passes(tokenizer, [PROMPT], [text], Chunking(2000))
     assert len(found) > 180
     assert all(a.end == b.start for a, b in itertools.pairwise(spans(found)))
 
@@ -137,13 +137,13 @@ def test_what_does_not_go_together(tokenizer: Tokenizer) -> None:
         TextRefused,
         match=r"the prompt of text 1 leaves 0 of 2,048 tokens for the text, with an overlap of 0; shorten it",
     ):
-        passes(tokenizer, ["", "w " * 3000], ["a", "b"], Chunking(10))
+        cut_into_passes(tokenizer, ["", "w " * 3000], ["a", "b"], Chunking(10))
 
 
 def test_a_late_vector_is_the_mean_over_its_tokens_after_one_pass(small: Path) -> None:
     engine = PackedEngine(small, "cpu")
     text = "The committee met again on Tuesday and could not agree. " * 30
-    [[one]] = passes(engine.tokenizer, [PROMPT], [text], Chunking(100, 0, late=True))
+    [[one]] = cut_into_passes(engine.tokenizer, [PROMPT], [text], Chunking(100, 0, late=True))
     ranges = [(span.first, span.last) for span in one.spans]
     found = engine.embed([[2, 1], one.ids, [2, 50, 1]], [[(0, 2)], ranges, [(0, 3)]])
     tokens = engine.embed([one.ids], [[(i, i + 1) for i in range(len(one.ids))]])

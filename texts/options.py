@@ -1,0 +1,81 @@
+"""What the vectors are to be: task, dimensions, normalisation, precision, truncation and chunking."""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+import encoding
+from engine.tokenizer import Truncate
+from tasks import PROMPTS
+from texts.chunking import Chunking
+
+EMBEDDING_DIMS = (768, 512, 256, 128)
+# With fewer tokens from one chunk to the next, a request would make more vectors than memory holds.
+MIN_CHUNK_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How texts are embedded. Raises ValueError, naming the field and the choices, for a value that is none of them."""
+
+    task: str = "retrieval_document"
+    embedding_dim: int = 768
+    normalize: bool = True
+    precision: str = "float32"
+    truncate: Truncate = "end"
+    chunking: Chunking | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("task", self.task, PROMPTS)
+        _check_choice("embedding_dim", self.embedding_dim, EMBEDDING_DIMS)
+        _check_choice("precision", self.precision, encoding.WIRE_DTYPES)
+        _check_choice("truncate", self.truncate, get_args(Truncate))
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector: an eighth of the dimensions where eight signs are packed into a byte."""
+        return self.embedding_dim // 8 if self.precision in ("binary", "ubinary") else self.embedding_dim
+
+    @property
+    def late_chunking(self) -> bool:
+        """Whether the model reads chunks in the company of the others."""
+        return self.chunking is not None and self.chunking.late
+
+    def finish(self, vectors: np.ndarray) -> np.ndarray:
+        """Cut, normalise and convert an engine's vectors: float32 [n, 768] to [n, width] of the precision."""
+        return encoding.convert(encoding.cut(vectors, self.embedding_dim, self.normalize), self.precision)
+
+    def described(self) -> dict[str, str]:
+        """Return the options as strings, for the metadata of a file of vectors."""
+        facts = {
+            "task": self.task,
+            "dimensions": self.embedding_dim,
+            "precision": self.precision,
+            "normalized": self.normalize,
+            "truncate": self.truncate,
+        }
+        if self.chunking:
+            facts |= {"chunk": self.chunking.chunk, "overlap": self.chunking.overlap, "late": self.chunking.late}
+        return {name: str(value).lower() for name, value in facts.items()}
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(map(str, choices))}")
+
+
+def chunking_of(chunk: int | None, overlap: int, late_chunking: bool) -> Chunking | None:
+    """Return how a request's long texts are cut, None where they are not. Raises ValueError for what does not fit."""
+    if chunk is None:
+        if overlap or late_chunking:
+            name = "overlap" if overlap else "late_chunking"
+            raise ValueError(f"{name}: it needs 'chunk'; give the tokens of a chunk")
+        return None
+    chunking = Chunking(chunk, overlap, late_chunking)
+    if chunk - overlap < MIN_CHUNK_STEP:
+        raise ValueError(
+            f"chunk, overlap: a chunk would begin every {chunk - overlap} tokens; make chunk at least {MIN_CHUNK_STEP} "
+            "more than overlap"
+        )
+    return chunking
