@@ -1,4 +1,4 @@
-"""Vectors to the wire and back: Matryoshka cut, unit length, precision, base64 or array."""
+"""Vectors to the wire format and back: Matryoshka cut, unit length, precision, base64 or array."""
 
 import base64
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# What a client reads the bytes as: little-endian, whatever machine wrote them.
+# How a client reads the bytes: little-endian, whatever machine wrote them.
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -24,29 +24,29 @@ SIGN_BIT = np.uint8(0x80)
 def cut(vectors: np.ndarray, embedding_dim: int, normalize: bool) -> np.ndarray:
     """Keep the first `embedding_dim` components, then scale each vector to unit length if `normalize`.
 
-    float32 [..., d] -> float32 [..., embedding_dim]. The order matters: a unit vector is no longer one after the cut
+    float32 [..., d] -> float32 [..., embedding_dim]. The order matters: the cut of a unit vector is shorter than 1
     (Matryoshka Representation Learning, arXiv 2205.13147, section 3). A zero vector stays zero.
     """
     vectors = np.asarray(vectors[..., :embedding_dim], dtype=np.float32)
     if not normalize:
         return vectors
-    # float64 for the sum of squares costs nothing here and keeps the length exact to the last float32 bit.
+    # A sum of squares in float64 costs next to nothing and keeps the length exact to the last float32 bit.
     norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=-1, keepdims=True))
     return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def convert(vectors: np.ndarray, precision: str) -> np.ndarray:
-    """Turn float32 [..., d] into the array of `precision` that goes on the wire.
+    """Return float32 [..., d] as the array of `precision` that goes over the wire.
 
     - float32, float16: the numbers themselves, [..., d].
-    - int8: each vector by itself times 127 / max|v|, rounded, [..., d], range -127..127. Zero stays zero and the
-      direction stays, so cosines of int8 vectors need no scale; the length is not preserved.
+    - int8: each vector times its own 127 / max|v|, rounded, [..., d], range -127..127. Zero and the direction are
+      preserved, so cosines of int8 vectors need no scale; the length is not preserved.
     - uint8: int8 plus 128, [..., d], range 1..255; 128 is zero. Subtract 128 before taking products.
-    - ubinary: a bit a component, 1 where it is positive, eight to a byte, first component in the highest bit,
-      uint8 [..., d / 8]. binary: the same bytes less 128 as int8. Both as sentence-transformers'
+    - ubinary: one bit per component, 1 where it is positive, eight to a byte, the first component in the highest bit,
+      uint8 [..., d / 8]. binary: the same bytes minus 128, as int8. Both are packed as sentence-transformers'
       `quantize_embeddings` packs them. Only signs are preserved: compare by Hamming distance.
 
-    Raises ValueError for an unknown precision and for a component that float16 cannot hold.
+    Raises ValueError for an unknown precision, and for a component that float16 cannot hold.
     """
     if precision == "float32":
         return vectors.astype(WIRE_DTYPES[precision])
@@ -85,10 +85,10 @@ def encode(array: np.ndarray, output_format: str) -> str | list[Any]:
 
 
 def decode(prediction: Mapping[str, Any]) -> np.ndarray:
-    """Return the array inside a prediction's output (or inside a whole prediction response).
+    """Return the array in a prediction's output, or in a whole prediction response.
 
     [dim] for `text`, [n, dim] for `texts`; dtype by `precision`: float32, float16, int8 (int8, binary) or
-    uint8 (uint8, ubinary). Raises ValueError when there is no embedding or its bytes do not fit its shape.
+    uint8 (uint8, ubinary). Raises ValueError when there is no embedding, or when its bytes do not fit its shape.
     """
     output = prediction.get("output", prediction)
     if not isinstance(output, Mapping) or "embedding" not in output:
@@ -106,9 +106,9 @@ def decode(prediction: Mapping[str, Any]) -> np.ndarray:
 
 
 def dequantize(array: np.ndarray, precision: str) -> np.ndarray:
-    """Turn what `decode` returns back into float32 [..., d] that can be compared by cosine with any other precision.
+    """Return what `decode` returned as float32 [..., d], to compare by cosine with vectors of any precision.
 
-    int8 and uint8 come back with their largest component at +-1; binary and ubinary as a vector of +1 and -1.
+    Vectors from int8 and uint8 have their largest component at +-1; those from binary and ubinary consist of +1 and -1.
     """
     if precision in ("binary", "ubinary"):
         packed = array.view(np.uint8) ^ SIGN_BIT if precision == "binary" else array

@@ -1,4 +1,4 @@
-"""The task prompts EmbeddingGemma was trained with. A text follows its prompt directly, with nothing in between."""
+"""The task prompts that EmbeddingGemma was trained with. A text follows its prompt with nothing in between."""
 
 TITLED_TASK = "retrieval_document"
 """The one task whose prompt has a place for a title."""
@@ -16,19 +16,19 @@ PROMPTS: dict[str, str] = {
     "summarization": "task: summarization | query: ",
     "none": "",
 }
-"""Task -> prompt, as the EmbeddingGemma model card gives them; `none` leaves the text as it is."""
+"""Prompts by task, as in the EmbeddingGemma model card; `none` leaves the text as it is."""
 
 
 def prompt_for(task: str, title: str | None = None) -> str:
-    """Return the prompt that stands before a text.
+    """Return the prompt to put before a text.
 
-    A `title` goes into the document prompt; without one the model expects the word "none" there.
+    A `title` goes into the document prompt; the model expects the word "none" there for a document without a title.
     Raises ValueError for an unknown task, and for a title with any task but `retrieval_document`.
     """
     if task not in PROMPTS:
         raise ValueError(f"task: {task!r} is not a task; use one of {', '.join(PROMPTS)}")
     if task == TITLED_TASK:
-        # Not str.format: a title may hold braces.
+        # Not str.format: a title may contain braces.
         return PROMPTS[task].replace("{title}", NO_TITLE if title is None else title)
     if title is not None:
         raise ValueError(f"title: task {task!r} has no place for a title; leave it out or use task {TITLED_TASK!r}")

@@ -1,1 +1,1 @@
-"""Many requests, one forward pass."""
+"""Many requests, one forward pass: `batcher` is what others call, `errors` what it raises."""

@@ -6,16 +6,13 @@ class Busy(RuntimeError):
 
 
 class EngineFailed(RuntimeError):
-    """The engine cannot compute one text: it raised for it alone, or its vector was not finite."""
+    """The engine cannot compute a text: it raised for that text alone, or the vector was not finite."""
 
     def __init__(self, position: int, cause: str) -> None:
-        """`position` is the text's in its request."""
+        """`position` is the index of the text in its request."""
         super().__init__(f"the engine cannot compute this text: {cause}")
         self.position = position
 
 
 class EngineStopped(RuntimeError):
-    """The engine's thread has ended; nothing can be computed until the server is started again."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(f"the engine's thread has ended ({cause!r}); start the server again")
+    """Nothing more is computed: an error ended the engine's thread, or the batcher was closed."""

@@ -1,4 +1,4 @@
-"""Whether the server still gives the vectors that it gave when it started."""
+"""Whether the server still computes the vectors that it computed when it started."""
 
 import asyncio
 import logging
@@ -12,29 +12,30 @@ from batching.errors import EngineFailed, EngineStopped
 
 logger = logging.getLogger(__name__)
 
-# Cog waits five seconds for a health check; whoever polls more often than this gets the last answer.
+# Cog waits five seconds for a health check.
 PATIENCE_S = 4.0
+# A check that follows sooner returns the last answer.
 EVERY_S = 5.0
-# No batch takes this long, not the longest on the slowest CPU.
+# No batch takes this long, not even the longest on the slowest CPU.
 HANG_S = 60.0
 
 
 class Health:
-    """Embeds a canary text now and then and compares it with its vector at setup."""
+    """Embeds a canary text now and then and compares its vector with that of the setup."""
 
     def __init__(self, batcher: Batcher, token_ids: Sequence[int], vector: np.ndarray, allowed: float) -> None:
-        """`vector` is the canary's float32 [768]; a relative error of `allowed` is the engine's own rounding."""
+        """`vector` is the canary's float32 [768]; `allowed` is the largest relative error that rounding explains."""
         self._batcher = batcher
         self._token_ids = token_ids
         self._vector = vector
         self._allowed = allowed
-        self._checked = -EVERY_S
+        self._checked_at = -EVERY_S
         self._problem: str | None = None
 
     async def check(self) -> bool:
         """Return whether the engine's thread lives, no batch hangs and the canary's vector is what it was."""
-        if time.monotonic() - self._checked >= EVERY_S:
-            self._checked = time.monotonic()
+        if time.monotonic() - self._checked_at >= EVERY_S:
+            self._checked_at = time.monotonic()
             problem = await self._find_problem()
             if problem != self._problem:
                 logger.error("unhealthy: %s", problem) if problem else logger.warning("healthy again")
@@ -48,10 +49,10 @@ class Health:
         try:
             vector = await asyncio.wait_for(self._batcher.embed_afresh(self._token_ids), PATIENCE_S)
         except TimeoutError:
-            return None  # a long queue is load, not illness; a batch that hangs is found above
-        except (EngineStopped, EngineFailed) as error:
-            return str(error)
-        off = float(np.linalg.norm(vector - self._vector) / np.linalg.norm(self._vector))
-        if not off <= self._allowed:  # NaN is not
-            return f"the canary's vector is {off:.1e} off what it was at setup; {self._allowed:.1e} is allowed"
+            return None  # a long queue is load, not a fault; a batch that hangs was found above
+        except (EngineStopped, EngineFailed) as failure:
+            return str(failure)
+        error = float(np.linalg.norm(vector - self._vector) / np.linalg.norm(self._vector))
+        if not error <= self._allowed:  # `not` and `<=` so that NaN is a problem, too
+            return f"the canary's vector is {error:.1e} off what it was at setup; {self._allowed:.1e} is allowed"
         return None

@@ -1,51 +1,51 @@
-"""What the server did in the last minute, in one line of the log."""
+"""What the server did in the last minute, as a line of the log."""
 
 import time
+from dataclasses import dataclass
 
 PERIOD_S = 60.0
 
 
+@dataclass
 class Stats:
-    """Counters that start with the first request after a line, so that a server without requests says nothing."""
+    """Counters for one line. Their minute starts with its first request, so an idle server logs nothing."""
 
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self._started: float | None = None
-        self._requests = self._texts = self._cache_hits = self._refused = 0
-        self._batches = self._computed_texts = self._computed_tokens = 0
+    started: float | None = None
+    requests: int = 0
+    texts: int = 0
+    cache_hits: int = 0
+    refused: int = 0
+    batches: int = 0
+    computed_texts: int = 0
+    computed_tokens: int = 0
 
     def count_request(self, texts: int, cache_hits: int) -> None:
         """Count a request that was admitted."""
-        self._started = self._started or time.monotonic()
-        self._requests += 1
-        self._texts += texts
-        self._cache_hits += cache_hits
+        self.started = self.started or time.monotonic()
+        self.requests += 1
+        self.texts += texts
+        self.cache_hits += cache_hits
 
     def count_refused(self) -> None:
         """Count a request that was refused as busy."""
-        self._started = self._started or time.monotonic()
-        self._refused += 1
+        self.started = self.started or time.monotonic()
+        self.refused += 1
 
     def count_batch(self, texts: int, tokens: int) -> None:
         """Count a batch that was computed."""
-        self._batches += 1
-        self._computed_texts += texts
-        self._computed_tokens += tokens
+        self.batches += 1
+        self.computed_texts += texts
+        self.computed_tokens += tokens
 
-    def left_s(self) -> float | None:
-        """Return the seconds until the line is due; None when nothing has been asked for."""
-        return None if self._started is None else max(0.0, self._started + PERIOD_S - time.monotonic())
+    def due_in_s(self) -> float | None:
+        """Return the seconds until the line is due; None before the first request."""
+        return None if self.started is None else max(0.0, self.started + PERIOD_S - time.monotonic())
 
     def line(self) -> str:
-        """Return the line and start again."""
-        seconds = time.monotonic() - (self._started or time.monotonic())
-        line = (
-            f"{self._requests:,} requests with {self._texts:,} texts in {seconds:.0f} s: {self._cache_hits:,} from the "
-            "cache, "
-            f"{self._computed_texts:,} computed ({self._computed_tokens:,} tokens in {self._batches:,} batches); "
-            f"{self._refused:,} refused as busy"
+        """Return the line for the log."""
+        seconds = time.monotonic() - (self.started or time.monotonic())
+        return (
+            f"{self.requests:,} requests with {self.texts:,} texts in {seconds:.0f} s: "
+            f"{self.cache_hits:,} from the cache, {self.computed_texts:,} computed "
+            f"({self.computed_tokens:,} tokens in {self.batches:,} batches); {self.refused:,} refused as busy"
         )
-        self._start()
-        return line

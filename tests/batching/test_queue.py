@@ -1,0 +1,76 @@
+"""What the queue promises by itself; what it does for requests is tested with the batcher."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from batching.errors import Busy, EngineStopped
+from batching.queue import Queue
+from batching.request import Request
+from engine.contract import DIMENSIONS
+
+
+def lengths(queue: Queue, full: bool = False) -> list[int]:
+    """Return the lengths of the texts in the next batch."""
+    batch = queue.next_batch(full)
+    assert batch is not None
+    return [len(job.token_ids) for job in batch]
+
+
+def test_a_batch_behind_another_has_to_be_full() -> None:
+    async def run() -> None:
+        queue = Queue(10**9, 0, lambda: 100)
+        queue.admit(Request([[1] * 60]))
+        assert lengths(queue, full=True) == []
+        queue.admit(Request([[2] * 40]))
+        assert lengths(queue, full=True) == [40, 60]
+
+    asyncio.run(run())
+
+
+def test_a_request_withdrawn_before_its_admission_is_ignored() -> None:
+    async def run() -> None:
+        queue = Queue(10**9, 0, lambda: 100)
+        gone, other = Request([[1] * 20]), Request([[2] * 30])
+        queue.withdraw(gone)
+        queue.admit(gone)
+        queue.admit(other)
+        assert lengths(queue) == [30]
+
+    asyncio.run(run())
+
+
+def test_a_request_withdrawn_while_its_batch_computes_gets_nothing_and_the_others_do() -> None:
+    async def run() -> None:
+        queue = Queue(10**9, 0, lambda: 100)
+        gone, other = Request([[1] * 20]), Request([[1] * 20])
+        queue.admit(gone)
+        batch = queue.next_batch(full=False)
+        assert batch is not None
+        queue.admit(other)  # shares the job that is being computed
+        queue.withdraw(gone)
+        queue.deliver(batch, np.ones((1, DIMENSIONS), dtype=np.float32))
+        assert (await other.cost).cache_hits == 0 and (other.vectors == 1).all()
+        assert not gone.cost.done()
+
+    asyncio.run(run())
+
+
+def test_a_stopped_queue_has_no_batches_and_tells_the_first_reason() -> None:
+    async def run() -> None:
+        queue = Queue(30, 0, lambda: 100)
+        waiting = Request([[1] * 20])
+        queue.admit(waiting)
+        with pytest.raises(Busy):
+            queue.admit(Request([[2] * 20]))
+        queue.stop("first")
+        queue.stop("second")
+        assert queue.next_batch(full=False) is None and queue.next_batch(full=True) is None
+        for late in (Request([[2] * 20]), Request([[1] * 20], afresh=True)):  # stopped, not busy
+            with pytest.raises(EngineStopped, match=r"^first$"):
+                queue.admit(late)
+        with pytest.raises(EngineStopped, match=r"^first$"):
+            await waiting.cost
+
+    asyncio.run(run())
