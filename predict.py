@@ -19,7 +19,8 @@ from texts.request import Texts, read_texts
 
 logger = logging.getLogger(__name__)
 
-LOGGED = (__name__, "service", "weights", "fetching", "batching", "corpus")
+# Loggers of rooms; the loggers of their files inherit the level.
+LOGGED = (__name__, "service", "fetching", "batching", "corpus")
 
 
 class Output(TypedDict):

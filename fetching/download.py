@@ -1,6 +1,5 @@
-"""One file from one address onto the disk: resumed, retried, with its progress told."""
+"""A file from an address onto the disk: resumed, retried, with its progress logged; errors as half a sentence."""
 
-import errno
 import io
 import logging
 import random
@@ -13,7 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
@@ -25,62 +30,62 @@ Result = TypeVar("Result")
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 LOG_EVERY_S = 5.0
-# What a full disk, a limit or a folder of somebody else's say; trying again does not help.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 SPARE_BYTES = 64 << 20
+ANSWERS = {
+    401: "the server refuses it (401); check HF_TOKEN and what it may read",
+    403: "the server refuses it (403); check HF_TOKEN and what it may read",
+    404: "the server does not have it (404); check the address",
+    429: "the server has had too many requests (429); try again later, or set HF_TOKEN",
+}
 
 
 class Unavailable(Exception):
-    """A source that does not give its files: why, and what to do, as parts of a sentence."""
-
-    def __init__(self, why: str, remedy: str) -> None:
-        self.why, self.remedy = why, remedy
-        super().__init__(f"{why}; {remedy}")
+    """A source that does not give its files: "why; what to do", as a part of a sentence."""
 
 
-class Progress(tqdm):
-    """A progress bar on a terminal, otherwise a line in the log every few seconds."""
+def explain(error: Exception) -> str:
+    """Return as "why; what to do" what kept a server or this machine's disk from doing its part."""
+    repo = getattr(error, "repo_id", None)  # None for an address that is not of a hub's repository
+    if isinstance(error, Unavailable):
+        return str(error)
+    if _is_local(error):
+        remedy = "free some space, or set WEIGHTS_CACHE to a folder that can be written"
+        return f"it cannot be written to the disk ({_first_line(error)}); {remedy}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "it is not in the cache and HF_HUB_OFFLINE is set; unset it, or name a directory"
+    if repo and isinstance(error, GatedRepoError):
+        licence = f"accept the licence at https://huggingface.co/{repo}"
+        return f"the repository is gated; {licence} and set HF_TOKEN to a token of that account"
+    if repo and isinstance(error, RevisionNotFoundError):
+        return "there is no such revision; name one that the repository has"
+    if repo and isinstance(error, RepositoryNotFoundError):
+        return "there is no such repository, or it is private; check the name, and set HF_TOKEN if it is private"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in ANSWERS:
+        return ANSWERS[error.response.status_code]
+    remedy = "check the network, or name a directory that has it"
+    return f"it is not in the cache and the server did not give it ({_first_line(error)}); {remedy}"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._to_log = not sys.stderr.isatty()
-        self._logged_at = time.monotonic()
-        if self._to_log:
-            kwargs |= {"disable": False, "file": io.StringIO(), "mininterval": LOG_EVERY_S}
-        super().__init__(*args, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show where it stands."""
-        if not self._to_log:
-            super().display(msg, pos)
-        elif time.monotonic() - self._logged_at >= LOG_EVERY_S:
-            self._logged_at = time.monotonic()
-            logger.info("%s: %.0f of %.0f MB", self.desc, self.n / 1e6, (self.total or 0) / 1e6)
+def _is_local(error: Exception) -> bool:
+    """Return whether the operating system refused: a full disk, a limit, somebody else's folder."""
+    is_network = isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, OSError) and error.errno is not None and not is_network
 
 
-# tqdm's own lock is shared with forked processes: one that is killed while it holds it would stop all others for ever.
-Progress.set_lock(threading.RLock())
-
-
-def check_free(directory: Path, needed: int) -> None:
-    """Raise Unavailable if the disk of `directory` has not `needed` bytes and some to spare."""
-    free = shutil.disk_usage(directory).free
-    if needed and free < needed + SPARE_BYTES:
-        raise Unavailable(
-            f"{needed / 1e6:,.0f} MB are needed in {directory} and {free / 1e6:,.0f} MB are free",
-            "free some, or set WEIGHTS_CACHE to a folder on a larger disk",
-        )
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
 def with_retries(what: str, action: Callable[[], Result]) -> Result:
-    """Return what `action` returns, trying again after errors that may pass. Raises the last one's error."""
+    """Return what `action` returns, trying again after errors that may pass. Raises the last try's error."""
     for delay_s in RETRY_DELAYS_S:
         try:
             return action()
         except Exception as error:  # the HTTP client's errors and the file system's have no common base
             if not _may_pass(error):
                 raise
-            delay_s *= random.uniform(0.75, 1.25)  # so that many machines do not come back at once
-            logger.warning("%s: %s; trying again in %.1f s", what, first_line(error), delay_s)
+            delay_s *= random.uniform(0.75, 1.25)  # many machines must not come back at once
+            logger.warning("%s: %s; trying again in %.1f s", what, _first_line(error), delay_s)
             time.sleep(delay_s)
     return action()
 
@@ -89,14 +94,35 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in (408, 429) or status >= 500
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return False
-    return not isinstance(error, (OfflineModeIsEnabled, Unavailable))
+    return not (isinstance(error, (OfflineModeIsEnabled, Unavailable)) or _is_local(error))
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+def check_free(directory: Path, needed: int) -> None:
+    """Raise Unavailable if the disk of `directory` has not `needed` bytes and some to spare."""
+    free = shutil.disk_usage(directory).free
+    if needed > 0 and free < needed + SPARE_BYTES:
+        raise Unavailable(
+            f"{needed / 1e6:,.0f} MB are needed in {directory} and {free / 1e6:,.0f} MB are free; "
+            "free some, or set WEIGHTS_CACHE to a folder on a larger disk"
+        )
+
+
+class LoggedProgress(tqdm):
+    """A progress bar for where there is no terminal: a line in the log every few seconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._logged_at = time.monotonic()
+        super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO(), "mininterval": LOG_EVERY_S})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Log how much is there."""
+        if time.monotonic() - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.info("%s: %.0f of %.0f MB", self.desc, self.n / 1e6, (self.total or 0) / 1e6)
+
+
+# Forked processes share tqdm's own lock: one that is killed while it holds it would stop all others for ever.
+LoggedProgress.set_lock(threading.RLock())
 
 
 def download(
@@ -104,48 +130,48 @@ def download(
 ) -> None:
     """Download `url` to `part` and, when all of it is there, to `path`.
 
-    What broke off is kept and resumed as long as `tag`, which stands for the content, is the same. Raises the HTTP
-    client's and the file system's errors when retries do not help.
+    A part is kept and resumed as long as `tag`, which stands for the content, is the same. Raises the HTTP client's
+    and the file system's errors when retries do not help.
     """
     tag_file = part.with_name(f"{part.name}.tag")
     for folder in (path.parent, part.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    if _read(tag_file) != tag:
+    if not tag_file.is_file() or tag_file.read_text(encoding="utf-8") != tag:
         for stale in (path, part):
             stale.unlink(missing_ok=True)
         tag_file.write_text(tag, encoding="utf-8")
     if path.is_file():
         return
-    with_retries(f"downloading {path.name}", lambda: _get(url, part, size, headers))
+    with_retries(f"downloading {path.name}", lambda: _resume(url, part, size, headers))
     fsync(part)
     part.replace(path)
 
 
-def _get(url: str, part: Path, size: int | None, headers: Mapping[str, str] | None) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    if size is not None and have > size:
-        have = 0
-        part.unlink()
-    try:
-        with part.open("ab") as file:
+def _resume(url: str, part: Path, size: int | None, headers: Mapping[str, str] | None) -> None:
+    with part.open("ab") as file:
+        if size is not None and file.tell() > size:
+            file.truncate(0)
+            file.seek(0)
+        try:
             http_get(
                 url,
                 file,
-                resume_size=have,
+                resume_size=file.tell(),
                 expected_size=size,
                 headers=dict(headers or {}),
                 displayed_filename=part.name.removesuffix(".part"),
-                tqdm_class=Progress,
+                tqdm_class=None if sys.stderr.isatty() else LoggedProgress,
             )
-    except HfHubHTTPError as error:
-        if error.response.status_code != 416:
-            raise
-        part.unlink(missing_ok=True)
-        raise OSError(f"the server has no more than {have:,} bytes of it, expected {size or 'more'}") from error
+        except HfHubHTTPError as error:
+            if error.response.status_code != 416:
+                raise
+            have = file.tell()
+            file.truncate(0)
+            raise OSError(f"the server has no more than {have:,} bytes of it, expected {size or 'more'}") from error
 
 
 def download_with_pget(url: str, path: Path, size: int | None) -> bool:
-    """Download `url` with pget, in parallel, where that is installed; say whether all of it is there now."""
+    """Download `url` with pget, in parallel, where that is installed. Returns whether all of it is there now."""
     program = shutil.which("pget")
     if program is None:
         return False
@@ -160,7 +186,3 @@ def download_with_pget(url: str, path: Path, size: int | None) -> bool:
     fsync(temporary)
     temporary.replace(path)
     return True
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None

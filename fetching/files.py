@@ -1,17 +1,18 @@
-"""What is in a checkpoint directory: the files it needs, their sizes and hashes, whether they are still the same."""
+"""The files of a checkpoint directory: which it needs, their sizes and hashes, and whether they are as expected."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-FILES = ("config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json")
+NEEDED = ("config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json")
 RECORD = "fetched.json"
-MODULES_OF = "sentence_transformers."
-# A larger header than this is no checkpoint's: the genuine one's is some tens of kilobytes.
+CANARIES = "canaries.json"
+MODULE_TYPES = "sentence_transformers."
+# The genuine checkpoint's header has some tens of kilobytes.
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -20,12 +21,11 @@ class WeightsError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What is known of a file before it is read: bytes, SHA-256 and git blob id in hexadecimal; None is unknown."""
+class ExpectedFile:
+    """What a file must be: its bytes and its SHA-256 in hexadecimal, None where that is not known."""
 
     size: int | None = None
     sha256: str | None = None
-    blob_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,11 @@ class RecordedFile:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where the files of a directory came from, and what they were."""
+    """Where the files of a directory came from, the commit if that is known, and what they were."""
 
-    source: str = ""
-    revision: str | None = None
-    files: dict[str, RecordedFile] = field(default_factory=dict)
-
-    def hashes(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the SHA-256 of each of `names`."""
-        return {name: self.files[name].sha256 for name in names}
+    source: str
+    revision: str | None
+    files: dict[str, RecordedFile]
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, under a temporary name first."""
@@ -57,6 +53,16 @@ class Record:
         temporary.replace(path)
 
 
+def read_record(path: Path) -> Record | None:
+    """Return the record in a JSON file, None if there is none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: RecordedFile(**file) for name, file in content["files"].items()}
+        return Record(content["source"], content["revision"], files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What the repository knows of one checkpoint: its name, its sources and its files."""
@@ -64,47 +70,38 @@ class Manifest:
     name: str
     revision: str
     sources: list[dict[str, str]]
-    files: dict[str, FileFacts]
+    files: dict[str, ExpectedFile]
     path: Path
-
-    def differences(self, files: Mapping[str, RecordedFile]) -> list[str]:
-        """Return in words how `files` differ from the manifest; a file without a hash there must only be there."""
-        return [problem for name, facts in self.files.items() if (problem := _difference(name, facts, files.get(name)))]
 
 
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest in a JSON file of this repository."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    files = {name: FileFacts(**facts) for name, facts in content["files"].items()}
+    files = {name: ExpectedFile(**file) for name, file in content["files"].items()}
     return Manifest(content["name"], content["revision"], content["sources"], files, path)
 
 
-def _difference(name: str, facts: FileFacts, found: RecordedFile | None) -> str | None:
-    if found is None:
-        return f"{name} is missing"
-    if facts.sha256 is not None and facts.sha256 != found.sha256:
-        return f"{name} has SHA-256 {found.sha256}, expected {facts.sha256}"
-    if facts.size is not None and facts.size != found.size:
-        return f"{name} has {found.size:,} bytes, expected {facts.size:,}"
-    return None
-
-
-def read_record(path: Path) -> Record | None:
-    """Return the record in a JSON file, None if there is none that can be read."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: RecordedFile(**one) for name, one in content["files"].items()}
-        return Record(content["source"], content["revision"], files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def differences(expected: Mapping[str, ExpectedFile | RecordedFile], actual: Mapping[str, RecordedFile]) -> list[str]:
+    """Return in words how files differ from what is expected of them; others may be there too."""
+    problems = []
+    for name, file in expected.items():
+        if name not in actual:
+            problems.append(f"{name} is missing")
+        elif file.sha256 not in (None, actual[name].sha256):
+            problems.append(f"{name} has SHA-256 {actual[name].sha256}, expected {file.sha256}")
+        elif file.size not in (None, actual[name].size):
+            problems.append(f"{name} has {actual[name].size:,} bytes, expected {file.size:,}")
+    return problems
 
 
 def check_complete(directory: Path) -> list[str]:
-    """Return the names of the files that make the vectors, having looked at sizes and headers, not at every byte.
+    """Return the names of the files that make the vectors. Sizes and headers are checked, not every byte.
 
     Raises WeightsError naming what is missing, cut short or not in sentence-transformers layout.
     """
-    names = [*FILES, *_module_files(directory)]
+    names = [*NEEDED, *_module_files(directory)]
+    if not _has_token_limit(directory / "sentence_bert_config.json"):
+        names.append("tokenizer_config.json")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise WeightsError(
@@ -113,7 +110,7 @@ def check_complete(directory: Path) -> list[str]:
         )
     for name in names:
         if name.endswith(".safetensors"):
-            check_header(directory / name)
+            _check_header(directory / name)
     return names
 
 
@@ -123,10 +120,10 @@ def _module_files(directory: Path) -> list[str]:
         return []
     try:
         modules = [(PurePosixPath(module["path"]), module["type"]) for module in json.loads(path.read_text("utf-8"))]
-        foreign = [str(kind) for _, kind in modules if not kind.startswith(MODULES_OF)]
+        foreign = [str(kind) for _, kind in modules if not kind.startswith(MODULE_TYPES)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: not a list of modules with their paths and types: {error!r}") from error
-    # What stands here is imported and opened by sentence-transformers.
+    # sentence-transformers imports the types and opens the folders that stand here.
     outside = [str(folder) for folder, _ in modules if folder.is_absolute() or ".." in folder.parts]
     if foreign or outside:
         raise WeightsError(
@@ -134,15 +131,23 @@ def _module_files(directory: Path) -> list[str]:
             "checkpoint are read; use the sentence-transformers layout of EmbeddingGemma"
         )
     names = []
-    for folder in (str(folder) for folder, _ in modules if folder.parts):
-        if folder.endswith("_Dense"):
+    for folder, kind in [(str(folder), kind) for folder, kind in modules if folder.parts]:
+        if kind.endswith(".Dense"):
             names += [f"{folder}/config.json", f"{folder}/model.safetensors"]
         elif (directory / folder / "config.json").is_file():
             names.append(f"{folder}/config.json")
     return names
 
 
-def check_header(path: Path) -> None:
+def _has_token_limit(path: Path) -> bool:
+    """Return whether the limit of tokens is in `path`; sentence-transformers 6 leaves it to tokenizer_config.json."""
+    try:
+        return "max_seq_length" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return True  # whoever reads the limit reports a file that cannot be read
+
+
+def _check_header(path: Path) -> None:
     """Raise WeightsError unless the file is as long as its safetensors header says."""
     size = path.stat().st_size
     try:
@@ -159,37 +164,47 @@ def check_header(path: Path) -> None:
         raise WeightsError(f"{path}: {size:,} bytes where its header says {expected:,}; fetch it again")
 
 
+def check_canaries(directory: Path, files: Mapping[str, RecordedFile]) -> None:
+    """Raise WeightsError if there is a canaries.json that records other hashes of the files; it may record none."""
+    path = directory / CANARIES
+    if not path.is_file():
+        return
+    try:
+        hashes = json.loads(path.read_text(encoding="utf-8")).get("sha256", {})
+        expected = {name: ExpectedFile(sha256=sha256) for name, sha256 in hashes.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: not a file of canaries ({error!r}); write it again with scripts/verify.py --write"
+        ) from error
+    if problems := differences(expected, files):
+        raise WeightsError(
+            f"{path} was written for other files: {'; '.join(problems)}; restore them, or write the canaries again "
+            "with scripts/verify.py --write"
+        )
+
+
 def record_files(directory: Path, names: Iterable[str], known: Mapping[str, RecordedFile]) -> dict[str, RecordedFile]:
     """Return what each file is now, reading only those whose size or time differs from what is `known` of them."""
     files = {}
     for name in sorted(names):
         stat = (directory / name).stat()
-        one = known.get(name)
-        if one is None or (one.size, one.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-            with (directory / name).open("rb") as file:
-                one = RecordedFile(stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
-        files[name] = one
+        recorded = known.get(name)
+        if recorded is None or (recorded.size, recorded.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+            recorded = RecordedFile(stat.st_size, stat.st_mtime_ns, hash_file(directory / name))
+        files[name] = recorded
     return files
 
 
-def changed(before: Mapping[str, RecordedFile], now: Mapping[str, RecordedFile]) -> list[str]:
-    """Return in words which files are not what they were."""
-    facts = {name: FileFacts(one.size, one.sha256) for name, one in before.items()}
-    return [problem for name, fact in facts.items() if (problem := _difference(name, fact, now.get(name)))]
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_hash(hashes: Mapping[str, str]) -> str:
-    """Return the SHA-256, in hexadecimal, over names and SHA-256s of files."""
-    whole = hashlib.sha256()
-    for name, sha256 in sorted(hashes.items()):
-        whole.update(f"{name}\0{sha256}\n".encode())
-    return whole.hexdigest()
-
-
-def blob_id(path: Path) -> str:
-    """Return the git blob id of a file, in hexadecimal: the hub gives no other hash of small files."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def content_hash(names: Iterable[str], files: Mapping[str, RecordedFile]) -> str:
+    """Return the SHA-256, in hexadecimal, over `names` and the SHA-256s of these files."""
+    lines = (f"{name}\0{files[name].sha256}\n" for name in sorted(names))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -5,7 +5,7 @@
     python -m scripts.verify small --url http://localhost:5000   # the server's vectors against small's canaries
     python -m scripts.verify --write path/to/checkpoint     # write its canaries.json, by the reference
 
-Prints a table; the exit status is 1 if a line of it fails.
+Prints a table; the exit status is 1 if a comparison fails.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import encoding
 import engine
 import selfcheck
 import weights
-from fetching import files as content
-from selfcheck import Canaries, Row
+from fetching.files import RECORD, check_complete, content_hash, differences, read_record, record_files
+from selfcheck import Canaries, Comparison
 from tasks import prompt_for
 
 logger = logging.getLogger("verify")
@@ -44,69 +44,76 @@ PAST_THE_WINDOW = 600
 
 
 def write(directory: Path) -> Path:
-    """Write `canaries.json` into a checkpoint directory. Raises ValueError if no text goes far past the window."""
+    """Write `canaries.json` into a checkpoint directory, with the hashes of the files that it is for.
+
+    Raises ValueError if no text goes far past the window, WeightsError if the checkpoint is not complete.
+    """
     from engine.reference import ReferenceEngine
 
+    names = check_complete(directory)
+    hashes = {name: file.sha256 for name, file in record_files(directory, names, {}).items()}
     reference = ReferenceEngine(directory, device="cpu")
     prompts = [prompt_for(task) for task, _ in TEXTS.values()]
-    token_ids = [one.ids for one in reference.tokenizer.encode(prompts, [text for _, text in TEXTS.values()])]
-    if max(map(len, token_ids)) < PAST_THE_WINDOW:
-        raise ValueError(f"the longest canary has {max(map(len, token_ids))} tokens; expected {PAST_THE_WINDOW}")
-    path = directory / "canaries.json"
+    tokenized = reference.tokenizer.encode(prompts, [text for _, text in TEXTS.values()])
+    token_ids = [text.ids for text in tokenized]
+    longest = max(map(len, token_ids))
+    if longest < PAST_THE_WINDOW:
+        raise ValueError(f"the longest canary has {longest} tokens; expected {PAST_THE_WINDOW}")
     origin = "sentence-transformers' vectors in float32"
-    path.write_text(selfcheck.describe(reference.embed(token_ids), token_ids, TEXTS, origin), encoding="utf-8")
+    path = directory / "canaries.json"
+    content = selfcheck.to_json(TEXTS, token_ids, reference.embed(token_ids), origin, hashes)
+    path.write_text(content, encoding="utf-8")
     return path
 
 
-def content_rows(checkpoint: weights.Checkpoint) -> list[Row]:
+def compare_content(checkpoint: weights.Checkpoint) -> Comparison:
     """Read every byte of the checkpoint and compare it with what is recorded of it."""
-    names = content.check_complete(checkpoint.directory)
-    record = content.read_record(checkpoint.directory / content.RECORD)
-    files = content.record_files(checkpoint.directory, record.files if record else names, {})
-    problems = content.changed(record.files, files) if record else []
-    sha256 = content.content_hash({name: files[name].sha256 for name in names})
+    names = check_complete(checkpoint.directory)
+    record = read_record(checkpoint.directory / RECORD)
+    files = record_files(checkpoint.directory, record.files if record else names, {})
+    problems = differences(record.files, files) if record else []
+    sha256 = content_hash(names, files)
     if sha256 != checkpoint.sha256:
         problems.append(f"SHA-256 {sha256}, expected {checkpoint.sha256}")
-    return [Row(f"content of {len(files)} files", len(problems), 0, "; ".join(problems))]
+    return Comparison(f"content of {len(files)} files", len(problems), 0, "; ".join(problems))
 
 
-def server_rows(url: str, known: Canaries) -> list[Row]:
+def compare_server(url: str, expected: Canaries) -> list[Comparison]:
     """Compare what the server at `url` computes with the canaries. Raises httpx.HTTPError or SelfCheckError."""
     vectors = []
-    for one in known.canaries:
-        inputs = {"text": one.text, "task": one.task, "normalize": False}
+    for canary in expected.texts:
+        inputs = {"text": canary.text, "task": canary.task, "normalize": False}
         answer = httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=600).raise_for_status().json()
         if answer.get("status") != "succeeded":
-            raise selfcheck.SelfCheckError(f"{url}: the prediction of {one.name!r} failed: {answer.get('error')}")
+            raise selfcheck.SelfCheckError(f"{url}: the prediction of {canary.name!r} failed: {answer.get('error')}")
         vectors.append(encoding.decode(answer["output"]))
     # Over the wire the server's number format is not known.
-    return selfcheck.vector_rows(np.stack(vectors), known, selfcheck.COARSE_ERROR)
+    return selfcheck.compare_vectors(np.stack(vectors), expected, selfcheck.COARSE_ERROR)
 
 
-def verify(named: str | None, url: str | None) -> list[Row]:
+def verify(named: str | None, url: str | None) -> list[Comparison]:
     """Return the comparisons for a checkpoint, or for the server at `url` with that checkpoint's canaries."""
     checkpoint = weights.resolve(named)
     logger.info("%s, from %s", checkpoint.name, checkpoint.source)
-    known = selfcheck.read(checkpoint.canaries) if checkpoint.canaries else None
+    expected = selfcheck.read(checkpoint.canaries) if checkpoint.canaries else None
     if url is not None:
-        if known is None:
+        if expected is None:
             raise selfcheck.SelfCheckError(f"{checkpoint.directory}: no canaries.json; write it with --write")
-        return server_rows(url, known)
-    rows = content_rows(checkpoint) + selfcheck.prompt_rows(checkpoint.directory)
-    if known is None:
+        return compare_server(url, expected)
+    comparisons = [compare_content(checkpoint), *selfcheck.compare_prompts(checkpoint.directory)]
+    if expected is None:
         logger.warning("no canaries.json in %s: its vectors are not compared", checkpoint.directory)
-        return rows
-    return rows + selfcheck.engine_rows(engine.load(checkpoint.directory), known)
+        return comparisons
+    return comparisons + selfcheck.compare_engine(engine.load(checkpoint.directory), expected)
 
 
-def table(rows: list[Row]) -> str:
+def table(comparisons: list[Comparison]) -> str:
     """Return the comparisons as lines of text in columns."""
-    width = max(len(row.what) for row in rows)
+    width = max(len(comparison.what) for comparison in comparisons)
     lines = [f"{'compared':<{width}}  {'off by':>9}  {'allowed':>9}"]
-    lines += [
-        f"{row.what:<{width}}  {row.difference:9.2e}  {row.allowed:9.2e}  {'ok' if row.ok else f'FAILED {row.detail}'}"
-        for row in rows
-    ]
+    for comparison in comparisons:
+        result = "ok" if comparison.ok else f"FAILED {comparison.detail}"
+        lines.append(f"{comparison.what:<{width}}  {comparison.difference:9.2e}  {comparison.allowed:9.2e}  {result}")
     return "\n".join(lines) + "\n"
 
 
@@ -122,11 +129,11 @@ def main() -> None:
         if args.write is not None:
             sys.stdout.write(f"{write(args.write)}\n")
             return
-        rows = verify(args.weights, args.url)
+        comparisons = verify(args.weights, args.url)
     except (RuntimeError, ValueError, httpx.HTTPError) as error:
         sys.exit(str(error))
-    sys.stdout.write(table(rows))
-    sys.exit(0 if all(row.ok for row in rows) else 1)
+    sys.stdout.write(table(comparisons))
+    sys.exit(0 if all(comparison.ok for comparison in comparisons) else 1)
 
 
 if __name__ == "__main__":

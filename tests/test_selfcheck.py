@@ -1,6 +1,5 @@
 """The self-check, on copies of the small checkpoint with canaries of their own: what is wrong is refused in words."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from predict import Predictor
 from scripts import verify
 from selfcheck import SelfCheckError
 from tests.conftest import call
-from weights import GENUINE, MANIFEST, SMALL
+from tests.support.files import edit_json, flip_bit_of_row
+from weights import GENUINE, MANIFEST, SMALL, WeightsError, resolve
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,11 @@ def loaded(right: Path) -> Engine:
 
 @pytest.fixture
 def spoiled(right: Path, tmp_path: Path) -> Path:
-    """A copy to be spoiled."""
+    """A copy to spoil. Its canaries record no hashes, which would be refused before anything is computed."""
     directory = tmp_path / "spoiled"
     shutil.copytree(right, directory)
+    edit_json(directory / "canaries.json", lambda canaries: {k: v for k, v in canaries.items() if k != "sha256"})
     return directory
-
-
-def change(path: Path, edit: Callable[[Any], object]) -> None:
-    """Rewrite a JSON file."""
-    path.write_text(json.dumps(edit(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
 
 
 def setup(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
@@ -69,8 +65,8 @@ def test_a_right_checkpoint_is_served_and_says_what_it_is(
 
 
 def test_a_checkpoint_without_canaries_is_served_and_says_so(loaded: Engine, right: Path) -> None:
-    said = selfcheck.check(loaded, right, None)
-    assert said == "its prompts are right; no canaries.json beside it, so its vectors were not compared"
+    result = selfcheck.check(loaded, right, None)
+    assert result == "its prompts are right; no canaries.json beside it, so its vectors were not compared"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,7 @@ def test_swapped_prompts_in_the_checkpoint_are_refused(loaded: Engine, spoiled: 
         swapped = {"query": prompts["document"], "document": prompts["query"]}
         return config | {"prompts": prompts | swapped}
 
-    change(spoiled / "config_sentence_transformers.json", swap)
+    edit_json(spoiled / "config_sentence_transformers.json", swap)
     problem = r"prompt 'query' in config_sentence_transformers\.json is 'title: none .*', expected 'task: search result"
     with pytest.raises(SelfCheckError, match=problem):
         selfcheck.check(loaded, spoiled, spoiled / "canaries.json")
@@ -117,11 +113,11 @@ def test_another_tokenizer_is_refused(spoiled: Path, monkeypatch: pytest.MonkeyP
         ordinary = [
             piece for piece, number in vocabulary.items() if len(piece) > 1 and piece.isalpha() and number > 300
         ]
-        moved = dict(zip(ordinary, [vocabulary[one] for one in ordinary[1:] + ordinary[:1]], strict=True))
+        moved = dict(zip(ordinary, [vocabulary[piece] for piece in ordinary[1:] + ordinary[:1]], strict=True))
         tokenizer["model"]["vocab"] = vocabulary | moved
         return tokenizer
 
-    change(spoiled / "tokenizer.json", other)
+    edit_json(spoiled / "tokenizer.json", other)
     with pytest.raises(
         SelfCheckError, match=r"token ids of '\w+' are \d+, expected \d+, and differ from position \d+ on"
     ):
@@ -143,7 +139,7 @@ def test_another_tokenizer_is_refused(spoiled: Path, monkeypatch: pytest.MonkeyP
 def test_a_halved_window_and_a_missing_dense_are_refused(
     spoiled: Path, file: str, edit: Callable[[Any], object], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change(spoiled / file, edit)
+    edit_json(spoiled / file, edit)
     with pytest.raises(CheckpointError, match=problem):
         setup(spoiled, monkeypatch)
 
@@ -158,30 +154,45 @@ def test_an_engine_with_a_halved_window_is_refused(right: Path) -> None:
         selfcheck.check(halved, right, right / "canaries.json")
 
 
+def test_a_weight_that_no_canary_uses_is_refused_by_its_hash(right: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(right, tmp_path / "copy"))
+    used = {token for canary in selfcheck.read(copy / "canaries.json").texts for token in canary.token_ids or []}
+    flip_bit_of_row(copy / "model.safetensors", "embed_tokens.weight", next(i for i in range(10_000) if i not in used))
+    assert selfcheck.check(engine.load(copy), copy, copy / "canaries.json").endswith(" hold")
+    with pytest.raises(
+        WeightsError, match=r"written for other files: model\.safetensors has SHA-256 \w{64}, expected \w"
+    ):
+        resolve(str(copy))
+    verify.write(copy)
+    assert resolve(str(copy)).name != resolve(str(right)).name
+    assert all(comparison.ok for comparison in verify.verify(str(copy), None))
+
+
 def test_a_16_bit_engine_is_allowed_its_rounding_and_no_more(right: Path) -> None:
-    known = selfcheck.read(right / "canaries.json")
-    exact = np.stack([one.vector for one in known.canaries if one.vector is not None])
+    expected = selfcheck.read(right / "canaries.json")
+    exact = np.stack([canary.vector for canary in expected.texts if canary.vector is not None])
     noise = np.random.default_rng(0).normal(size=exact.shape)
     noise *= np.linalg.norm(exact, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
-    for off, ok in ((0.014, True), (0.1, False)):
-        rows = selfcheck.vector_rows(exact + off * noise, known, selfcheck.COARSE_ERROR)
-        assert {row.ok for row in rows} == {ok}
-    assert not any(row.ok for row in selfcheck.vector_rows(exact * np.nan, known, selfcheck.COARSE_ERROR))
+    for error, ok in ((0.014, True), (0.1, False)):
+        comparisons = selfcheck.compare_vectors(exact + error * noise, expected, selfcheck.COARSE_ERROR)
+        assert {comparison.ok for comparison in comparisons} == {ok}
+    comparisons = selfcheck.compare_vectors(exact * np.nan, expected, selfcheck.COARSE_ERROR)
+    assert not any(comparison.ok for comparison in comparisons)
 
 
-def test_canaries_of_the_genuine_model_are_those_of_the_facts() -> None:
-    known = selfcheck.read(MANIFEST.with_name("embeddinggemma-300m-canaries.json"))
-    assert all(tasks.PROMPTS[task] == prompt for task, prompt in known.prompts.items())
-    names = [one.name for one in known.canaries]
+def test_the_genuine_models_canaries_are_consistent_and_refuse_random_vectors() -> None:
+    expected = selfcheck.read(MANIFEST.with_name("embeddinggemma-300m-canaries.json"))
+    assert all(tasks.PROMPTS[task] == prompt for task, prompt in expected.prompts.items())
+    names = [canary.name for canary in expected.texts]
     assert len(set(names)) == len(names)
-    assert {name for a, b, _ in known.cosines for name in (a, b)} <= set(names)
+    assert {name for a, b, _ in expected.cosines for name in (a, b)} <= set(names)
     random = np.random.default_rng(0).normal(size=(len(names), 768))
-    rows = selfcheck.vector_rows(random, known, selfcheck.COARSE_ERROR)
-    assert len(rows) == 9
-    assert sum(row.ok for row in rows) < 5
+    comparisons = selfcheck.compare_vectors(random, expected, selfcheck.COARSE_ERROR)
+    assert len(comparisons) == 9
+    assert sum(comparison.ok for comparison in comparisons) < 5
 
 
-def test_canaries_that_cannot_be_read_are_said_so(spoiled: Path) -> None:
+def test_canaries_that_cannot_be_read_are_refused(spoiled: Path) -> None:
     (spoiled / "canaries.json").write_text("{}", encoding="utf-8")
     with pytest.raises(
         SelfCheckError, match=r"not a file of canaries .* write it again with scripts/verify\.py --write"
@@ -191,12 +202,12 @@ def test_canaries_that_cannot_be_read_are_said_so(spoiled: Path) -> None:
 
 def test_verify_prints_a_table(loaded: Engine, right: Path, spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.load", lambda _: loaded)
-    rows = verify.verify(str(right), None)
-    assert all(row.ok for row in rows)
-    table = verify.table(rows)
+    comparisons = verify.verify(str(right), None)
+    assert all(comparison.ok for comparison in comparisons)
+    table = verify.table(comparisons)
     assert "vector of 'past the window'" in table
-    assert table.count("ok") >= len(rows)
-    change(spoiled / "canaries.json", lambda known: known | {"prompts": {"clustering": "Cluster: "}})
+    assert table.count("ok") >= len(comparisons)
+    edit_json(spoiled / "canaries.json", lambda canaries: canaries | {"prompts": {"clustering": "Cluster: "}})
     table = verify.table(verify.verify(str(spoiled), None))
     assert "FAILED is 'task: clustering | query: ', expected 'Cluster: '" in table
     assert GENUINE.name not in table

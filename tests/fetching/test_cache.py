@@ -15,7 +15,8 @@ import pytest
 
 import weights
 from fetching import cache
-from fetching.download import Progress, Unavailable, check_free
+from fetching.download import LoggedProgress, Unavailable, check_free
+from tests.support.files import flip_bit
 from tests.support.hub import Hub, running_hub
 from weights import WeightsError, resolve
 
@@ -24,7 +25,7 @@ ROOT = cache.ROOT
 
 @pytest.fixture
 def hub(tiny: Path) -> Iterator[Hub]:
-    """The tiny checkpoint as a repository, and as a tar; slowly enough that processes meet."""
+    """The tiny checkpoint as a repository, and as a tar, served slowly enough that processes meet."""
     with tarfile.open(tiny / "tiny.tar", "w") as archive:
         archive.add(tiny, ".", filter=lambda member: None if member.name.endswith(".tar") else member)
     with running_hub(tiny) as hub:
@@ -33,7 +34,7 @@ def hub(tiny: Path) -> Iterator[Hub]:
 
 
 def start(hub: Hub, *arguments: str, guard: Path | None = None, limit: int | None = None) -> subprocess.Popen[str]:
-    """Start tests.fetching. `guard` is a folder first on its path, `limit` the bytes that a file may have."""
+    """Start fetching_processes. `guard` is a folder first on its path, `limit` the most bytes of a file."""
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "", "PYTHONPATH": f"{guard or ''}{os.pathsep}{ROOT}"}
 
     def set_limit() -> None:
@@ -91,7 +92,7 @@ def test_a_warm_cache_does_not_import_the_hubs_client(hub: Hub) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_the_image_s_own_weights_are_found_first(
+def test_weights_in_the_image_come_before_the_cache(
     hub: Hub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(start(hub, "resolve", "some/model"))
@@ -101,7 +102,7 @@ def test_the_image_s_own_weights_are_found_first(
     assert resolve("some/model").directory.parent == baked
 
 
-def test_a_full_disk_is_said_so_and_the_next_start_goes_on(hub: Hub, cache: Path) -> None:
+def test_a_full_disk_is_reported_and_the_next_start_resumes(hub: Hub, cache: Path) -> None:
     process = start(hub, "resolve", "some/model", limit=100_000)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode != 0
@@ -111,14 +112,14 @@ def test_a_full_disk_is_said_so_and_the_next_start_goes_on(hub: Hub, cache: Path
     finish(start(hub, "resolve", "some/model"))
 
 
-def test_free_space_is_checked_before(tmp_path: Path) -> None:
+def test_a_disk_without_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         Unavailable, match=r"1,000,000,000,000 MB are needed in .* are free; free some, or set WEIGHTS_C"
     ):
         check_free(tmp_path, 10**18)
 
 
-def test_a_cache_that_cannot_be_written_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("WEIGHTS_CACHE", str(tmp_path / "file"))
     with pytest.raises(WeightsError, match=r"the cache .*file cannot be written \(.*\); set WEIGHTS_CACHE to a folder"):
@@ -126,7 +127,7 @@ def test_a_cache_that_cannot_be_written_is_said_so(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", ["hub", "tar"])
-def test_killed_a_hundred_times_it_is_never_half_there_and_recovers(hub: Hub, kind: str) -> None:
+def test_killed_often_a_fetch_leaves_no_half_checkpoint_and_recovers(hub: Hub, kind: str) -> None:
     hub.faults.pause_s = 0.0005
     named = "some/model" if kind == "hub" else f"{hub.url}/tiny.tar"
     output = finish(start(hub, "kill", named, "75"))
@@ -134,14 +135,14 @@ def test_killed_a_hundred_times_it_is_never_half_there_and_recovers(hub: Hub, ki
     assert int(output.split()[2]) >= 50
 
 
-def test_a_killed_process_takes_no_lock_of_the_progress_bar_with_it() -> None:
+def test_a_killed_process_does_not_keep_the_lock_of_the_progress_bar() -> None:
     process = os.fork()
     if process == 0:
-        Progress.get_lock().acquire()
+        LoggedProgress.get_lock().acquire()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(process, 0)
-    assert Progress.get_lock().acquire(True, 5)
-    Progress.get_lock().release()
+    assert LoggedProgress.get_lock().acquire(True, 5)
+    LoggedProgress.get_lock().release()
 
 
 @pytest.mark.parametrize("change", ["bit", "cut", "missing", "no record"])
@@ -151,8 +152,10 @@ def test_a_cached_file_that_changed_is_fetched_again(hub: Hub, change: str) -> N
     content = path.read_bytes()
     if change in ("missing", "no record"):
         path.unlink()
+    elif change == "bit":
+        flip_bit(path)
     else:
-        path.write_bytes(content[:-1] + (bytes([content[-1] ^ 1]) if change == "bit" else b""))
+        path.write_bytes(content[:-1])
     again = start(hub, "resolve", "some/model")
     assert finish(again) == first
     if change != "no record":
@@ -161,16 +164,14 @@ def test_a_cached_file_that_changed_is_fetched_again(hub: Hub, change: str) -> N
 
 def test_a_changed_file_of_a_fetched_directory_is_refused(hub: Hub) -> None:
     directory = Path(finish(start(hub, "resolve", "some/model")).split("\n")[0])
-    path = directory / "2_Dense" / "model.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip_bit(directory / "2_Dense" / "model.safetensors")
     with pytest.raises(
         WeightsError, match=r"changed since it was fetched: 2_Dense/model\.safetensors has SHA-256 \w+, exp"
     ):
         resolve(str(directory))
 
 
-def test_a_copy_with_other_times_is_read_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_copy_with_other_times_is_hashed_once(hub: Hub, tmp_path: Path) -> None:
     directory = Path(finish(start(hub, "resolve", "some/model")).split("\n")[0])
     copy = tmp_path / directory.name
     shutil.copytree(directory, copy, copy_function=shutil.copyfile)

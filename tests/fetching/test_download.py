@@ -1,4 +1,4 @@
-"""A server that misbehaves: what is fetched is whole and right, or refused in one sentence with the remedy."""
+"""Fetching from a server that misbehaves: the checkpoint is whole and right, or a sentence says why not."""
 
 import hashlib
 import json
@@ -12,20 +12,21 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from fetching import tar
 from fetching.files import read_manifest
-from fetching.tar import TarArchive
+from tests.support.files import flip_bit
 from tests.support.hub import COMMIT, Hub, running_hub
 from weights import GENUINE, MANIFEST, WeightsError, resolve
 
-NAMES = ["hub", "tar"]
+KINDS = ["hub", "tar"]
 
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let retries follow at once and a stall end soon; the server is here."""
+    """Shorten the waits before retries and for stalled bodies: the server is on this machine."""
     monkeypatch.setattr("fetching.download.RETRY_DELAYS_S", (0.01, 0.02, 0.03))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
-    # Bytes of an unfinished chunk are not kept; the client's own chunks are of 10 MB.
+    # The client drops the bytes of an unfinished chunk, and its chunks are of 10 MB.
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 12)
     sleep = time.sleep
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: sleep(min(seconds, 0.02)))
@@ -36,26 +37,26 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hub(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The tiny checkpoint as a repository, and as a tar."""
-    tar = tiny.parent / "served" / "tiny.tar"
-    shutil.copytree(tiny, tar.parent)
-    (tar.parent / "pytorch_model.bin").write_bytes(b"a pickle")
-    (tar.parent / "modeling.py").write_text("raise SystemExit", encoding="utf-8")
-    with tarfile.open(tar, "w") as archive:
-        archive.add(tar.parent, "a folder", filter=lambda member: None if member.name.endswith(".tar") else member)
-    with running_hub(tar.parent) as hub:
+    served = tiny.parent / "served"
+    shutil.copytree(tiny, served)
+    (served / "pytorch_model.bin").write_bytes(b"a pickle")
+    (served / "modeling.py").write_text("raise SystemExit", encoding="utf-8")
+    with tarfile.open(served / "tiny.tar", "w") as archive:
+        archive.add(served, "a folder", filter=lambda member: None if member.name.endswith(".tar") else member)
+    with running_hub(served) as hub:
         use_hub(hub.url, monkeypatch)
         yield hub
 
 
 def use_hub(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what HF_ENDPOINT does when the hub's client is imported."""
+    """Set the hub's address as HF_ENDPOINT does when the client is imported."""
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def address(hub: Hub, kind: str) -> str:
-    """Return what WEIGHTS names it."""
+    """Return the WEIGHTS that names the repository or the tar."""
     return "some/model" if kind == "hub" else f"{hub.url}/tiny.tar"
 
 
@@ -78,13 +79,13 @@ def refusal(weights: str | None, cache: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_fetched_once_and_named_by_source_revision_and_hash(hub: Hub, tiny: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_fetched_once_and_named_by_source_revision_and_hash(hub: Hub, tiny: Path, kind: str) -> None:
     first = resolve(address(hub, kind))
     assert_is_whole(first.directory, tiny)
     assert first.name.startswith(f"some/model@{COMMIT}@sha256:" if kind == "hub" else "tiny@sha256:")
     assert first.name.endswith(first.sha256[:12])
-    assert not any(one.endswith((".bin", ".py")) for one in hub.requests)
+    assert not any(request.endswith((".bin", ".py")) for request in hub.requests)
     hub.requests.clear()
     assert resolve(address(hub, kind)) == first
     assert resolve(str(first.directory)) == first
@@ -130,13 +131,13 @@ def test_a_refusal_of_a_tar_is_one_sentence(hub: Hub, cache: Path, status: int, 
     )
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_an_error_that_passes_is_outwaited(hub: Hub, tiny: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_passing_error_is_retried(hub: Hub, tiny: Path, kind: str) -> None:
     hub.faults.statuses = [500, 429, 503]
     assert_is_whole(resolve(address(hub, kind)).directory, tiny)
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_connection_cut_at_every_tenth_is_resumed(hub: Hub, tiny: Path, kind: str) -> None:
     hub.faults.cuts = [tenth / 10 for tenth in range(1, 10)]
     assert_is_whole(resolve(address(hub, kind)).directory, tiny)
@@ -145,7 +146,7 @@ def test_a_connection_cut_at_every_tenth_is_resumed(hub: Hub, tiny: Path, kind: 
     assert hub.bytes_sent < 1.2 * size + 50_000
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("extra", [-150_000, 1000], ids=["short", "long"])
 def test_a_wrong_length_is_refused(hub: Hub, tiny: Path, cache: Path, kind: str, extra: int) -> None:
     hub.faults.extra = extra
@@ -166,43 +167,55 @@ def test_one_flipped_bit_is_refused_by_the_hubs_hash(hub: Hub, tiny: Path, cache
     assert_is_whole(resolve("some/model").directory, tiny)
 
 
-@pytest.mark.parametrize("kind", NAMES)
+def test_canaries_written_for_other_files_are_refused(hub: Hub, tiny: Path, cache: Path) -> None:
+    path = hub.directory / "canaries.json"
+    path.write_text(json.dumps({"sha256": {"model.safetensors": "0" * 64}}), encoding="utf-8")
+    sentence = refusal("some/model", cache)
+    assert "from the Hugging Face hub (some/model) came something else: " in sentence
+    assert "canaries.json was written for other files: model.safetensors has SHA-256" in sentence
+    expected = sha256_of(tiny / "model.safetensors")
+    path.write_text(json.dumps({"sha256": {"model.safetensors": expected}}), encoding="utf-8")
+    checkpoint = resolve("some/model")
+    assert checkpoint.canaries == checkpoint.directory / "canaries.json"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_redirect_is_followed(hub: Hub, tiny: Path, kind: str) -> None:
     hub.faults.redirects = True
     assert_is_whole(resolve(address(hub, kind)).directory, tiny)
-    assert any("/elsewhere/" in one for one in hub.requests)
+    assert any("/elsewhere/" in request for request in hub.requests)
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_stall_ends_and_is_resumed(hub: Hub, tiny: Path, kind: str) -> None:
     hub.faults.stalls = 1
     assert_is_whole(resolve(address(hub, kind)).directory, tiny)
     assert hub.faults.stalls == 0
 
 
-def test_a_tar_that_changed_meanwhile_is_not_mixed(hub: Hub, tiny: Path, cache: Path) -> None:
+def test_a_part_of_another_tar_is_not_resumed(hub: Hub, tiny: Path, cache: Path) -> None:
     parts = cache / "parts"
     parts.mkdir()
     (parts / "archive.tar.part").write_bytes(b"of another archive" * 1000)
     (parts / "archive.tar.part.tag").write_text("another", encoding="utf-8")
-    TarArchive(f"{hub.url}/tiny.tar").fetch(cache)
+    tar.fetch(f"{hub.url}/tiny.tar", cache)
     assert (cache / "checkpoint" / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
 
 
 def test_a_hostile_tar_is_refused_and_not_kept(hub: Hub, tiny: Path, cache: Path) -> None:
-    tar = hub.directory / "tiny.tar"
-    good = tar.read_bytes()
-    with tarfile.open(tar, "a") as archive:
+    path = hub.directory / "tiny.tar"
+    good = path.read_bytes()
+    with tarfile.open(path, "a") as archive:
         archive.add(tiny / "config.json", "../../../outside-it.json")
     sentence = refusal(address(hub, "tar"), cache)
     assert "the tar was refused: ../../../outside-it.json leads out of it; use one that was packed" in sentence
     assert not list(cache.parent.rglob("outside-it.json"))
-    tar.write_bytes(good)
+    path.write_bytes(good)
     assert_is_whole(resolve(address(hub, "tar")).directory, tiny)
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_a_disk_without_room_is_said_so_before_the_download(
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_without_room_is_refused_before_the_download(
     hub: Hub, cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fetching.download.SPARE_BYTES", 10**18)
@@ -223,7 +236,7 @@ def test_progress_goes_to_the_log_where_there_is_no_terminal(
     assert "fetched WEIGHTS=some/model in" in caplog.text
 
 
-def test_no_network_is_said_so(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_missing_network_is_reported(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     use_hub("http://127.0.0.1:9", monkeypatch)
     sentence = refusal("some/model", cache)
     assert "did not give it (ConnectError: [Errno 111] Connection refused); check the network" in sentence
@@ -245,7 +258,7 @@ def test_pget_is_used_where_it_is_installed(
     assert hub.downloads("tiny.tar") == 0
 
 
-def test_a_pget_that_fails_is_done_without(
+def test_the_own_download_replaces_a_pget_that_fails(
     hub: Hub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pget").write_text('#!/bin/sh\necho half >"$3"\n', encoding="utf-8")
@@ -256,7 +269,7 @@ def test_a_pget_that_fails_is_done_without(
 
 @pytest.fixture
 def genuine(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the tiny checkpoint be the genuine one: a manifest with its hash, and this server as its sources."""
+    """Make the tiny checkpoint the genuine model: a manifest with its hash, and this server as its sources."""
     content = json.loads(MANIFEST.read_text(encoding="utf-8"))
     path = hub.directory / "model.safetensors"
     content["files"] = {
@@ -270,13 +283,13 @@ def genuine(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_default_is_the_mirror_without_a_token_and_the_original_with_one(
+def test_the_default_is_the_mirror_without_a_token_and_the_original_with_a_token(
     genuine: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = resolve()
     assert without.name == f"{GENUINE.name}@{GENUINE.revision}@sha256:{without.sha256[:12]}"
     assert without.source.startswith("the Hugging Face hub (unsloth/embeddinggemma-300m at revision bfa3c846")
-    assert not any("/google/" in one for one in hub.requests)
+    assert not any("/google/" in request for request in hub.requests)
     shutil.rmtree(without.directory)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with_token = resolve(None)
@@ -285,26 +298,29 @@ def test_the_default_is_the_mirror_without_a_token_and_the_original_with_one(
     assert resolve(GENUINE.name) == with_token
 
 
-def test_the_default_goes_on_to_the_next_source_and_tells_all_refusals(
+def test_the_default_tries_the_next_source_and_reports_all_refusals(
     genuine: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.faults.refusal = (403, "GatedRepo")
     sentence = refusal(None, cache)
-    for one in ("(google/embeddinggemma-300m at", "(unsloth/embeddinggemma-300m at", "tiny.tar: the server refuses it"):
-        assert one in sentence
+    for part in (
+        "(google/embeddinggemma-300m at",
+        "(unsloth/embeddinggemma-300m at",
+        "tiny.tar: the server refuses it",
+    ):
+        assert part in sentence
     assert "hf_secret" not in sentence
     hub.faults.refusal = None
     hub.faults.statuses = [404, 404]
     assert resolve().source.endswith("/tiny.tar")
 
 
-def test_another_content_than_the_manifests_needs_to_be_accepted(
+def test_content_other_than_the_manifests_needs_to_be_accepted(
     genuine: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = sha256_of(genuine)
-    content = genuine.read_bytes()
-    genuine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip_bit(genuine)
     (hub.directory / "tiny.tar").unlink()
     sentence = refusal(None, cache)
     assert f"model.safetensors has SHA-256 {sha256_of(genuine)}, expected {expected}" in sentence

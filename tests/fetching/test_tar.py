@@ -1,4 +1,4 @@
-"""Tars: as people pack them, in the Hugging Face cache's layout, and hostile."""
+"""Unpacking tars: packed from a folder, in the layout of the Hugging Face cache, and hostile."""
 
 import io
 import tarfile
@@ -13,6 +13,7 @@ REVISION = "64614b0b8b64f0c6c1e52b07e4e9a4e8fe4d2da2"
 
 
 def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    """Return a member that is a symbolic link or of another kind without content."""
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, target
     return member
@@ -21,17 +22,19 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 def pack(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo) -> Path:
     """Write a tar of files (name, content) and other members."""
     with tarfile.open(path, "w") as tar:
-        for one in members:
-            if isinstance(one, tarfile.TarInfo):
-                tar.addfile(one)
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
             else:
-                member = tarfile.TarInfo(one[0])
-                member.size = len(one[1])
-                tar.addfile(member, io.BytesIO(one[1]))
+                name, content = member
+                header = tarfile.TarInfo(name)
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
     return path
 
 
 def contents(directory: Path) -> dict[str, bytes]:
+    """Return the files of a directory, which holds no links."""
     assert not any(path.is_symlink() for path in directory.rglob("*"))
     return {
         path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
@@ -39,7 +42,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("folder", ["", "./", "a folder/", "a/b/"])
-def test_a_packed_folder_is_unpacked_without_what_is_never_read(tmp_path: Path, folder: str) -> None:
+def test_a_packed_folder_is_unpacked_without_files_that_are_never_read(tmp_path: Path, folder: str) -> None:
     names = ["modules.json", "2_Dense/model.safetensors", "README.md", "model.bin", "run.py", "onnx/model.onnx"]
     tar = pack(tmp_path / "a.tar", *[(folder + name, name.encode()) for name in names], ("outside.json", b""))
     assert unpack(tar, tmp_path / "out") is None
@@ -47,7 +50,7 @@ def test_a_packed_folder_is_unpacked_without_what_is_never_read(tmp_path: Path, 
     assert set(contents(tmp_path / "out")) == set(expected)
 
 
-def test_the_hubs_cache_becomes_plain_files(tmp_path: Path) -> None:
+def test_links_of_the_hubs_cache_become_plain_files(tmp_path: Path) -> None:
     root = "models--google--embeddinggemma-300m"
     snapshot = f"{root}/snapshots/{REVISION}"
     tar = pack(
@@ -68,8 +71,12 @@ def test_the_hubs_cache_becomes_plain_files(tmp_path: Path) -> None:
     }
 
 
-def device(kind: bytes) -> tarfile.TarInfo:
-    return link("folder/a.json", "", kind)
+def test_files_have_this_machines_permissions_not_the_tars(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    member = tarfile.TarInfo("modules.json")
+    member.mode = 0o4400
+    unpack(pack(tmp_path / "a.tar", member), tmp_path / "out")
+    assert (tmp_path / "out" / "modules.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(
@@ -86,9 +93,9 @@ def device(kind: bytes) -> tarfile.TarInfo:
         (link("folder/a.json", "nowhere.json", tarfile.LNKTYPE), "is not in it"),
         (link("folder/a.json", "a.json"), "is not a file, nor does it lead to one"),
         (link("folder/a.json", "."), "is not in it"),
-        (device(tarfile.CHRTYPE), "is a special file"),
-        (device(tarfile.BLKTYPE), "is a special file"),
-        (device(tarfile.FIFOTYPE), "is a special file"),
+        (link("folder/a.json", "", tarfile.CHRTYPE), "is a special file"),
+        (link("folder/a.json", "", tarfile.BLKTYPE), "is a special file"),
+        (link("folder/a.json", "", tarfile.FIFOTYPE), "is a special file"),
         (("other/modules.json", b"[]"), "it holds 2 checkpoints"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
@@ -124,7 +131,7 @@ def test_a_tar_that_promises_more_than_the_disk_holds_is_refused(tmp_path: Path)
         unpack(path, tmp_path / "out")
 
 
-def test_what_is_no_tar_is_said_so(tmp_path: Path) -> None:
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>not here</html>" * 100)
     with pytest.raises(Unavailable, match="the tar cannot be read"):
         unpack(tmp_path / "a.tar", tmp_path / "out")

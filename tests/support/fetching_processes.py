@@ -1,9 +1,9 @@
-"""Processes that fetch a checkpoint: several at once, and ones that are killed.
+"""Processes that fetch a checkpoint, several at once or killed while they do.
 
-    python -m tests.fetching resolve WEIGHTS            # prints the checkpoint's directory and name
-    python -m tests.fetching kill WEIGHTS ROUNDS        # see `kill`
+    python -m tests.support.fetching_processes resolve WEIGHTS       # prints the checkpoint's directory and name
+    python -m tests.support.fetching_processes kill WEIGHTS ROUNDS   # see `kill`
 
-A hundred processes that import everything anew would take a minute, so `kill` forks one that has.
+A hundred processes that import everything anew would take a minute, so `kill` forks itself, all modules imported.
 """
 
 import logging
@@ -24,7 +24,7 @@ STEPS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.utime", "
 
 
 def fetch_in_fork(named: str, kill_at_step: int | None) -> int:
-    """Fork a process that fetches and, if told so, kills itself before that step on the disk. Returns its id."""
+    """Fork a process that fetches, and kills itself before step `kill_at_step` on the disk. Returns its id."""
     process = os.fork()
     if process == 0:
         _fetch_and_exit(named, kill_at_step)
@@ -53,7 +53,7 @@ def _fetch_and_exit(named: str, kill_at_step: int | None) -> NoReturn:
 def kill(named: str, rounds: int) -> None:
     """Kill fetching processes, half of them at random times and half before random steps on the disk.
 
-    What is then under the checkpoint's name must be whole, a process that is not killed must recover by itself.
+    Whatever is then under the checkpoint's name must be whole, and a process that is not killed must recover.
     """
     random.seed(0)
     reference = weights.resolve(named)
@@ -64,7 +64,7 @@ def kill(named: str, rounds: int) -> None:
     os.waitpid(fetch_in_fork(named, None), 0)
     duration_s = time.perf_counter() - started
     shutil.rmtree(reference.directory)
-    killed = found = 0
+    killed = published = 0
     for i in range(rounds):
         process = fetch_in_fork(named, random.randrange(1, steps) if i % 2 else None)
         if i % 2 == 0:
@@ -72,21 +72,23 @@ def kill(named: str, rounds: int) -> None:
             os.kill(process, signal.SIGKILL)
         killed += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
         if reference.directory.exists():
-            found += 1
+            published += 1
             for name, content in expected.items():
                 assert (reference.directory / name).read_bytes() == content, f"round {i}: {name}"
             assert weights.resolve(named) == reference, f"round {i}"
             shutil.rmtree(reference.directory)
-        if i % 5 == 4:  # not each time: the next round finds what the killed one left
+        if i % 5 == 4:  # not each time: the next process may have to resume what a killed process left
             assert weights.resolve(named) == reference, f"round {i}"
             left = {path.name for path in cache.folder().iterdir()} - {reference.directory.name}
             assert all(name.endswith(".lock") for name in left), left
             shutil.rmtree(reference.directory)
-    sys.stdout.write(f"{rounds} rounds, {killed} killed, {found} of them after the rename, {steps} steps on the disk\n")
+    sys.stdout.write(
+        f"{rounds} rounds, {killed} killed, {published} of them after the rename, {steps} steps on the disk\n"
+    )
 
 
 def _steps(named: str) -> int:
-    """Return the number of steps on the disk that one fetch takes, found by killing it later and later."""
+    """Return the number of steps on the disk that a fetch takes, by bisecting the step at which it is killed."""
     low, high = 1, 1024
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""A web server on this machine that serves a directory, as the Hugging Face hub does and as it is, and misbehaves.
+"""A web server on this machine that serves a directory as the Hugging Face hub and as plain files, and misbehaves.
 
 `/api/models/...` and `/.../resolve/REVISION/FILE` are the hub's; any other path is a file of the directory.
 """
@@ -20,25 +20,25 @@ CHUNK = 1 << 15
 
 @dataclass
 class Faults:
-    """What goes wrong, in the order in which it does: each fault is used up by one request, `refusal` by none.
+    """What goes wrong. Each status, cut, flip and stall is used up by one request; the others hold for all.
 
-    The faults of a body are for files of at least `FAULTY_BYTES`.
+    Only bodies of at least `FAULTY_BYTES` are cut, flipped, stalled or of another length.
     """
 
     refusal: tuple[int, str] | None = None
-    """HTTP status and the hub's error code, for every request."""
+    """HTTP status and the hub's error code in answer to every request."""
     statuses: list[int] = field(default_factory=list)
     """HTTP statuses of the next requests."""
     cuts: list[float] = field(default_factory=list)
-    """Parts of the file after which the connection is cut."""
+    """Fractions of the file after which the connection is cut."""
     flips: int = 0
-    """Bodies in which one bit is another."""
+    """Bodies in which a bit is flipped."""
     extra: int = 0
-    """Bytes by which every body is longer, or shorter, than it should be, in its Content-Length as well."""
+    """Bytes by which every body is longer, or shorter if negative, than the file; Content-Length says so too."""
     stalls: int = 0
     """Bodies that stop in the middle with the connection open."""
     redirects: bool = False
-    """Whether every file is elsewhere."""
+    """Whether every file is redirected to another address."""
     pause_s: float = 0
     """Time between two chunks of a body."""
 
@@ -47,7 +47,7 @@ FAULTY_BYTES = 50_000
 
 
 class Hub(ThreadingHTTPServer):
-    """The server, what it serves, and what it was asked for."""
+    """The server: `directory` is what it serves, `requests` and `bytes_sent` what it was asked for and sent."""
 
     daemon_threads = True
 
@@ -60,15 +60,15 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The server's address."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that were killed."""
+        """Print nothing: clients are killed on purpose."""
 
     def downloads(self, name: str) -> int:
         """Return how often a file was asked for."""
-        return sum(one.startswith("GET") and one.endswith(name) for one in self.requests)
+        return sum(request.startswith("GET") and request.endswith(name) for request in self.requests)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,11 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {self.path}")
         if faults.refusal is not None:
             status, code = faults.refusal
-            return self._answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "as told"})
+            return self._answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "refused"})
         if faults.statuses:
             return self._answer(faults.statuses.pop(0), b"{}", {})
         if self.path.startswith("/api/models/"):
-            return self._answer(200, json.dumps(self._about()).encode(), {})
+            return self._answer(200, json.dumps(self._model_info()).encode(), {})
         if faults.redirects and "/elsewhere/" not in self.path:
             return self._answer(302, b"", {"Location": f"/elsewhere{self.path}"})
         name = re.sub(r"^.*/resolve/[^/]+/", "", self.path.removeprefix("/elsewhere")).lstrip("/")
@@ -92,18 +92,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def _about(self) -> dict[str, object]:
-        names = [str(p.relative_to(self.server.directory)) for p in self.server.directory.rglob("*") if p.is_file()]
+    def _model_info(self) -> dict[str, object]:
+        directory = self.server.directory
+        names = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()]
         return {"id": "some/model", "sha": COMMIT, "siblings": [self._sibling(name) for name in names]}
 
     def _sibling(self, name: str) -> dict[str, object]:
         content = (self.server.directory / name).read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        described: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
+        sibling: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
         if name.endswith(".safetensors"):
             sha256 = hashlib.sha256(content).hexdigest()
-            described["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 100}
-        return described
+            sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 100}
+        return sibling
 
     def _send_file(self, path: Path) -> None:
         if not path.is_file():
@@ -147,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.faults.pause_s)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the tests look at `requests`."""
+        """Print nothing: the tests look at `requests`."""
 
 
 @contextmanager
