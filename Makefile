@@ -1,41 +1,37 @@
-# make predict, make serve, make embed, make load, make test, make test-ray, make lint; each sets up
-# .venv first if need be.
+# Each target sets up .venv first if need be. By default it is the small bundled checkpoint that is served here;
+# the container's own default is the genuine model.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
-# Locally the small bundled checkpoint; the container's own default is the genuine model.
 WEIGHTS ?= small
 TEXT ?= What is the meaning of life?
 TASK ?= retrieval_document
-# make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS="--id key --precision int8"
-INPUT ?=
-OUTPUT ?=
-OPTIONS ?=
 export PORT WEIGHTS TEXT TASK INPUT OUTPUT
 
 RUN = $(VENV)/bin/python
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 READY = $(VENV)/.ready
 
 .PHONY: predict serve embed load test test-ray lint format openapi build clean
 
-predict: $(READY)
+predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
 
 serve: $(READY)
 	$(RUN) -m scripts.server
 
-load: $(READY)
-	$(RUN) -m benchmarks.load
-
-embed: $(READY)
+embed: $(READY)  # make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS="--id key --precision int8"
 	@test -n "$$INPUT" -a -n "$$OUTPUT" || { echo "make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet" >&2; exit 2; }
 	@$(RUN) -m scripts.embed_corpus "$$INPUT" "$$OUTPUT" $(OPTIONS)
+
+load: $(READY)
+	$(RUN) -m benchmarks.load
 
 test: $(READY)
 	$(RUN) -m pytest
 
 test-ray: $(READY)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt >&2
+	@$(INSTALL) -r requirements-ray.txt >&2
 	$(RUN) -m pytest -m ray
 
 lint: $(READY)
@@ -58,7 +54,7 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	@echo "Setting up $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv $(VENV) >&2
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e . >&2
+	@$(INSTALL) -r requirements-dev.txt -e . >&2
 	@touch $@
 
 clean:

@@ -1,11 +1,11 @@
-"""Everything that only a GPU can show, in one command and under eight minutes: tests, parity, speed, where time goes.
+"""Check all that only a GPU can show, in one command and under eight minutes: tests, parity, speed, where time goes.
 
     python -m benchmarks.gpu --out docs/benchmarks/h200             # writes h200/gpu_check.md and .json
     python -m benchmarks.gpu --out /tmp/smoke --smoke               # hardly anything, on any machine, in seconds
 
 Needs torch (2.11 or newer) for CUDA, transformers, sentence-transformers, tokenizers, safetensors, huggingface_hub,
-numpy and, for the tests, pytest; no network, no server. Without --checkpoint it writes one of the full shape with
-random weights first. Each step is a process with a limit of its own: if it fails or hangs, the others lose nothing.
+numpy and, for the tests, pytest; no network, no server. Without --checkpoint it first writes one of the full shape
+with random weights. Each step is a process with a time limit: if it fails or hangs, the others lose nothing.
 """
 
 import argparse
@@ -23,46 +23,49 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_report
-from benchmarks.engines import ROOT
 from weights import SMALL
 
 logger = logging.getLogger(__name__)
 
+ROOT = Path(__file__).resolve().parent.parent
+
 TOTAL_S = 470
-NEEDED = ("torch", "transformers", "sentence_transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy")
+NEEDED = (
+    "torch", "transformers", "sentence_transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pytest"
+)  # fmt: skip
 TESTS = ("tests/engine/test_gpu.py", "tests/engine/test_kernels.py")
 # They need no GPU and none of the fixtures, which import sentence-transformers.
 SMOKE_TESTS = ("tests/test_tasks.py", "--noconftest")
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A step: its name, its command, and the seconds it may take."""
+class StepCommand:
+    """A step's name, its command, and the seconds it may take."""
 
     name: str
     command: list[str]
     limit_s: float
 
 
-def plan(checkpoint: Path, made: bool, out: Path, smoke: bool) -> list[Planned]:
-    """Return the steps in their order; the first makes the checkpoint, if it is not given."""
+def plan(checkpoint: Path, make_checkpoint: bool, out: Path, smoke: bool) -> list[StepCommand]:
+    """Return the steps in their order; the first writes the checkpoint if none is given."""
     python = [sys.executable, "-m"]
     steps = []
-    if made:
-        steps.append(Planned("checkpoint", [*python, "checkpoints.make_random", str(checkpoint)], 60))
+    if make_checkpoint:
+        steps.append(StepCommand("checkpoint", [*python, "checkpoints.make_random", str(checkpoint)], 60))
     tests = SMOKE_TESTS if smoke else TESTS
-    steps.append(Planned("tests", [*python, "pytest", "-q", "-rA", "-p", "no:cacheprovider", *tests], 150))
+    steps.append(StepCommand("tests", [*python, "pytest", "-q", "-rA", "-p", "no:cacheprovider", *tests], 150))
     for name, limit_s in (("speed", 120), ("setup", 45), ("parity", 45), ("shares", 30)):
         command = [*python, "benchmarks.gpu_steps", name, "--checkpoint", str(checkpoint)]
         command += ["--out", str(out / f"{name}.json"), *(["--smoke"] if smoke else [])]
-        steps.append(Planned(name, command, limit_s))
+        steps.append(StepCommand(name, command, limit_s))
     return steps
 
 
-def run_step(step: Planned, out: Path, limit_s: float) -> dict[str, Any]:
-    """Run a step and return what became of it; what it prints goes to OUT/NAME.log, what it finds to OUT/NAME.json."""
-    log, found = out / f"{step.name}.log", out / f"{step.name}.json"
-    found.unlink(missing_ok=True)
+def run_step(step: StepCommand, out: Path, limit_s: float) -> dict[str, Any]:
+    """Run a step and return its outcome. It prints to OUT/NAME.log and leaves its figures in OUT/NAME.json."""
+    log, figures = out / f"{step.name}.log", out / f"{step.name}.json"
+    figures.unlink(missing_ok=True)
     start = time.perf_counter()
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -72,7 +75,7 @@ def run_step(step: Planned, out: Path, limit_s: float) -> dict[str, Any]:
             code = process.wait(limit_s)
             fault = f"ended with exit status {code}" if code else ""
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started, which holds the GPU too
+            os.killpg(process.pid, signal.SIGKILL)  # its children hold the GPU too
             process.wait()
             fault = f"was stopped after {limit_s:.0f} s"
     result: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "fault": fault}
@@ -81,35 +84,30 @@ def run_step(step: Planned, out: Path, limit_s: float) -> dict[str, Any]:
         result["log"] = lines[-30:]
     if step.name == "tests":
         result["summary"] = gpu_report.test_summary(lines)
-    if found.exists():
-        result["found"] = json.loads(found.read_text(encoding="utf-8"))
-        found.unlink()
+    if figures.exists():
+        result["figures"] = json.loads(figures.read_text(encoding="utf-8"))
+        figures.unlink()
     return result
-
-
-def missing_packages() -> list[str]:
-    """Return which of the needed packages this Python does not have, pytest among them."""
-    return [name for name in (*NEEDED, "pytest") if importlib.util.find_spec(name) is None]
 
 
 def check(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """Run every step, writing the report anew after each."""
     deadline = time.monotonic() + TOTAL_S
-    missing = missing_packages()
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     results: dict[str, Any] = {"facts": gpu_report.facts(), "missing": missing, "smoke": args.smoke, "steps": {}}
     for step in plan(checkpoint, args.checkpoint is None and not args.smoke, args.out, args.smoke):
-        left = deadline - time.monotonic()
         if args.only and step.name not in args.only.split(",") and step.name != "checkpoint":
             continue
+        left_s = deadline - time.monotonic()
         if step.name == "tests" and "pytest" in missing:
-            fault = "did not run: pytest is not installed; pip install pytest"
-            results["steps"]["tests"] = {"seconds": 0, "fault": fault}
-        elif left < 5:
-            results["steps"][step.name] = {"seconds": 0, "fault": f"did not run: {TOTAL_S} s had passed"}
+            outcome = {"seconds": 0, "fault": "did not run: pytest is not installed; pip install pytest"}
+        elif left_s < 5:
+            outcome = {"seconds": 0, "fault": f"did not run: {TOTAL_S} s had passed"}
         else:
-            results["steps"][step.name] = run_step(step, args.out, min(step.limit_s, left))
+            outcome = run_step(step, args.out, min(step.limit_s, left_s))
+        results["steps"][step.name] = outcome
         gpu_report.write(results, args.out)
-        logger.info("%s: %s", step.name, results["steps"][step.name]["fault"] or "done")
+        logger.info("%s: %s", step.name, outcome["fault"] or "done")
     return results
 
 

@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -25,37 +26,38 @@ import psutil
 
 import prediction_folders
 import weights
-from benchmarks.load_work import KINDS, Pool, Work
+from benchmarks.load_requests import KINDS, Request, RequestPool
+from benchmarks.report import table
 from scripts.server import Server, running_server
 
 logger = logging.getLogger(__name__)
 
 FLOOR = {"COG_PREDICT_TYPE_STUB": "benchmarks/floor.py:Predictor"}
+COLUMNS = ("server", "kind", "requests", "requests/s", "p50 ms", "p95 ms", "p99 ms", "p99/p50")
 
 
 @dataclass
 class Result:
-    """What came of a load: latencies in milliseconds by kind, texts answered, and what went wrong."""
+    """A load's seconds, its latencies in milliseconds by kind, and its errors with their counts."""
 
     seconds: float = 0.0
-    texts: int = 0
     latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     errors: Counter[str] = field(default_factory=Counter)
 
     @property
-    def requests(self) -> int:
-        return sum(map(len, self.latencies.values()))
+    def requests_per_s(self) -> float:
+        return sum(map(len, self.latencies.values())) / self.seconds
 
 
+@dataclass(frozen=True)
 class Load:
-    """Clients on one server. Without `check` they send what the floor takes and accept what it gives."""
+    """Clients of a server. Without `check` they send only `text` and accept any vector, as the floor needs."""
 
-    def __init__(self, url: str, pool: Pool, check: bool, plain: bool, tolerance: float) -> None:
-        self._url = f"{url}/predictions"
-        self._pool = pool
-        self._check = check
-        self._plain = plain
-        self._tolerance = tolerance
+    url: str
+    pool: RequestPool
+    check: bool
+    only_defaults: bool
+    tolerance: float
 
     async def closed(self, clients: int, seconds: float) -> Result:
         """Let each client send its next request when it has the answer to the last."""
@@ -91,19 +93,17 @@ class Load:
         )
 
     async def _send(self, session: aiohttp.ClientSession, result: Result, due: float) -> None:
-        work = self._pool.draw(self._plain)
-        problem = await self._ask(session, work)
-        result.latencies[work.kind].append((time.perf_counter() - due) * 1000)
+        request = self.pool.draw(self.only_defaults)
+        problem = await self._problem(session, request)
+        result.latencies[request.kind].append((time.perf_counter() - due) * 1000)
         if problem:
             result.errors[problem] += 1
-        else:
-            result.texts += len(work.positions)
 
-    async def _ask(self, session: aiohttp.ClientSession, work: Work) -> str | None:
-        """Return what was wrong with the answer, None if nothing was."""
-        inputs = work.inputs if self._check else {"text": work.inputs["text"]}
+    async def _problem(self, session: aiohttp.ClientSession, request: Request) -> str | None:
+        """Send the request and return the problem with its answer, None if there is none."""
+        inputs = request.inputs if self.check else {"text": request.inputs["text"]}
         try:
-            async with session.post(self._url, json={"input": inputs}) as answer:
+            async with session.post(f"{self.url}/predictions", json={"input": inputs}) as answer:
                 if answer.status != 200:
                     return f"HTTP {answer.status}"
                 body = await answer.json()
@@ -111,55 +111,38 @@ class Load:
             return f"lost: {type(error).__name__}"
         if body["status"] != "succeeded":
             return f"failed: {str(body.get('error'))[:60]}"
-        # A constant answer, which is not to be checked, is compared as well: the client's work is part of the time.
-        is_right = self._pool.is_right(work, body["output"], self._tolerance)
-        return None if is_right or not self._check else "wrong vector"
+        # Compare even without `check`, as the client's work is part of the time.
+        is_right = self.pool.is_right(request, body["output"], self.tolerance)
+        return None if is_right or not self.check else "wrong vector"
 
 
-def measure(args: argparse.Namespace, pool: Pool, url: str, check: bool, clients: int) -> Result:
+def measure(args: argparse.Namespace, pool: RequestPool, url: str, check: bool, clients: int) -> Result:
     """Run one load."""
     load = Load(url, pool, check, args.plain, args.tolerance)
     return asyncio.run(load.open(args.rate, args.seconds) if args.rate else load.closed(clients, args.seconds))
 
 
-class Watch:
-    """What a server of one's own holds: memory, open files, leftover folders; compared with a later moment."""
-
-    def __init__(self, server: Server) -> None:
-        process = psutil.Process(server.process.pid)
-        self._processes = [process, *process.children(recursive=True)]
-        self.before = self._held()
-
-    def _held(self) -> dict[str, int]:
-        return {
-            "MB of memory": sum(one.memory_info().rss for one in self._processes) >> 20,
-            "open files": sum(one.num_fds() for one in self._processes),
-            "leftover folders": sum(1 for _ in prediction_folders.FOLDER.glob("*")),
-        }
-
-    def __str__(self) -> str:
-        after = self._held()
-        return "; ".join(f"{what} {before:,} -> {after[what]:,}" for what, before in self.before.items())
+def resources(server: Server) -> dict[str, int]:
+    """Return the memory, open files and prediction folders that a server and its processes hold."""
+    process = psutil.Process(server.process.pid)
+    processes = [process, *process.children(recursive=True)]
+    return {
+        "MB of memory": sum(process.memory_info().rss for process in processes) >> 20,
+        "open files": sum(process.num_fds() for process in processes),
+        "leftover folders": sum(1 for _ in prediction_folders.FOLDER.glob("*")),
+    }
 
 
-def rows(name: str, result: Result) -> list[str]:
-    """Return the table's rows: one for each kind, one for all if there are several."""
-    every = {kind: result.latencies[kind] for kind in KINDS if kind in result.latencies}
-    if len(every) > 1:
-        every["all"] = [one for values in every.values() for one in values]
-    lines = []
-    for kind, latencies in every.items():
-        p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
-        cells = [name, kind, f"{len(latencies):,}", f"{len(latencies) / result.seconds:,.0f}"]
-        cells += [f"{value:.1f}" for value in (p50, p95, p99, p99 / p50)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-HEAD = [
-    "| server | kind | requests | requests/s | p50 ms | p95 ms | p99 ms | p99/p50 |",
-    "|---|---|---|---|---|---|---|---|",
-]
+def rows(name: str, result: Result) -> Iterator[list[str]]:
+    """Yield a table row for each kind, and another for all if there are several."""
+    latencies = {kind: result.latencies[kind] for kind in KINDS if kind in result.latencies}
+    if len(latencies) > 1:
+        latencies["all"] = [ms for kind in latencies.values() for ms in kind]
+    for kind, milliseconds in latencies.items():
+        count = len(milliseconds)
+        p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
+        percentiles = [f"{value:.1f}" for value in (p50, p95, p99, p99 / p50)]
+        yield [name, kind, f"{count:,}", f"{count / result.seconds:,.0f}", *percentiles]
 
 
 def parse() -> argparse.Namespace:
@@ -187,30 +170,30 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     args = parse()
-    pool = Pool(args.kinds)
+    pool = RequestPool(args.kinds)
     pool.compute(weights.resolve(args.weights).directory)
     settings = {} if args.cache else {"CACHE_MB": "0"}
     with nullcontext() if args.url else running_server(args.weights, settings=settings) as server:
         url = server.url if server else args.url
         if server:
             asyncio.run(Load(url, pool, True, args.plain, args.tolerance).closed(args.clients, args.settle))
-            watch = Watch(server)
+            before = resources(server)
         results = {args.weights: measure(args, pool, url, True, args.clients)}
         if server:
-            logger.info("the server before and after: %s", watch)
+            after = resources(server)
+            changes = "; ".join(f"{name} {before[name]:,} -> {after[name]:,}" for name in before)
+            logger.info("the server before and after: %s", changes)
         if args.floor:
             results[f"{args.weights}, one client"] = measure(args, pool, url, True, 1)
     if args.floor:
         with running_server(args.weights, settings=FLOOR) as server:
             results["floor"] = measure(args, pool, server.url, False, args.clients)
             results["floor, one client"] = measure(args, pool, server.url, False, 1)
-    logger.info("%s", "\n".join(HEAD + [line for name, result in results.items() for line in rows(name, result)]))
+    logger.info("%s", table(COLUMNS, [row for name, result in results.items() for row in rows(name, result)]))
     if args.floor:
-        here, floor = (results[name].requests / results[name].seconds for name in (args.weights, "floor"))
-        logger.info("%.0f %% of the floor's throughput", 100 * here / floor)
-    errors = Counter[str]()
-    for result in results.values():
-        errors += result.errors
+        share = results[args.weights].requests_per_s / results["floor"].requests_per_s
+        logger.info("%.0f %% of the floor's throughput", 100 * share)
+    errors = sum((result.errors for result in results.values()), Counter[str]())
     logger.info("every vector checked; wrong, lost or refused: %s", dict(errors) or "none")
     sys.exit(bool(errors))
 

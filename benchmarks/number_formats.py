@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.report import table
+from benchmarks.texts import random_token_ids
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
 from engine.packed import PackedEngine
 
@@ -23,14 +25,8 @@ FORMATS = {
 }
 
 
-def random_texts(vocab_size: int, lengths: list[int], copies: int) -> list[list[int]]:
-    """Return `copies` texts of random token ids of each length, `<bos>` and `<eos>` around them."""
-    generator = np.random.default_rng(0)
-    return [[2, *generator.integers(5, vocab_size, n - 2).tolist(), 1] for n in lengths for _ in range(copies)]
-
-
 def errors(vectors: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return 1 - cosine and relative error of the norm of each row, in float64."""
+    """Return 1 - cosine and the relative error of the norm of each row, in float64."""
     a, b = vectors.astype(np.float64), expected.astype(np.float64)
     norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     return 1 - (a * b).sum(axis=1) / (norm_a * norm_b), np.abs(norm_a / norm_b - 1)
@@ -44,14 +40,15 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=2, help="texts of each length")
     parser.add_argument("--device", default=None, help="cpu or cuda; default: the GPU if there is one")
     args = parser.parse_args()
-    engine = PackedEngine(args.checkpoint, args.device, FLOAT32)
+    exact = PackedEngine(args.checkpoint, args.device, FLOAT32)
     lengths = [int(length) for length in args.lengths.split(",")]
-    texts = random_texts(engine.network.architecture.vocab_size, lengths, args.copies)
-    expected = engine.embed(texts)
-    logger.info("%-18s %14s %14s %14s", "", "1-cos, median", "1-cos, worst", "norm, worst")
+    texts = random_token_ids(exact.network.architecture.vocab_size, lengths, args.copies)
+    expected = exact.embed(texts)
+    rows = []
     for name, numbers in FORMATS.items():
         cosine, norm = errors(PackedEngine(args.checkpoint, args.device, numbers).embed(texts), expected)
-        logger.info("%-18s %14.2e %14.2e %14.2e", name, np.median(cosine), cosine.max(), norm.max())
+        rows.append([name, *(f"{error:.2e}" for error in (np.median(cosine), cosine.max(), norm.max()))])
+    logger.info("%s", table(["", "1-cos, median", "1-cos, worst", "norm, worst"], rows))
 
 
 if __name__ == "__main__":

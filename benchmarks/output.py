@@ -2,8 +2,8 @@
 
     python -m benchmarks.output
 
-Cog walks an ordinary output float by float, a second and more for 64 vectors; predict.py hands it a subclass of dict,
-which it does not walk. That is undocumented, so a new version of Cog has to be measured with this.
+Cog walks an ordinary output float by float, a second and more for 64 vectors. predict.py hands it a subclass of dict,
+which it does not walk. That is undocumented, so measure every new version of Cog.
 """
 
 import argparse
@@ -14,24 +14,25 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from benchmarks.report import table
 from scripts.server import Server, running_server
 
-logger = logging.getLogger("benchmark")
+logger = logging.getLogger(__name__)
 
 FORMATS = ("base64", "array")
 
 
 def measure(server: Server, texts: Sequence[str], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return, for each format, (seconds of the whole request, seconds the server reports as predict_time) a round."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMATS}
-    for number in range(rounds + 1):
+    """Return, for each format, a round's (seconds of the whole request, seconds of the server's predict_time)."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMATS}
+    for turn in range(rounds + 1):
         for name in FORMATS:
             started = time.perf_counter()
             answer = server.predict({"texts": list(texts), "output_format": name})
             taken = time.perf_counter() - started
-            if number > 0:  # the first round warms up
-                times[name].append((taken, float(answer["metrics"]["predict_time"])))
-    return times
+            if turn > 0:  # the first warms up
+                seconds[name].append((taken, float(answer["metrics"]["predict_time"])))
+    return seconds
 
 
 def main() -> None:
@@ -42,15 +43,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--weights", default="small", help="directory, small, or repository[@revision]")
     args = parser.parse_args()
-    texts = [f"Text number {i}." for i in range(args.texts)]
     with running_server(args.weights) as server:
-        times = measure(server, texts, args.rounds)
+        seconds = measure(server, [f"Text number {i}." for i in range(args.texts)], args.rounds)
     logger.info("Cog %s, Python %s, %s", version("cog"), platform.python_version(), platform.machine())
-    logger.info("| %d vectors of 768 as | request, median ms | predict_time, median ms |", args.texts)
-    logger.info("|---|---|---|")
-    for name in FORMATS:
-        request, predict = (statistics.median(column) * 1000 for column in zip(*times[name], strict=True))
-        logger.info("| %s | %.1f | %.1f |", name, request, predict)
+    medians = {name: map(statistics.median, zip(*pairs, strict=True)) for name, pairs in seconds.items()}
+    rows = [[name, *(f"{median * 1000:.1f}" for median in pair)] for name, pair in medians.items()]
+    head = [f"{args.texts} vectors of 768 as", "request, median ms", "predict_time, median ms"]
+    logger.info("%s", table(head, rows))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m checkpoints.make_random /tmp/random                        # 1.2 GB, the genuine shape
     python -m checkpoints.make_random /tmp/random --layers 6 --vocab-size 16384   # quick, 0.2 GB
 
-The vectors mean nothing. Shapes, formats, file names and the size of the numbers inside are the genuine model's: the
-residual stream grows to about 1e5, which is where careless arithmetic breaks.
+The vectors mean nothing. Shapes, formats, file names and the size of the activations are the genuine model's: the
+residual stream grows to about 1e5, where careless arithmetic breaks.
 """
 
 import argparse
@@ -12,68 +12,30 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from tasks import PROMPTS
+from checkpoints.layout import network_config, write_checkpoint
+from tasks import prompt_for
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL_TOKENIZER = ROOT / "checkpoints" / "small" / "tokenizer.json"
+SMALL_TOKENIZER = Path(__file__).parent / "small" / "tokenizer.json"
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, DENSE = 768, 3, 1, 256, 1152, 3072
-MAX_TOKENS = 2048
 OUTLIER_CHANNELS = 4
-
-
-def config(layers: int, vocab_size: int) -> dict[str, Any]:
-    """Return config.json as the genuine checkpoint has it, RoPE bases at the top level included."""
-    return {
-        "_sliding_window_pattern": 6,
-        "architectures": ["Gemma3TextModel"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "attn_logit_softcapping": None,
-        "bos_token_id": 2,
-        "dtype": "float32",
-        "eos_token_id": 1,
-        "final_logit_softcapping": None,
-        "head_dim": HEAD_DIM,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size": HIDDEN,
-        "initializer_range": 0.02,
-        "intermediate_size": INTERMEDIATE,
-        "layer_types": ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)],
-        "max_position_embeddings": MAX_TOKENS,
-        "model_type": "gemma3_text",
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": KV_HEADS,
-        "pad_token_id": 0,
-        "query_pre_attn_scalar": HEAD_DIM,
-        "rms_norm_eps": 1e-06,
-        "rope_local_base_freq": 10000.0,
-        "rope_scaling": None,
-        "rope_theta": 1000000.0,
-        "sliding_window": 512,
-        "transformers_version": "4.57.0.dev0",
-        "use_bidirectional_attention": True,
-        "use_cache": True,
-        "vocab_size": vocab_size,
-    }
+PROMPTS = {"query": "retrieval_query", "document": "retrieval_document", "STS": "semantic_similarity"}
+OTHER_POOLING = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
 def network_weights(layers: int, vocab_size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Return the Gemma3TextModel tensors, float32, under the genuine names."""
 
     def linear(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * columns**-0.5
+        return _linear(rows, columns, generator)
 
-    def gain(size: int, spread: float = 0.3) -> torch.Tensor:
-        return torch.randn(size, generator=generator) * spread
+    def gain(size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator) * 0.3
 
     weights = {"embed_tokens.weight": linear(vocab_size, HIDDEN), "norm.weight": gain(HIDDEN)}
     for i in range(layers):
@@ -96,6 +58,10 @@ def network_weights(layers: int, vocab_size: int, generator: torch.Generator) ->
     return weights
 
 
+def _linear(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=generator) * columns**-0.5
+
+
 def _growing_gain(layer: int, layers: int, generator: torch.Generator) -> torch.Tensor:
     """Return post-norm gains that grow with depth, a few channels far above the rest, as in trained Gemma models."""
     typical = 30.0 ** (layer / max(layers - 1, 1))
@@ -104,49 +70,12 @@ def _growing_gain(layer: int, layers: int, generator: torch.Generator) -> torch.
     return gain - 1
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def write_pipeline(out: Path) -> None:
-    """Write everything beside the tensors and the tokenizer: modules, pooling, prompts and the limit of tokens."""
-    modules = ["", "1_Pooling", "2_Dense", "3_Dense", "4_Normalize"]
-    kinds = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
-    _write_json(
-        out / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(zip(modules, kinds, strict=True))
-        ],
-    )
-    pooling = {"word_embedding_dimension": HIDDEN, "include_prompt": True, "pooling_mode_mean_tokens": True}
-    others = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-    _write_json(out / "1_Pooling/config.json", pooling | {f"pooling_mode_{mode}": False for mode in others})
-    (out / "4_Normalize").mkdir(exist_ok=True)
-    _write_json(out / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS, "do_lower_case": False})
-    names = {"query": "retrieval_query", "document": "retrieval_document", "STS": "semantic_similarity"}
-    prompts = {name: PROMPTS[task].replace("{title}", "none") for name, task in names.items()}
-    _write_json(
-        out / "config_sentence_transformers.json",
-        {
-            "model_type": "SentenceTransformer",
-            "prompts": prompts,
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-    )
-
-
-def write_tokenizer(out: Path, tokenizer: Path, vocab_size: int) -> None:
-    """Copy tokenizer.json and write its config. Raises ValueError when it has more pieces than the model has rows."""
+def copy_tokenizer(out: Path, tokenizer: Path, vocab_size: int) -> None:
+    """Copy tokenizer.json. Raises ValueError when it has more pieces than the model has rows."""
     pieces = len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"])
     if pieces > vocab_size:
         raise ValueError(f"--vocab-size {vocab_size} is less than the {pieces} pieces of {tokenizer}; raise it")
     shutil.copyfile(tokenizer, out / "tokenizer.json")
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    flags = {"add_bos_token": True, "add_eos_token": True, "tokenizer_class": "GemmaTokenizer", "padding_side": "right"}
-    _write_json(out / "tokenizer_config.json", special | flags | {"model_max_length": MAX_TOKENS})
 
 
 def make(
@@ -157,16 +86,16 @@ def make(
         raise ValueError(f"{out} is not empty; name a new directory")
     generator = torch.Generator().manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(out, tokenizer, vocab_size)
-    _write_json(out / "config.json", config(layers, vocab_size))
-    save_file(network_weights(layers, vocab_size, generator), out / "model.safetensors", metadata={"format": "pt"})
-    for name, rows, columns in (("2_Dense", DENSE, HIDDEN), ("3_Dense", HIDDEN, DENSE)):
-        activation = "torch.nn.modules.linear.Identity"
-        shape = {"in_features": columns, "out_features": rows, "bias": False, "activation_function": activation}
-        _write_json(out / name / "config.json", shape)
-        weight = torch.randn(rows, columns, generator=generator) * columns**-0.5
-        save_file({"linear.weight": weight}, out / name / "model.safetensors", metadata={"format": "pt"})
-    write_pipeline(out)
+    copy_tokenizer(out, tokenizer, vocab_size)
+    config = network_config(
+        layers, vocab_size=vocab_size, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, head_dim=HEAD_DIM,
+        transformers_version="4.57.0.dev0",
+    )  # fmt: skip
+    network = network_weights(layers, vocab_size, generator)
+    dense = [_linear(DENSE, HIDDEN, generator), _linear(HIDDEN, DENSE, generator)]
+    prompts = {name: prompt_for(task) for name, task in PROMPTS.items()}
+    pooling = {f"pooling_mode_{mode}": False for mode in OTHER_POOLING}
+    write_checkpoint(out, config, network, dense, prompts, ["<bos>", "<eos>", "<pad>", "<unk>"], pooling, {})
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     python -m checkpoints.make_small --data DIR --out checkpoints/small --work CACHE
     python -m checkpoints.make_small --data DIR --score checkpoints/small
 
-Three steps. A tokenizer with the genuine one's structure is trained on the texts. The network is initialised as a
-bag of words that already works: token embeddings are fitted by ridge regression to the teacher's sentence vectors,
-and the layers start as a faint correction. Then sentence-transformers' trainer lets the layers learn the rest.
+It trains a tokenizer with the genuine one's structure on the texts. It initialises the network as a bag of words that
+already works: token embeddings are fitted by ridge regression to the teacher's sentence vectors, and the layers start
+as a faint correction. Then sentence-transformers' trainer lets the layers learn the rest.
 
 On Linux, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 in the environment keeps glibc from
 giving memory back and fetching it anew in each step, which can take most of a step's time.
@@ -13,7 +13,6 @@ giving memory back and fetching it anew in each step, which can take most of a s
 
 import argparse
 import csv
-import json
 import logging
 import random
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import save_file
 from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -30,8 +28,8 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, 
 from tokenizers import Tokenizer
 from transformers import Gemma3TextConfig, Gemma3TextModel, TrainerCallback
 
+from checkpoints.layout import network_config, special_tokens, write_checkpoint, write_json
 from checkpoints.training_texts import (
-    PROMPTS,
     SPECIAL_PIECES,
     TEACHER_DIM,
     VOCAB_SIZE,
@@ -45,99 +43,49 @@ from checkpoints.training_texts import (
     prompted,
     train_tokenizer,
 )
+from tasks import prompt_for
 
 logger = logging.getLogger(__name__)
 
 DIMS = [768, 512, 256, 128]
-CONFIG: dict[str, Any] = {  # key by key the genuine config.json, which an older transformers wrote
-    "_sliding_window_pattern": 6,
-    "architectures": ["Gemma3TextModel"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "attn_logit_softcapping": None,
-    "bos_token_id": 2,
-    "dtype": "float32",  # to compute in; the tensors are float16 on disk only to be small
-    "eos_token_id": 1,
-    "final_logit_softcapping": None,
-    "head_dim": 64,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size": 192,
-    "initializer_range": 0.02,
-    "intermediate_size": 384,
-    "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
-    "max_position_embeddings": 2048,
-    "model_type": "gemma3_text",
-    "num_attention_heads": 3,
-    "num_hidden_layers": 6,
-    "num_key_value_heads": 1,
-    "pad_token_id": 0,
-    "query_pre_attn_scalar": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_local_base_freq": 10_000.0,
-    "rope_scaling": None,
-    "rope_theta": 1_000_000.0,
-    "sliding_window": 512,
-    "use_bidirectional_attention": True,
-    "use_cache": True,
-    "vocab_size": VOCAB_SIZE,
+LAYERS, HIDDEN = 6, 192
+# The config says float32, to compute in; the tensors are float16 only to be small on disk.
+CONFIG = network_config(LAYERS, vocab_size=VOCAB_SIZE, hidden_size=HIDDEN, intermediate_size=384, head_dim=64)
+PROMPTS = {  # the genuine checkpoint's names
+    "query": "retrieval_query",
+    "document": "retrieval_document",
+    "BitextMining": "retrieval_query",
+    "Clustering": "clustering",
+    "Classification": "classification",
+    "InstructionRetrieval": "code_retrieval",
+    "MultilabelClassification": "classification",
+    "PairClassification": "semantic_similarity",
+    "Reranking": "retrieval_query",
+    "Retrieval": "retrieval_query",
+    "Retrieval-query": "retrieval_query",
+    "Retrieval-document": "retrieval_document",
+    "STS": "semantic_similarity",
+    "Summarization": "summarization",
 }
-LIBRARY = "sentence_transformers.models"
-MODULES = ["Transformer", "1_Pooling", "2_Dense", "3_Dense", "4_Normalize"]  # the first lives in the root
-POOLING = {"word_embedding_dimension": 192, "pooling_mode_mean_tokens": True, "include_prompt": True}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def save_half(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write the tensors as float16, readable by everyone."""
-    save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-    path.chmod(0o644)
-
-
-def write_checkpoint(
-    out: Path, tokenizer: Tokenizer, network: dict[str, torch.Tensor], dense: list[torch.Tensor]
-) -> None:
-    """Write a checkpoint in the genuine one's layout, float16.
-
-    The JSON files are written here and not by the libraries' `save`, because those write today's format and, in some
-    versions, a sliding window that the next load halves again. `dense` holds the weights of the two Dense modules.
-    """
-    modules = [
-        {"idx": index, "name": str(index), "path": name if index else "", "type": f"{LIBRARY}.{name.split('_')[-1]}"}
-        for index, name in enumerate(MODULES)
-    ]
-    write_json(out / "modules.json", modules)
-    write_json(out / "config.json", CONFIG)
-    write_json(out / "sentence_bert_config.json", {"max_seq_length": 2048, "do_lower_case": False})
-    settings: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": PROMPTS}
-    settings |= {"default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(out / "config_sentence_transformers.json", settings)
-    special = {f"{piece[1:-1]}_token": piece for piece in SPECIAL_PIECES}
-    template = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": True}
-    template |= {"model_max_length": 2048, "padding_side": "right", "clean_up_tokenization_spaces": False}
-    write_json(out / "tokenizer_config.json", template | special)
-    write_json(out / "special_tokens_map.json", special)
+def write(out: Path, tokenizer: Tokenizer, network: dict[str, torch.Tensor], dense: list[torch.Tensor]) -> None:
+    """Write a checkpoint in float16. `dense` holds the weights of the two Dense modules."""
+    halves = {name: tensor.half() for name, tensor in network.items()}
+    prompts = {name: prompt_for(task) for name, task in PROMPTS.items()}
+    options = {"clean_up_tokenization_spaces": False}
+    write_checkpoint(out, CONFIG, halves, [weight.half() for weight in dense], prompts, SPECIAL_PIECES, {}, options)
+    write_json(out / "special_tokens_map.json", special_tokens(SPECIAL_PIECES))
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
-    write_json(out / "1_Pooling" / "config.json", POOLING)
-    save_half(out / "model.safetensors", network)
-    for folder, weight in zip(MODULES[2:4], dense, strict=True):
-        size = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
-        identity = "torch.nn.modules.linear.Identity"
-        write_json(out / folder / "config.json", size | {"bias": False, "activation_function": identity})
-        save_half(out / folder / "model.safetensors", {"linear.weight": weight})
 
 
 def fit_embeddings(
     tokenizer: Tokenizer, texts: list[str], goal: torch.Tensor, prior: torch.Tensor, ridge: float = 0.3
 ) -> torch.Tensor:
-    """Token vectors [vocab, 191] whose sum over a text comes closest to `goal` [n, 191], by ridge regression.
+    """Return token vectors [vocab, 191] whose sum over a text comes closest to `goal` [n, 191], by ridge regression.
 
-    Where the texts say little about a piece it stays near `prior`, weighted down by frequency as in SIF
-    (Arora et al. 2017). Solving for the offsets from the prior costs one Cholesky factorisation of the vocabulary.
+    A piece of which the texts say little stays near `prior`, weighted down by frequency as in SIF (Arora et al. 2017).
+    Solving for the offsets from the prior costs one Cholesky factorisation of the vocabulary.
     """
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     lengths = np.array([len(row) for row in ids])
@@ -155,7 +103,7 @@ def fit_embeddings(
 
 
 def initial_network(content: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A network that starts as the bag of words `content` [vocab, 191].
+    """Return a network that starts as the bag of words `content` [vocab, 191].
 
     The final norm would give every token the same length, so a 192nd dimension carries what a light token lacks.
     The layers read little of it, and write nothing at first: their output projections start at zero. Post-norm gains
@@ -177,29 +125,28 @@ def initial_network(content: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def score(model: SentenceTransformer, data: Path, split: str) -> dict[int, float]:
-    """Spearman correlation with STSb-en's grades at each dimension, under the semantic-similarity prompt."""
+    """Return the Spearman correlation with STSb-en's grades at each dimension, under the semantic-similarity prompt."""
     with (data / "stsb" / f"stsb-en-{split}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     grades = [float(grade) for _, _, grade in rows]
     first, second = (
         model.encode([row[side] for row in rows], prompt_name="STS", show_progress_bar=False) for side in (0, 1)
     )
-    result = {}
+    correlations = {}
     for dim in DIMS:
         a, b = first[:, :dim], second[:, :dim]
         cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        result[dim] = round(float(spearmanr(cosines, grades).statistic), 4)
-    return result
+        correlations[dim] = round(float(spearmanr(cosines, grades).statistic), 4)
+    return correlations
 
 
 class Watcher(TrainerCallback):
-    """Every `--watch` steps: logs the STSb dev scores and saves a usable checkpoint."""
+    """Logs the STSb dev scores and saves a usable checkpoint every `--watch` steps."""
 
     def __init__(self, model: SentenceTransformer, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
         self.model, self.tokenizer, self.args = model, tokenizer, args
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer after each step."""
         if state.global_step % self.args.watch == 0:
             self.model.eval()
             scores = score(self.model, self.args.data, "dev")
@@ -209,15 +156,14 @@ class Watcher(TrainerCallback):
 
 
 def save_model(model: SentenceTransformer, tokenizer: Tokenizer, out: Path) -> None:
-    """Write the model to `out` in the genuine layout."""
-    dense = [model[index].linear.weight for index in (2, 3)]
-    write_checkpoint(out, tokenizer, model[0].auto_model.state_dict(), dense)
+    """Write the model to `out`."""
+    write(out, tokenizer, model[0].auto_model.state_dict(), [model[i].linear.weight for i in (2, 3)])
 
 
 def train(
     model: SentenceTransformer, tokenizer: Tokenizer, entries: list[Entry], targets: Targets, args: argparse.Namespace
 ) -> None:
-    """Distil: the cosine distance to the teacher's vectors, at all four dimensions."""
+    """Train the model on the cosine distance to the teacher's vectors, at all four dimensions."""
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch([entry.text for entry in entries])]
     rows = Dataset.from_dict({"sentence": [""] * len(entries), "label": range(len(entries)), "length": lengths})
     settings = SentenceTransformerTrainingArguments(
@@ -251,20 +197,20 @@ def train(
 
 
 def make(args: argparse.Namespace) -> None:
-    """Everything from texts to the finished checkpoint in `args.out`."""
-    found, made = collect(args.data, args.variants, args.joined, args.seed)
-    entries = found + made
-    vectors = np.concatenate([label([entry.text for entry in part], args.work) for part in (found, made)])
-    tokenizer = train_tokenizer([entry.text for entry in found])
+    """Make everything from the texts to the finished checkpoint in `args.out`."""
+    collected, composed = collect(args.data, args.variants, args.joined, args.seed)
+    entries = collected + composed
+    vectors = np.concatenate([label([entry.text for entry in part], args.work) for part in (collected, composed)])
+    tokenizer = train_tokenizer([entry.text for entry in collected])
     targets = Targets(vectors, args.seed)
-    rng, width = random.Random(args.seed), CONFIG["hidden_size"] - 1
+    rng, width = random.Random(args.seed), HIDDEN - 1
     texts = [prompted(entry, rng) if rng.random() < 0.7 else entry.text for entry in entries]
     goal = torch.from_numpy(vectors.astype(np.float32)) @ targets.axes[:, :width]
     prior = piece_vectors(tokenizer, targets.axes[:, :width], args.work)
     content = fit_embeddings(tokenizer, texts, goal, prior)
     torch.manual_seed(args.seed)
     first = torch.cat([targets.axes[:, :width], torch.zeros(TEACHER_DIM, 1)], dim=1)
-    write_checkpoint(args.work / "start", tokenizer, initial_network(content), [first, targets.projection.T])
+    write(args.work / "start", tokenizer, initial_network(content), [first, targets.projection.T])
     model = SentenceTransformer(str(args.work / "start"), device="cpu")
     logger.info("start: STSb dev %s", score(model, args.data, "dev"))
     train(model, tokenizer, entries, targets, args)
@@ -272,7 +218,6 @@ def make(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line; make a checkpoint, or score one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with wordnet, clinc, tatoeba and stsb")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/small"), help="where the checkpoint goes")

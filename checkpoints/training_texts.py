@@ -1,9 +1,9 @@
-"""Texts, tokenizer and teacher vectors of the small checkpoint: all that is settled before it trains.
+"""Texts, tokenizer and teacher vectors of the small checkpoint: everything that precedes its training.
 
-The texts come from the shared data directory (WordNet, CLINC with its Wikipedia sentences, and the English side of
-Tatoeba; see its README for licences), plus variants of their sentences with some words swapped within a WordNet
-category. The variants cost nothing but labelling time, and the network needs far more sentences than 80,000 to learn
-how words combine. STSb is never read here: it only measures.
+The texts come from the data directory (WordNet, CLINC with its Wikipedia sentences, and the English side of Tatoeba;
+see its README for licences), plus variants of their sentences with some words swapped within a WordNet category. The
+variants cost only labelling time, and the network needs far more than 80,000 sentences to learn how words combine.
+STSb is never read here, as it measures the result.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tasks import PROMPTS, prompt_for
+
 logger = logging.getLogger(__name__)
 
 VOCAB_SIZE = 14_080
@@ -32,29 +34,7 @@ SPECIAL_PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEACHER_DIM = 384
 WORD = re.compile(r"(?<![\w'\u2019])[A-Za-z]+(?![\w'\u2019])")
-SEARCH, DOCUMENT, SIMILARITY = (
-    "task: search result | query: ",
-    "title: none | text: ",
-    "task: sentence similarity | query: ",
-)
-PROMPTS = {  # names and strings of the genuine checkpoint's config_sentence_transformers.json
-    "query": SEARCH,
-    "document": DOCUMENT,
-    "BitextMining": SEARCH,
-    "Clustering": "task: clustering | query: ",
-    "Classification": "task: classification | query: ",
-    "InstructionRetrieval": "task: code retrieval | query: ",
-    "MultilabelClassification": "task: classification | query: ",
-    "PairClassification": SIMILARITY,
-    "Reranking": SEARCH,
-    "Retrieval": SEARCH,
-    "Retrieval-query": SEARCH,
-    "Retrieval-document": DOCUMENT,
-    "STS": SIMILARITY,
-    "Summarization": "task: summarization | query: ",
-}
-NAMELESS_PROMPTS = ["task: question answering | query: ", "task: fact checking | query: "]
-TRAINING_PROMPTS = sorted({*PROMPTS.values(), *NAMELESS_PROMPTS})
+TRAINING_PROMPTS = sorted(prompt_for(task) for task in PROMPTS if task != "none")
 
 
 @dataclass(frozen=True)
@@ -71,13 +51,13 @@ class Entry:
 
 
 def read_synsets(data: Path) -> list[dict[str, Any]]:
-    """The WordNet synsets as dicts with `lemmas`, `definition`, `examples` and `category`."""
+    """Return the WordNet synsets as dicts with `lemmas`, `definition`, `examples` and `category`."""
     with lzma.open(data / "wordnet" / "synsets.jsonl.xz", "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def read_sentences(data: Path, synsets: list[dict[str, Any]]) -> list[str]:
-    """Full sentences, each once, in a fixed order: WordNet's examples, Tatoeba's English, CLINC and its Wikipedia."""
+    """Return each sentence once, in a fixed order: WordNet's examples, Tatoeba's English, CLINC and its Wikipedia."""
     sentences = [example for synset in synsets for example in synset["examples"]]
     for path in sorted((data / "tatoeba").glob("*-eng.tsv")):
         rows = path.read_text(encoding="utf-8").splitlines()
@@ -101,7 +81,7 @@ class Swapper:
         members: dict[str, list[str]] = defaultdict(list)
         for word, count in sorted(counts.items()):
             kind = self._kind(word, senses)
-            if kind and count < 2000:  # commoner ones are function words that happen to have a WordNet sense
+            if kind and count < 2000:  # commoner words are function words that happen to have a WordNet sense
                 self.kind[word] = kind
                 members[kind].append(word)
         self.members = dict(members)
@@ -109,7 +89,7 @@ class Swapper:
 
     @staticmethod
     def _kind(word: str, senses: dict[str, Counter[str]]) -> str:
-        """The word's most frequent category with its inflection, such as `noun.person+s`, or an empty string."""
+        """Return the word's most frequent category with its inflection, such as `noun.person+s`, or an empty string."""
         for ending in ("", "s", "es", "ing", "ed", "d", "r", "er"):
             stem = word.removesuffix(ending) if ending else word
             for lemma in (stem, stem + "e") if ending == "ing" else (stem,):
@@ -118,7 +98,7 @@ class Swapper:
         return ""
 
     def variant(self, sentence: str, rng: random.Random) -> str:
-        """The sentence with one to three of its swappable words replaced; unchanged when it has none."""
+        """Return the sentence with one to three of its swappable words replaced, unchanged when it has none."""
         spots = [match for match in WORD.finditer(sentence) if match.group().lower() in self.kind]
         chosen = rng.sample(spots, min(len(spots), rng.randint(1, 3)))
         for match in sorted(chosen, key=lambda spot: -spot.start()):
@@ -131,31 +111,30 @@ class Swapper:
 
 
 def collect(data: Path, variants: int, joined: int, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """Two lists of entries: those found in the data, and those made from its sentences.
+    """Return two lists of entries: those collected from the data, and those composed from its sentences.
 
-    `variants` is how many word-swapped copies to make of each sentence, `joined` how many longer texts to make by
-    joining two to five sentences. Both lists are free of duplicates and in a fixed order for a seed.
+    `variants` is the number of word-swapped copies of each sentence, `joined` the number of longer texts that join two
+    to five sentences. Both lists are free of duplicates and in a fixed order for a seed.
     """
     rng = random.Random(seed)
     synsets = read_synsets(data)
     sentences = read_sentences(data, synsets)
-    found = [Entry(sentence) for sentence in sentences]
+    collected = [Entry(sentence) for sentence in sentences]
     for synset in synsets:
-        found.append(Entry(synset["definition"]))
-        found.append(Entry(synset["definition"], title=rng.choice(synset["lemmas"])))
-    found += [Entry(lemma) for lemma in sorted({lemma for s in synsets if s["examples"] for lemma in s["lemmas"]})]
+        collected.append(Entry(synset["definition"]))
+        collected.append(Entry(synset["definition"], title=rng.choice(synset["lemmas"])))
+    collected += [Entry(lemma) for lemma in sorted({lemma for s in synsets if s["examples"] for lemma in s["lemmas"]})]
     swapper = Swapper(synsets, sentences)
-    made = [Entry(swapper.variant(sentence, rng)) for sentence in sentences for _ in range(variants)]
-    made += [Entry(" ".join(rng.sample(sentences, rng.randint(2, 5)))) for _ in range(joined)]
-    found = list(dict.fromkeys(found))
-    known = set(found)
-    made = [entry for entry in dict.fromkeys(made) if entry not in known]
-    logger.info("%d texts found, %d made from %d sentences", len(found), len(made), len(sentences))
-    return found, made
+    composed = [Entry(swapper.variant(sentence, rng)) for sentence in sentences for _ in range(variants)]
+    composed += [Entry(" ".join(rng.sample(sentences, rng.randint(2, 5)))) for _ in range(joined)]
+    unique = dict.fromkeys(collected)
+    composed = [entry for entry in dict.fromkeys(composed) if entry not in unique]
+    logger.info("%d texts collected, %d composed from %d sentences", len(unique), len(composed), len(sentences))
+    return list(unique), composed
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A BPE tokenizer built like Gemma's: spaces become `▁`, unknown characters fall back to bytes.
+    """Return a BPE tokenizer built like Gemma's: spaces become `▁`, unknown characters fall back to bytes.
 
     Merges are learnt within words only, so the finished tokenizer needs no word splitting, as Gemma's does none.
     """
@@ -165,12 +144,12 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     learner.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
     room = VOCAB_SIZE - len(SPECIAL_PIECES) - len(BYTE_PIECES)
     counts = Counter("".join(texts).replace(" ", "▁"))
-    # given in full: left to itself the trainer breaks ties in another way each time
+    # Give the alphabet in full, as the trainer breaks ties in another way each time.
     alphabet = sorted(counts, key=lambda char: (-counts[char], char))[:120]
     trainer = trainers.BpeTrainer(
         vocab_size=room, initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False
     )
-    # mid-text most words carry a space; a fifth as text starts, where they carry none
+    # Most words stand mid-text, after a space; add a fifth of the texts without one, as texts start.
     learner.train_from_iterator([" " + text for text in texts] + texts[::5] + TRAINING_PROMPTS * 500, trainer)
     learnt = json.loads(learner.to_str())["model"]
     pieces = SPECIAL_PIECES + BYTE_PIECES + sorted(learnt["vocab"], key=learnt["vocab"].get)
@@ -189,7 +168,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def label(texts: list[str], work: Path) -> np.ndarray:
-    """The teacher's unit vectors of the texts, float16 [n, 384], computed once and kept in `work` under a hash.
+    """Return the teacher's unit vectors of the texts, float16 [n, 384], computed once and kept in `work` under a hash.
 
     The teacher runs in bfloat16: on a CPU with AVX512-BF16 that is four times as fast as float32, and the vectors
     agree with float32 to a cosine of 0.9999.
@@ -216,7 +195,7 @@ def label(texts: list[str], work: Path) -> np.ndarray:
 
 
 def piece_vectors(tokenizer: Tokenizer, axes: torch.Tensor, work: Path) -> torch.Tensor:
-    """The teacher's vector of each piece read as a text, on the principal axes; zero for specials and bytes."""
+    """Return the teacher's vector of each piece as a text, on the principal axes; zero for specials and bytes."""
     pieces = [tokenizer.id_to_token(index) for index in range(VOCAB_SIZE)]
     vectors = torch.from_numpy(label([str(piece).replace("▁", "") for piece in pieces], work).astype(np.float32))
     vectors[: len(SPECIAL_PIECES) + len(BYTE_PIECES)] = 0
@@ -224,7 +203,7 @@ def piece_vectors(tokenizer: Tokenizer, axes: torch.Tensor, work: Path) -> torch
 
 
 def prompted(entry: Entry, rng: random.Random) -> str:
-    """The text under a random task prompt; a text with a title often becomes a titled document."""
+    """Return the text under a random task prompt; a text with a title often becomes a titled document."""
     if entry.title and rng.random() < 0.25:
         return f"title: {entry.title} | text: {entry.body}"
     return rng.choice(TRAINING_PROMPTS) + entry.text
@@ -245,7 +224,7 @@ class Targets:
         self.projection = torch.cat([self.axes, torch.linalg.qr(noise).Q], dim=1) / 2**0.5
 
     def __call__(self, indices: list[int]) -> torch.Tensor:
-        """The targets of these texts, float32 [n, 768]."""
+        """Return the targets of these texts, float32 [n, 768]."""
         return torch.from_numpy(self.vectors[indices].astype(np.float32)) @ self.projection
 
 
@@ -260,7 +239,7 @@ class PromptingCollator(SentenceTransformerDataCollator):
         self.entries, self.targets, self.rng = entries, targets, random.Random(seed)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch that the trainer hands to the loss: token ids, mask and `label` [n, 768]."""
+        """Return the batch that the trainer hands to the loss: token ids, mask and `label` [n, 768]."""
         chosen = [row["label"] for row in features]
         bare = self.rng.random() < 0.3
         texts = [self.entries[i].text if bare else prompted(self.entries[i], self.rng) for i in chosen]
@@ -272,7 +251,7 @@ class LengthBatches(DefaultBatchSampler):
     """Batches of texts of like length in random order, drawn anew in each epoch: padding would cost a third."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Indices, sorted by length within pools of 64 batches."""
+        """Yield batches of indices, sorted by length within pools of 64 batches."""
         rng = np.random.default_rng(self.seed + self.epoch)
         lengths = np.array(self.sampler["length"])
         order = rng.permutation(len(lengths))

@@ -6,7 +6,7 @@
     python scripts/predict.py --json '{"texts": ["first", "second"]}'   # or all inputs at once
     python scripts/predict.py --url http://localhost:5000 -i text=hello # a server that is running already
 
-Exit status: 0 for an answer, 1 for a failed prediction (its error is printed too), 2 for inputs it does not understand.
+Exit status: 0 for an answer, 1 for a failed prediction (whose error is printed), 2 for inputs that cannot be read.
 """
 
 import argparse
@@ -29,9 +29,9 @@ logger = logging.getLogger("predict")
 
 
 def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
-    """Turn `name=value` strings into inputs of the types that openapi.json gives them.
+    """Return the inputs in `name=value` strings, typed as openapi.json says.
 
-    A list is given as JSON or one item at a time. Raises ValueError naming the input that cannot be read.
+    A list comes as JSON or item by item. Raises ValueError naming the input that cannot be read.
     """
     schemas = json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"]
     properties = schemas["Input"]["properties"]
@@ -51,7 +51,7 @@ def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _data_url(path: Path) -> str:
-    """Return the file as Cog's command line sends one. Raises ValueError when it cannot be read."""
+    """Return the file as Cog's command line sends it. Raises ValueError when it cannot be read."""
     try:
         content = base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
@@ -67,7 +67,7 @@ def _from_json(name: str, value: str, kind: str) -> Any:
 
 
 def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> httpx.Response:
-    """Return the server's answer: of the one at `url`, or of one that is started for this and stopped after it."""
+    """Return the answer of the server at `url`, or of one that runs for this prediction only."""
     if url is None:
         with running_server(weights) as server:
             return predict(server.url, None, inputs)

@@ -1,4 +1,4 @@
-"""Run the container's server on this machine, without Docker: coglet, Cog's own, from its wheel.
+"""Run the container's server on this machine, without Docker: coglet, the one in Cog's wheel.
 
     python -m scripts.server --weights small --port 5000
 
@@ -33,19 +33,19 @@ STOP_TIMEOUT_S = 30
 
 
 class ServerError(RuntimeError):
-    """The server did not come up; the message ends with what it logged."""
+    """The server did not become ready; the message ends with what it logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where it is, its process and the file of its log."""
+    """A running server's URL, its process and its log file."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def predict(self, inputs: Mapping[str, Any], timeout_s: float = 600) -> dict[str, Any]:
-        """Send one prediction and return the whole answer, failed or not. Raises httpx.HTTPStatusError on 4xx, 5xx."""
+        """Return the whole answer to one prediction, failed or not. Raises httpx.HTTPStatusError on 4xx, 5xx."""
         answer = httpx.post(f"{self.url}/predictions", json={"input": dict(inputs)}, timeout=timeout_s)
         answer.raise_for_status()
         return dict(answer.json())
@@ -60,18 +60,19 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start the server's process as Cog's image does and return at once.
 
-    Its log goes to the file `log`, if given; `settings` are further environment variables.
+    It logs to the file `log`, if given; `settings` are further environment variables.
     """
     schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
     schema.parent.mkdir(exist_ok=True)
     shutil.copyfile(OPENAPI, schema)
+    run = find_run(ast.parse(PREDICT.read_text(encoding="utf-8")))
     config = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
     environment = dict(line.split("=", 1) for line in config["environment"]) | os.environ
     environment |= {
         "COG_PREDICT_TYPE_STUB": config["run"],
-        "COG_MAX_CONCURRENCY": str(concurrency(find_run(ast.parse(PREDICT.read_text(encoding="utf-8"))))),
+        "COG_MAX_CONCURRENCY": str(concurrency(run)),
         "PORT": str(port),
-        # coglet starts its worker as plain `python`: it must be this one.
+        # coglet starts its worker as plain `python`, which must be this one.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     if weights is not None:
@@ -80,17 +81,17 @@ def start(
     command = [sys.executable, "-m", "cog.server.http", "--host", host]
     if log is None:
         return subprocess.Popen(command, cwd=ROOT, env=environment)
-    with log.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    with log.open("wb") as output:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 @contextmanager
 def running_server(
     weights: str | None, port: int | None = None, settings: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Start a server on `port` (any free one if None), wait until it is ready, and stop it at the end of the block.
+    """Start a server on `port` (None for any free one), wait until it is ready, and stop it at the end of the block.
 
-    `settings` are environment variables for it. Raises ServerError with what it logged when its setup fails.
+    `settings` are further environment variables. Raises ServerError with the server's log when its setup fails.
     """
     with tempfile.TemporaryDirectory(prefix="embeddinggemma-server-") as folder:
         log = Path(folder) / "log"
@@ -98,7 +99,7 @@ def running_server(
         process = start(port, weights, log, settings=settings)
         server = Server(f"http://127.0.0.1:{port}", process, log)
         try:
-            _wait_until_ready(server, log)
+            _wait_until_ready(server)
             yield server
         finally:
             _stop(process)
@@ -110,11 +111,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(server: Server, log: Path) -> None:
+def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + SETUP_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise ServerError(f"the server stopped with exit code {server.process.returncode}:\n{_tail(log)}")
+            raise ServerError(f"the server stopped with exit code {server.process.returncode}:\n{_tail(server.log)}")
         try:
             health = httpx.get(f"{server.url}/health-check", timeout=5).json()
         except httpx.TransportError:
@@ -124,7 +125,7 @@ def _wait_until_ready(server: Server, log: Path) -> None:
         if health["status"] == "SETUP_FAILED":
             raise ServerError(f"the server's setup failed:\n{health['setup']['logs'].strip()}")
         time.sleep(0.05)
-    raise ServerError(f"the server was not ready within {SETUP_TIMEOUT_S} s:\n{_tail(log)}")
+    raise ServerError(f"the server was not ready within {SETUP_TIMEOUT_S} s:\n{_tail(server.log)}")
 
 
 def _tail(log: Path) -> str:

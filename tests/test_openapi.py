@@ -61,6 +61,13 @@ def test_the_contract() -> None:
     ]
 
 
+def test_a_renamed_input_takes_its_enumeration_along_and_leaves_the_rest() -> None:
+    schemas = make(SOURCE)["components"]["schemas"]
+    renamed = make(SOURCE.replace("        on_error: str", "        on_fault: str"))["components"]["schemas"]
+    assert list(renamed) == ["on_fault" if name == "on_error" else name for name in schemas]
+    assert renamed["PredictionRequest"]["properties"]["input"] == {"$ref": "#/components/schemas/Input"}
+
+
 def test_the_concurrency_is_what_cog_reads() -> None:
     assert Predictor.run.__cog_concurrent_max__ == 256
 

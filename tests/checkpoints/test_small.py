@@ -10,6 +10,7 @@ from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
+from checkpoints.layout import network_config
 from weights import SMALL
 
 WEIGHTS = ["model.safetensors", "2_Dense/model.safetensors", "3_Dense/model.safetensors"]
@@ -101,6 +102,11 @@ def test_config_has_the_unhalved_window_and_both_layer_kinds() -> None:
     assert config["use_bidirectional_attention"] is True
     assert config["layer_types"] == ["sliding_attention"] * 5 + ["full_attention"]
     assert [config[key] for key in ("pad_token_id", "eos_token_id", "bos_token_id")] == [0, 1, 2]
+
+
+def test_config_is_the_one_that_the_makers_write() -> None:
+    sizes = {"vocab_size": 14_080, "hidden_size": 192, "intermediate_size": 384, "head_dim": 64}
+    assert read("config.json") == network_config(6, **sizes)
 
 
 def test_prompts_are_the_genuine_ones() -> None:

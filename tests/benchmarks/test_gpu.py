@@ -1,4 +1,4 @@
-"""The check of a GPU, as far as it runs without one: on a handful of texts, and what happens when a step fails."""
+"""The check of a GPU, as far as it runs without a GPU: on a handful of texts, and with steps that fail."""
 
 import json
 import subprocess
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_report
-from benchmarks.gpu import Planned, plan, run_step
-from benchmarks.gpu_steps import SMOKE, STEPS, Step
-from benchmarks.time_shares import in_percent, kind_of
+from benchmarks.gpu import StepCommand, plan, run_step
+from benchmarks.gpu_steps import SMOKE, STEPS, Measurement
 from weights import SMALL
 
 ROOT = SMALL.parent.parent
@@ -25,7 +24,7 @@ def test_a_handful_of_texts(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     steps = json.loads((tmp_path / "gpu_check.json").read_text())["steps"]
     assert list(steps) == ["tests", "speed"]
-    speed = steps["speed"]["found"]
+    speed = steps["speed"]["figures"]
     assert set(speed["throughput"]) == {"reference", *VARIANTS} and min(speed["throughput"].values()) > 0
     assert set(speed["latency_ms"]["16"]) == {"reference", *VARIANTS} and len(speed["by_batch_tokens"]) == 2
     report = (tmp_path / "gpu_check.md").read_text()
@@ -34,35 +33,35 @@ def test_a_handful_of_texts(tmp_path: Path) -> None:
 
 
 def test_the_other_steps_in_this_process(tmp_path: Path) -> None:
-    found = {}
+    figures = {}
     for name in ("setup", "parity", "shares"):
-        measured = Step(SMALL, tmp_path / f"{name}.json", SMOKE)
+        measured = Measurement(SMALL, tmp_path / f"{name}.json", SMOKE)
         STEPS[name](measured)
-        found[name] = json.loads(measured.out.read_text())
-    assert found["setup"]["nothing compiled yet"]["load_s"] > 0
-    parity = {name: variant["one_minus_cosine"]["2-20"] for name, variant in found["parity"].items()}
+        figures[name] = json.loads(measured.out.read_text())
+    assert figures["setup"]["nothing compiled yet"]["load_s"] > 0
+    parity = {name: variant["one_minus_cosine"]["2-20"] for name, variant in figures["parity"].items()}
     assert list(parity) == VARIANTS
     assert max(parity["without fused kernels"].values()) <= 1e-6 and 0 < parity["bfloat16"]["alone"] < 1e-3
-    for seconds in found["shares"].values():
+    for seconds in figures["shares"].values():
         assert seconds["matmul"] > 0 and seconds["attention"] > 0 and seconds["elementwise"] > 0
         assert sum(seconds.values()) == pytest.approx(2 * seconds["wall"], rel=0.05)
-    steps = {name: {"seconds": 1, "fault": "", "found": content} for name, content in found.items()}
+    steps = {name: {"seconds": 1, "fault": "", "figures": content} for name, content in figures.items()}
     report = gpu_report.markdown({"facts": {}, "missing": [], "smoke": True, "steps": steps})
     for words in ("## Setup", "## Parity", "| bfloat16 |", "## Shares", "- single texts of 32, "):
         assert words in report
 
 
-def step(code: str, limit_s: float = 60) -> Planned:
-    return Planned("speed", [sys.executable, "-c", code], limit_s)
+def step(code: str, limit_s: float = 60) -> StepCommand:
+    return StepCommand("speed", [sys.executable, "-c", code], limit_s)
 
 
-def test_a_step_that_fails_says_why_and_keeps_what_it_found(tmp_path: Path) -> None:
+def test_a_step_that_fails_says_why_and_keeps_its_figures(tmp_path: Path) -> None:
     code = "import os; open(os.environ['FOUND'], 'w').write('{\"texts\": 6}'); raise SystemExit('no more memory')"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOUND", str(tmp_path / "speed.json"))
         result = run_step(step(code), tmp_path, 60)
     assert result["fault"] == "ended with exit status 1" and result["log"] == ["no more memory"]
-    assert result["found"] == {"texts": 6}
+    assert result["figures"] == {"texts": 6}
 
 
 def test_a_step_that_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> None:
@@ -78,7 +77,7 @@ def test_a_step_that_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> No
 
 
 def test_a_report_of_half_a_run(tmp_path: Path) -> None:
-    found = {
+    figures = {
         "descriptions": {"as served": "packed"},
         "bfloat16 failed": "RuntimeError('x')",
         "by_batch_tokens": {"4096": 5},
@@ -86,7 +85,7 @@ def test_a_report_of_half_a_run(tmp_path: Path) -> None:
     results = {
         "facts": {"gpu": "NVIDIA H200", "torch": "2.11.0"}, "missing": ["pytest"], "smoke": False,
         "steps": {"tests": {"seconds": 0, "fault": "did not run: pytest is not installed; pip install pytest"},
-                  "speed": {"seconds": 120.0, "fault": "was stopped after 120 s", "found": found}},
+                  "speed": {"seconds": 120.0, "fault": "was stopped after 120 s", "figures": figures}},
     }  # fmt: skip
     gpu_report.write(results, tmp_path)
     report = (tmp_path / "gpu_check.md").read_text()
@@ -101,7 +100,7 @@ def test_a_report_of_half_a_run(tmp_path: Path) -> None:
 
 
 def test_the_limits_leave_room_in_eight_minutes_and_the_checkpoint_comes_first() -> None:
-    steps = plan(Path("checkpoint"), made=True, out=Path("out"), smoke=False)
+    steps = plan(Path("checkpoint"), make_checkpoint=True, out=Path("out"), smoke=False)
     assert steps[0].name == "checkpoint" and sum(step.limit_s for step in steps) <= 470
     assert "tests/engine/test_gpu.py" in steps[1].command
 
@@ -114,29 +113,3 @@ def test_what_the_tests_printed_is_kept() -> None:
         "3 passed in 2s",
     ]
     assert gpu_report.test_summary(lines) == [lines[0], *lines[2:]]
-
-
-KERNELS = {
-    "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<256, 64, 64, 4, cutlass::half_t>>": "attention",
-    "fmha_cutlassF_f16_aligned_64x64_rf_sm80": "attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
-    "nvjet_hsh_128x160_64x5_2x1_v_bz_TNT": "matmul",
-    "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_cublas": "matmul",
-    "ampere_fp16_s16816gemm_fp16_128x64_ldg8_f2f_stages_64x4_tn": "matmul",
-    "void cutlass::Kernel2<cutlass_80_tensorop_s1688gemm_128x128_16x5_tn_align4>": "matmul",
-    "mkldnn::_linear_pointwise": "matmul",
-    "_add_norm": "elementwise",
-    "_segment_mean": "elementwise",
-    "Memcpy DtoH (Device -> Pinned)": "copies",
-}
-
-
-@pytest.mark.parametrize(("name", "kind"), KERNELS.items())
-def test_kernels_are_told_apart_by_name(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
-
-
-def test_shares_in_words() -> None:
-    assert (
-        in_percent({"matmul": 0.3, "host": 0.6, "attention": 0.1, "wall": 1.0}) == "host 60%, matmul 30%, attention 10%"
-    )
