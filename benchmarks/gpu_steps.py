@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from benchmarks.embedders import Embed, embedder, load_reference
 from benchmarks.number_formats import errors
 from benchmarks.texts import count_tokens, mixed_token_counts, random_texts, random_token_ids
 from benchmarks.time_shares import time_shares
-from engine.kernels import PLAIN
+from engine.kernels import FUSED, PLAIN
 from engine.model import BFLOAT16, FLOAT32
 from engine.packed import PackedEngine
 from engine.tokenizer import TokenizedText
@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "as served": {},
     "bfloat16": {"numbers": BFLOAT16},
     "without graphs": {"graphs": False},
-    "without fused kernels": {"kernels": PLAIN},
+    "without fused kernels": {"kernels": replace(PLAIN, attention=FUSED.attention)},
 }
 # Texts that a thread tokenizes while the device computes those before.
 TEXTS_AT_ONCE = 2_048

@@ -1,4 +1,4 @@
-"""Texts to vectors: `load` gives an engine, `engine.contract` says what an engine is."""
+"""Texts to vectors. `load` returns the engine that the environment chooses; `engine.contract` says what one does."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,11 @@ __all__ = ["load"]
 
 
 def load(directory: Path) -> Engine:
-    """Load the checkpoint in `directory` onto the GPU if there is one, else the CPU.
+    """Load the checkpoint in `directory` onto the GPU if there is one, else onto the CPU.
 
     The environment variable ENGINE chooses: packed (the default) or reference, which is sentence-transformers. Raises
-    ValueError for any other, CheckpointError or TokenizerError when it is not EmbeddingGemma's pipeline, and
-    DeviceError when there is a GPU that cannot be used.
+    ValueError for any other value, CheckpointError or TokenizerError when the checkpoint is not EmbeddingGemma's
+    pipeline, and DeviceError when there is a GPU that cannot be used.
     """
     name = os.environ.get("ENGINE") or "packed"
     if name == "packed":

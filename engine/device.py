@@ -1,18 +1,27 @@
-"""Which device to compute on, and in a sentence why not where it cannot be used."""
+"""Which device to compute on, why one cannot be used, and how several processes share a machine's devices.
 
-import torch
+torch is imported by the functions alone: a process must set what `device_shares` returns before it imports torch.
+"""
+
+import os
+from typing import TYPE_CHECKING
 
 from engine.contract import DeviceError
 
-# What torch's builds for CUDA 13 have machine code for.
+if TYPE_CHECKING:
+    import torch
+
+# The oldest compute capability that torch's builds for CUDA 13 have machine code for.
 OLDEST_CAPABILITY = (7, 5)
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name: str | None = None) -> "torch.device":
     """Return the device of that name, or the GPU if there is one, else the CPU.
 
     Raises DeviceError when there is a GPU that cannot be used, because it or its driver is too old.
     """
+    import torch
+
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     fault = "" if device.type == "cpu" and name else _fault()
     if "too old" in fault:
@@ -24,12 +33,20 @@ def choose_device(name: str | None = None) -> torch.device:
         return device
     if fault:
         raise DeviceError(f"device {name} was asked for, and there is none: {fault}; ask for cpu")
-    _check_capability(device)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        actual, needed = (".".join(map(str, version)) for version in (capability, OLDEST_CAPABILITY))
+        raise DeviceError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {actual}; {needed} (Turing) or newer is "
+            "needed. Use a newer GPU, or set CUDA_VISIBLE_DEVICES=-1 to compute on the CPU"
+        )
     return device
 
 
 def _fault() -> str:
     """Return what keeps torch from using a GPU, mostly in its own words; nothing where it can use one."""
+    import torch
+
     if torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
@@ -41,11 +58,20 @@ def _fault() -> str:
     return "torch sees no GPU"
 
 
-def _check_capability(device: torch.device) -> None:
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_CAPABILITY:
-        found, needed = (".".join(map(str, version)) for version in (capability, OLDEST_CAPABILITY))
-        raise DeviceError(
-            f"{torch.cuda.get_device_name(device)} has compute capability {found}; {needed} (Turing) or newer is "
-            "needed. Use a newer GPU, or set CUDA_VISIBLE_DEVICES=-1 to compute on the CPU"
-        )
+def device_shares(count: int | None = None) -> list[dict[str, str]]:
+    """Return the environment variables for each of `count` processes: a GPU, or an equal share of the CPU's threads.
+
+    None stands for one process per GPU, or one for the CPU. Raises DeviceError for fewer than one process, or more than
+    there are GPUs, if any.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if count is not None and not 1 <= count <= (gpus or count):
+        raise DeviceError(f"devices: {count} were asked for and this machine has {gpus} GPUs; ask for 1 to so many")
+    if not gpus:
+        processes = count or 1
+        return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}] * processes
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(i) for i in range(gpus)]
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[: count or gpus]]

@@ -1,25 +1,19 @@
-"""The network: EmbeddingGemma's Gemma 3 encoder and its head, over one packed stream of tokens.
+"""The network: EmbeddingGemma's Gemma 3 encoder and its head, over one packed batch of texts.
 
-Texts lie one after the other in a stream [tokens, hidden], without padding; `Segments` says where each begins. The
-formulas are those of transformers' `models/gemma3/modeling_gemma3.py` and sentence-transformers' Pooling and Dense.
+The texts lie one after the other in [tokens, hidden], without padding; `Segments` says where each begins. The formulas
+are those of transformers' `models/gemma3/modeling_gemma3.py` and sentence-transformers' Pooling and Dense.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import attention_for
 from engine.kernels import PLAIN, Kernels
+from engine.kernels.norms import RMSNorm
 from engine.kernels.rotary import Rotation
 from engine.packing import Segments
-
-# F.linear hands float32 products to MKL, which on AMD processors takes two to four times as long as oneDNN does.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +29,7 @@ class Architecture:
     eps: float
     attention_scale: float
     windows: tuple[int | None, ...]
-    """Of each layer: the largest |i - j| that a sliding one sees, None for a full one."""
+    """For each layer: the largest |i - j| that a sliding layer sees, None for a full one."""
     full_theta: float
     sliding_theta: float
     dense: tuple[int, int]
@@ -59,7 +53,7 @@ FLOAT16 = NumberFormat(torch.float16, shift=7)
 
 
 class Linear(nn.Module):
-    """`x @ weight.T`, the weight left uninitialised for the loader."""
+    """`x @ weight.T`; the loader fills the weight."""
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -69,30 +63,21 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is None:
             return F.linear(x, self.weight)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
-        return product
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
 
     def pack(self) -> None:
-        """Lay a float32 weight on a CPU out as oneDNN reads it, in the original's place; no digit changes."""
-        if _HAS_ONEDNN and self.weight.dtype == torch.float32 and self.weight.device.type == "cpu":
+        """Replace a float32 weight on a CPU by oneDNN's layout of it; no digit changes.
+
+        F.linear would use MKL, which takes two to four times as long as oneDNN on AMD processors.
+        """
+        on_cpu = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if on_cpu and self.weight.dtype == torch.float32:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
             del self.weight
 
 
-class RMSNorm(nn.Module):
-    """Root mean square norm over the last dimension, returned as `dtype`; the kernels compute it, in float32.
-
-    `gain` is 1 + the checkpoint's weight.
-    """
-
-    def __init__(self, *shape: int, eps: float, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.eps, self.dtype = eps, dtype
-        self.gain = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
-
-
 class Embedding(nn.Module):
-    """The table, and sqrt(hidden) to scale its rows by, rounded to the run's dtype as transformers rounds it."""
+    """The table, and the factor sqrt(hidden) for its rows, rounded to the layers' dtype as transformers does."""
 
     def __init__(self, architecture: Architecture, numbers: NumberFormat) -> None:
         super().__init__()
@@ -101,139 +86,142 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Bidirectional attention, several query heads to a key/value head; queries and keys are normed, then rotated."""
+    """Bidirectional attention, several query heads per key/value head; queries and keys are normed, then rotated."""
 
-    def __init__(self, a: Architecture, dtype: torch.dtype, window: int | None, kernels: Kernels) -> None:
+    def __init__(self, a: Architecture, dtype: torch.dtype, window: int | None) -> None:
         super().__init__()
-        self.a, self.window, self.kernels = a, window, kernels
+        self.a, self.window = a, window
         self.qkv = Linear((a.heads + 2 * a.kv_heads) * a.head_dim, a.hidden, dtype)
-        self.qk_norm = RMSNorm(a.heads + a.kv_heads, a.head_dim, eps=a.eps, dtype=dtype)  # a row of gains for each head
+        self.qk_norm = RMSNorm(a.heads + a.kv_heads, a.head_dim, eps=a.eps, dtype=dtype)  # a row of gains per head
         self.out = Linear(a.hidden, a.heads * a.head_dim, dtype)
-        self.attend = attention_for(torch.get_default_device(), dtype, a.attention_scale)
 
-    def forward(self, x: Tensor, rotation: Rotation, segments: Segments) -> Tensor:
-        heads, kv_heads = self.a.heads, self.a.kv_heads
+    def forward(self, x: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
+        heads, rotated = self.a.heads, self.a.heads + self.a.kv_heads
         qkv = self.qkv(x).unflatten(-1, (-1, self.a.head_dim))  # [tokens, heads + 2 kv_heads, head_dim]
-        qk = self.kernels.norm_rotate(qkv[:, : heads + kv_heads], self.qk_norm, rotation)
-        mixed = self.attend(qk[:, :heads], qk[:, heads:], qkv[:, heads + kv_heads :], segments, self.window)
-        attended: Tensor = self.out(mixed.flatten(1))  # [tokens, hidden]
-        return attended
+        qk = kernels.norm_rotate(qkv[:, :rotated], self.qk_norm, rotation)
+        q, k, v = qk[:, :heads], qk[:, heads:], qkv[:, rotated:]
+        mixed = kernels.attention(q, k, v, segments, self.window, self.a.attention_scale)  # [tokens, heads, head_dim]
+        return self.out(mixed.flatten(1))  # [tokens, hidden]
+
+    def share_gains(self) -> None:
+        """Copy the first query head's gains to all query heads, and the first key head's to all key heads."""
+        for gains in self.qk_norm.gain.split([self.a.heads, self.a.kv_heads]):
+            gains[1:] = gains[0]
 
 
 class GeGLU(nn.Module):
     """gelu(gate) * up, then down."""
 
-    def __init__(self, a: Architecture, dtype: torch.dtype, kernels: Kernels) -> None:
+    def __init__(self, a: Architecture, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kernels = kernels
         self.gate_up = Linear(2 * a.intermediate, a.hidden, dtype)
         self.down = Linear(a.hidden, a.intermediate, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = self.down(self.kernels.geglu(self.gate_up(x)))  # [tokens, hidden]
-        return product
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
+        return self.down(kernels.geglu(self.gate_up(x)))  # [tokens, hidden]
 
 
 class Layer(nn.Module):
     """Attention and GeGLU, each between two norms and added to the residual stream."""
 
-    def __init__(self, a: Architecture, numbers: NumberFormat, window: int | None, kernels: Kernels) -> None:
+    def __init__(self, a: Architecture, numbers: NumberFormat, window: int | None) -> None:
         super().__init__()
-        self.kernels = kernels
-        # The pre-norms read the stream divided by 2**shift: with eps divided by its square they return the same.
-        pre_eps = a.eps * 4.0**-numbers.shift
+        # Pre-norms read the residual stream divided by 2**shift: with eps divided by the square of that they return
+        # the same. Post-norms return what is added to it, so they divide.
+        pre_eps, post_scale = a.eps * 4.0**-numbers.shift, 2.0**-numbers.shift
         self.pre_attention = RMSNorm(a.hidden, eps=pre_eps, dtype=numbers.dtype)
-        self.attention = Attention(a, numbers.dtype, window, kernels)
-        self.post_attention = RMSNorm(a.hidden, eps=a.eps)
+        self.attention = Attention(a, numbers.dtype, window)
+        self.post_attention = RMSNorm(a.hidden, eps=a.eps, scale=post_scale)
         self.pre_mlp = RMSNorm(a.hidden, eps=pre_eps, dtype=numbers.dtype)
-        self.mlp = GeGLU(a, numbers.dtype, kernels)
-        self.post_mlp = RMSNorm(a.hidden, eps=a.eps)
+        self.mlp = GeGLU(a, numbers.dtype)
+        self.post_mlp = RMSNorm(a.hidden, eps=a.eps, scale=post_scale)
 
-    def forward(self, x: Tensor, normed: Tensor, rotation: Rotation, segments: Segments, following: RMSNorm) -> Tensor:
-        """Write the residual stream after this layer over `x` and return `following`, the next norm, of it.
+    def forward(
+        self, x: Tensor, normed: Tensor, rotation: Rotation, segments: Segments, next_norm: RMSNorm, kernels: Kernels
+    ) -> Tensor:
+        """Overwrite `x` with the residual stream after this layer and return its `next_norm`.
 
         `normed` is the pre-attention norm of `x`; all are [tokens, hidden].
         """
-        attended = self.attention(normed, rotation, segments)
-        normed = self.kernels.add_norm(x, attended, self.post_attention, self.pre_mlp)
-        return self.kernels.add_norm(x, self.mlp(normed), self.post_mlp, following)
+        attended = self.attention(normed, rotation, segments, kernels)
+        normed = kernels.add_norm(x, attended, self.post_attention, self.pre_mlp)
+        return kernels.add_norm(x, self.mlp(normed, kernels), self.post_mlp, next_norm)
+
+    def destinations(self) -> dict[str, Tensor]:
+        """Return the place of each of the layer's tensors, by its name in model.safetensors without the prefix."""
+        attention, mlp, a = self.attention, self.mlp, self.attention.a
+        q, k, v = attention.qkv.weight.split([heads * a.head_dim for heads in (a.heads, a.kv_heads, a.kv_heads)])
+        gate, up = mlp.gate_up.weight.chunk(2)
+        return {
+            "self_attn.q_proj.weight": q,
+            "self_attn.k_proj.weight": k,
+            "self_attn.v_proj.weight": v,
+            "self_attn.o_proj.weight": attention.out.weight,
+            "self_attn.q_norm.weight": attention.qk_norm.gain[0],
+            "self_attn.k_norm.weight": attention.qk_norm.gain[a.heads],
+            "mlp.gate_proj.weight": gate,
+            "mlp.up_proj.weight": up,
+            "mlp.down_proj.weight": mlp.down.weight,
+            "input_layernorm.weight": self.pre_attention.gain,
+            "post_attention_layernorm.weight": self.post_attention.gain,
+            "pre_feedforward_layernorm.weight": self.pre_mlp.gain,
+            "post_feedforward_layernorm.weight": self.post_mlp.gain,
+        }
 
 
 class Network(nn.Module):
-    """Token ids to vectors before the final normalisation. `engine.checkpoint.load_network` fills the parameters."""
+    """Token ids to vectors before the final normalisation. `engine.checkpoint.load_network` fills the parameters.
 
-    def __init__(self, architecture: Architecture, numbers: NumberFormat, kernels: Kernels = PLAIN) -> None:
+    `kernels` may be replaced at any time: each forward pass hands them to the layers.
+    """
+
+    def __init__(self, architecture: Architecture, numbers: NumberFormat) -> None:
         super().__init__()
         a = architecture
-        self.architecture, self.numbers, self.kernels = a, numbers, kernels
+        self.architecture, self.numbers, self.kernels = a, numbers, PLAIN
         self.embedding = Embedding(a, numbers)
-        self.layers = nn.ModuleList(Layer(a, numbers, window, kernels) for window in a.windows)
+        self.layers = nn.ModuleList(Layer(a, numbers, window) for window in a.windows)
         self.norm = RMSNorm(a.hidden, eps=a.eps * 4.0**-numbers.shift)
         inner, outer = a.dense
         self.dense = nn.ModuleList((Linear(inner, a.hidden, torch.float32), Linear(outer, inner, torch.float32)))
 
     def forward(self, token_ids: Tensor, segments: Segments) -> Tensor:
-        """Return float32 [texts, 768] for integer `token_ids` [tokens]; a row each of `segments.pooled`, if given."""
-        a, embedding = self.architecture, self.embedding
+        """Return float32 [texts, 768] for integer `token_ids` [tokens], or a row for each of `segments.pooled`."""
+        a, kernels, embedding = self.architecture, self.kernels, self.embedding
         full = Rotation(segments.positions, segments.longest, a.full_theta, a.head_dim)
         sliding = Rotation(segments.positions, segments.longest, a.sliding_theta, a.head_dim)
-        # Each layer's last kernel computes the norm that the next one begins with, the last layer's the final norm.
+        # Each layer's last kernel computes the norm that the next layer begins with; the last layer's, the final norm.
         norms = [*(layer.pre_attention for layer in self.layers), self.norm]
-        x, normed = self.kernels.embed_norm(token_ids, embedding.table, embedding.scale, norms[0])
-        for layer, window, following in zip(self.layers, a.windows, norms[1:], strict=True):
-            normed = layer(x, normed, full if window is None else sliding, segments, following)
+        x, normed = kernels.embed_norm(token_ids, embedding.table, embedding.scale, norms[0])  # both [tokens, hidden]
+        for layer, window, next_norm in zip(self.layers, a.windows, norms[1:], strict=True):
+            normed = layer(x, normed, full if window is None else sliding, segments, next_norm, kernels)
         if segments.pooled is None:
-            pooled = self.kernels.segment_mean(normed, segments.cu_seqlens)  # float32 [texts, hidden]
+            pooled = kernels.segment_mean(normed, segments.cu_seqlens)  # float32 [texts, hidden]
         else:
             pooled = torch.stack([normed[tokens].mean(dim=0) for tokens in segments.pooled])
         for dense in self.dense:
             pooled = dense(pooled)  # [texts, 3072], then [texts, 768]
         return pooled
 
-    def destinations(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each tensor of model.safetensors but the embedding table, by name, with the place it is copied to."""
-        a = self.architecture
-        qkv_rows = [a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim]
-        yield "norm.weight", self.norm.gain
+    def destinations(self) -> dict[str, Tensor]:
+        """Return the place of each tensor of model.safetensors but the embedding table, by its name."""
+        places: dict[str, Tensor] = {"norm.weight": self.norm.gain}
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            name, attention, mlp = f"layers.{i}", layer.attention, layer.mlp
-            q, k, v = attention.qkv.weight.split(qkv_rows)
-            gate, up = mlp.gate_up.weight.chunk(2)
-            yield f"{name}.self_attn.q_proj.weight", q
-            yield f"{name}.self_attn.k_proj.weight", k
-            yield f"{name}.self_attn.v_proj.weight", v
-            yield f"{name}.self_attn.o_proj.weight", attention.out.weight
-            yield f"{name}.self_attn.q_norm.weight", attention.qk_norm.gain[0]
-            yield f"{name}.self_attn.k_norm.weight", attention.qk_norm.gain[a.heads]
-            yield f"{name}.mlp.gate_proj.weight", gate
-            yield f"{name}.mlp.up_proj.weight", up
-            yield f"{name}.mlp.down_proj.weight", mlp.down.weight
-            yield f"{name}.input_layernorm.weight", layer.pre_attention.gain
-            yield f"{name}.post_attention_layernorm.weight", layer.post_attention.gain
-            yield f"{name}.pre_feedforward_layernorm.weight", layer.pre_mlp.gain
-            yield f"{name}.post_feedforward_layernorm.weight", layer.post_mlp.gain
-
-    def pack(self) -> None:
-        """Pack every matrix; to be called once, last. See `Linear.pack`."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
+            places |= {f"layers.{i}.{name}": place for name, place in layer.destinations().items()}
+        return places
 
     @torch.no_grad()
-    def fold(self) -> None:
-        """Turn the checkpoint's norm weights into gains, in place; to be called once, after loading.
+    def finish(self) -> None:
+        """Turn the checkpoint's norm weights into gains and pack every matrix; to be called once, after loading.
 
         1 + w is what the formula computes anyway, and a power of two changes no digit: both are exact in float32.
-        Gains are not folded into the matmuls: that would round products which the reference never forms.
+        Gains are not folded into the matmuls, as that would round products which the reference never forms.
         """
-        for norm in self.modules():
-            if isinstance(norm, RMSNorm):
-                norm.gain.add_(1.0)
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            # The checkpoint has one row of gains for all query heads and one for all key heads.
-            for gains in layer.attention.qk_norm.gain.split([self.architecture.heads, self.architecture.kv_heads]):
-                gains[1:] = gains[0]
-            layer.post_attention.gain.mul_(2.0**-self.numbers.shift)
-            layer.post_mlp.gain.mul_(2.0**-self.numbers.shift)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.share_gains()
+            elif isinstance(module, RMSNorm):
+                module.gain.add_(1.0).mul_(module.scale)
+            elif isinstance(module, Linear):
+                module.pack()

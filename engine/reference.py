@@ -13,7 +13,7 @@ from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engin
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
 
-# Padded tokens in one forward pass. On a CPU small batches waste less on padding, on a GPU large ones fill it.
+# Padded tokens in one forward pass. Small batches waste less on padding, which a CPU needs; large ones fill a GPU.
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 
 PIPELINE = [Transformer, Pooling, Dense, Dense, Normalize]
@@ -34,7 +34,7 @@ class ReferenceEngine(Engine):
             str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
         ).eval()
         _check_pipeline(self._model, directory)
-        # The pipeline ends in Normalize; without it the caller decides whether the length of a vector is kept.
+        # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
         del self._model[-1]
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.number_format = str(dtype).removeprefix("torch.")
@@ -44,7 +44,7 @@ class ReferenceEngine(Engine):
     def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Compute the texts in as many padded batches as they need; see `Engine.launch`. Refuses ranges."""
         if ranges is not None:
-            raise ValueError("late: ENGINE=reference has no late chunking; leave it out, or use ENGINE=packed")
+            raise ValueError("ENGINE=reference has no late chunking; leave it out, or use ENGINE=packed")
         vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
         for batch in self._batches([len(ids) for ids in token_ids]):
             features = self._pad([token_ids[i] for i in batch])
@@ -52,7 +52,7 @@ class ReferenceEngine(Engine):
         return lambda: vectors
 
     def _batches(self, lengths: list[int]) -> list[list[int]]:
-        """Cut the texts, longest first, into batches of at most `batch_tokens` tokens with padding; positions."""
+        """Cut the texts, longest first, into batches of at most `batch_tokens` tokens with padding; return indices."""
         batches: list[list[int]] = []
         for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
             if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > self.batch_tokens:
@@ -68,7 +68,7 @@ class ReferenceEngine(Engine):
 
 
 def _check_pipeline(model: SentenceTransformer, directory: Path) -> None:
-    """Refuse what computes other vectors without an error: a missing Dense layer, a halved window, a causal mask."""
+    """Refuse what would compute other vectors silently: a missing Dense layer, a halved window, a causal mask."""
     kinds = [type(module).__name__ for module in model]
     if kinds != [kind.__name__ for kind in PIPELINE]:
         raise CheckpointError(

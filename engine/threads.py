@@ -1,4 +1,4 @@
-"""PyTorch on a CPU computes in one thread at a time, or at half its speed."""
+"""PyTorch computes at half its speed on a CPU once two threads of a process have computed."""
 
 import contextvars
 from collections.abc import Callable
@@ -9,11 +9,11 @@ Result = TypeVar("Result")
 
 
 def in_own_thread(work: Callable[[], Result]) -> Result:
-    """Return work(), computed in a thread that has ended when this returns. Raises what it raises.
+    """Return work(), computed in a thread that has ended when this returns. Raises what `work` raises.
 
-    For everything that is computed before the thread that serves. A thread that computes keeps helpers as long as it
-    lives. Where there are more of them than cores, the OpenMP runtime (libgomp, `gomp_throttled_spin_count_var`) puts
-    them to sleep between any two operations, which doubles the time.
+    For everything that is computed before the serving thread starts. A thread that computes keeps OpenMP helper threads
+    for as long as it lives. Where all helpers together outnumber the cores, the runtime (libgomp,
+    `gomp_throttled_spin_count_var`) puts them to sleep between operations, which doubles the time.
     """
-    with ThreadPoolExecutor(1, "apart") as thread:
-        return thread.submit(contextvars.copy_context().run, work).result()
+    with ThreadPoolExecutor(1, "in-own-thread") as executor:
+        return executor.submit(contextvars.copy_context().run, work).result()

@@ -1,6 +1,6 @@
-"""Texts to token ids: the prompt, `<bos>` and `<eos>`, the limit, and which end goes when a text is longer.
+"""Texts to token ids: the prompt, `<bos>` and `<eos>`, the limit, and which end is cut when a text is longer.
 
-The `tokenizers` library is used directly: the transformers wrapper costs seconds to import and two thirds of the speed.
+This uses the `tokenizers` library: the wrapper in transformers costs seconds to import and two thirds of the speed.
 """
 
 import json
@@ -15,28 +15,28 @@ import tokenizers
 
 Truncate = Literal["end", "start", "none"]
 
-# No piece of Gemma's vocabulary is longer than 31 characters, English has about 4.5 to a token: a first guess of how
-# much of a huge text has to be looked at, doubled while it falls short of the limit.
+# A first guess of how much of a huge text must be tokenized to reach the limit, doubled while it falls short. English
+# has about 4.5 characters to a token, and the longest token of Gemma's vocabulary has 31.
 CHARS_PER_TOKEN = 8
-# How far a place is searched where a text may be cut without changing a token (see `_is_boundary`). Past so long an
-# unbroken run its far end no longer bears on the first tokens: the limit of 2,048 spans at most 63,488 characters.
+# How far to search for a place where a text may be cut without changing a token (see `_is_boundary`). The far end of a
+# longer unbroken run cannot change the first tokens: the limit of 2,048 spans at most 63,488 characters.
 UNBROKEN_CHARS = 1 << 18
-# A refused text up to this length has its tokens counted for the error (half a second); beyond, "more than" must do.
+# The tokens of a refused text are counted for the error up to this length (half a second); beyond, it says "more than".
 COUNTED_CHARS = 1_000_000
 
-# Offsets are tokenized in pieces of so many characters, so many pieces at once: both bound the memory.
+# `starts` tokenizes pieces of so many characters, so many pieces at once: both bound the memory.
 PIECE_CHARS = 1 << 16
 PIECES_AT_ONCE = 64
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be used: the file and what was expected of it."""
+    """A tokenizer that cannot be used: the file, and what was expected of it."""
 
 
 class TextRefused(ValueError):
     """A text that cannot be brought under the limit as asked.
 
-    `position` counts from 0 within the call; `is_prompt` says that the text's prompt (its title) is at fault;
+    `position` counts from 0 within the call; `is_prompt` says that the text's prompt (which has its title) is at fault;
     `reason` is a sentence without its subject.
     """
 
@@ -57,7 +57,7 @@ class Tokenizer:
     """The tokenizer of a checkpoint directory, with the checkpoint's limit of tokens."""
 
     def __init__(self, directory: Path) -> None:
-        """Read tokenizer.json and sentence_bert_config.json. Raises TokenizerError when one is missing or unfit."""
+        """Read tokenizer.json and the configs' limit. Raises TokenizerError when a file is missing or unfit."""
         path = directory / "tokenizer.json"
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -66,8 +66,8 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.bos, self.eos = self._special_ids(path)
-        self.max_tokens = _max_tokens(directory / "sentence_bert_config.json")
-        # Longer texts are looked at piecemeal; with a tokenizer of another kind, none.
+        self.max_tokens = _max_tokens(directory)
+        # Of a longer text only the part that is kept is tokenized, but only with Gemma's kind of tokenizer.
         self._whole_chars = self.max_tokens * CHARS_PER_TOKEN if self._is_plain_bpe() else sys.maxsize
 
     def _special_ids(self, path: Path) -> tuple[int, int]:
@@ -84,8 +84,8 @@ class Tokenizer:
         """Tokenize `prompts[i] + texts[i]`, at most `max_tokens` tokens each; `<bos>` and `<eos>` are kept.
 
         `truncate="end"` cuts the text's end, as sentence-transformers does; "start" cuts its beginning and keeps the
-        prompt; "none" raises TextRefused. A prompt that by itself leaves no room raises TextRefused in each case.
-        Of a huge text only as much is tokenized as can be kept. Thread-safe, and runs outside the interpreter's lock.
+        prompt; "none" raises TextRefused. A prompt that leaves no room for the text always raises TextRefused.
+        Only as much of a huge text is tokenized as can be kept. Thread-safe; runs without the interpreter's lock.
         """
         lengths = [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]
         short = [i for i, length in enumerate(lengths) if length <= self._whole_chars]
@@ -94,29 +94,29 @@ class Tokenizer:
         return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate) for i in range(len(texts))]
 
     def starts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the character at which each token of each text begins, without prompts and however long the text is.
+        """Return the character at which each token of each text begins, for texts of any length, without prompts.
 
-        Tokens that spell one character between them begin at it together. A text is tokenized in pieces, beside whose
-        cuts a token may be another than in the whole.
+        Tokens that spell a character together all begin at it. A text is tokenized in pieces; next to a cut between two
+        pieces the tokens may differ from those of the whole text.
         """
         pieces = [
             (i, first, text[first : first + PIECE_CHARS])
             for i, text in enumerate(texts)
             for first in range(0, len(text), PIECE_CHARS)
         ]
-        found: list[list[int]] = [[] for _ in texts]
-        for at in range(0, len(pieces), PIECES_AT_ONCE):
-            group = pieces[at : at + PIECES_AT_ONCE]
+        starts: list[list[int]] = [[] for _ in texts]
+        for k in range(0, len(pieces), PIECES_AT_ONCE):
+            group = pieces[k : k + PIECES_AT_ONCE]
             encodings = self._tokenizer.encode_batch([piece for *_, piece in group], add_special_tokens=False)
             for (i, first, _), encoding in zip(group, encodings, strict=True):
-                found[i].extend(first + start for start, _ in encoding.offsets)
-        return found
+                starts[i].extend(first + start for start, _ in encoding.offsets)
+        return starts
 
     def locate(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
         """Return all tokens of `prompt + text`, uncut, and the character of the text at which each begins.
 
-        That is -1 for `<bos>` and the prompt's own tokens, 0 for one that the prompt's end shares with the text's first
-        word, and the text's length for `<eos>`.
+        That is -1 for `<bos>` and the prompt's own tokens, 0 for a token that spans the prompt's end and the text's
+        first word, and the text's length for `<eos>`.
         """
         encoding = self._tokenizer.encode(prompt + text)
         inner = encoding.offsets[1:-1]
@@ -124,15 +124,17 @@ class Tokenizer:
         return encoding.ids, [-1, *starts, len(text)]
 
     def _fit(self, position: int, prompt: str, text: str, whole: list[int] | None, truncate: Truncate) -> TokenizedText:
-        """Bring one text under the limit. `whole` is all its tokens, or None if it is too long to tokenize at once."""
+        """Bring a text under the limit. `whole` has all its tokens, or is None where the text is huge."""
         ids = self._first_ids(prompt, text) if whole is None else whole
         if len(ids) <= self.max_tokens:
             return TokenizedText(ids, truncated=False)
         if truncate == "none":
+            huge = len(prompt) + len(text) > COUNTED_CHARS
+            count = f"more than {len(ids):,}" if huge else f"{len(self._tokenizer.encode(prompt + text).ids):,}"
             raise TextRefused(
                 position,
-                f"has {self._count_in_words(prompt, text, ids)} tokens with its prompt and the limit is "
-                f"{self.max_tokens:,}; shorten it, or set truncate to 'end' or 'start'",
+                f"has {count} tokens with its prompt and the limit is {self.max_tokens:,}; shorten it, or set truncate "
+                "to 'end' or 'start'",
             )
         prompt_ids = self._prompt_ids(prompt, ids)
         room = self.max_tokens - len(prompt_ids) - 1
@@ -147,19 +149,14 @@ class Tokenizer:
         last = self._last_ids(position, prompt, text, room) if whole is None else whole[-room - 1 : -1]
         return TokenizedText([*prompt_ids, *last, self.eos], truncated=True)
 
-    def _count_in_words(self, prompt: str, text: str, first_ids: list[int]) -> str:
-        if len(prompt) + len(text) > COUNTED_CHARS:
-            return f"more than {len(first_ids):,}"
-        return f"{len(self._tokenizer.encode(prompt + text).ids):,}"
-
     def _prompt_ids(self, prompt: str, ids: list[int]) -> list[int]:
-        """Return the tokens at the head of `ids` that are the prompt's alone (its last space joins the first word)."""
+        """Return the first tokens of `ids`, up to where the prompt joins the text: its last space joins a word."""
         alone = self._first_ids(prompt, "")[:-1]
         count = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
         return ids[:count]
 
     def _first_ids(self, prompt: str, text: str) -> list[int]:
-        """Return all tokens of `prompt + text`, or the first of them where those are already more than `max_tokens`."""
+        """Return all tokens of `prompt + text`, or just its first tokens, but then more than `max_tokens` of them."""
         length = len(prompt) + len(text)
         size = self._whole_chars
         while size < length:
@@ -193,32 +190,50 @@ class Tokenizer:
         return self._tokenizer.encode(prompt + text).ids[-count - 1 : -1]
 
     def _is_plain_bpe(self) -> bool:
-        """Say whether this is Gemma's kind of tokenizer, for which `_is_boundary` holds: BPE, spaces written as ▁."""
+        """Whether this is Gemma's kind of tokenizer, for which `_is_boundary` holds: BPE, spaces written as ▁."""
         model = self._tokenizer.model
         normalizer = json.loads(self._tokenizer.normalizer.__getstate__()) if self._tokenizer.normalizer else {}
         expected = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         return isinstance(model, tokenizers.models.BPE) and normalizer == expected
 
     def _is_boundary(self, text: str, i: int) -> bool:
-        """Say whether `text[:i]` and `text[i:]`, tokenized apart, give the tokens of the whole.
+        """Whether `text[:i]` and `text[i:]`, tokenized separately, give the tokens of the whole.
 
-        So it is when no piece of the vocabulary holds the two characters beside the cut next to each other: byte pair
-        encoding only ever joins neighbours into pieces, so nothing is joined across, and the sides do not meet.
+        They do if no token of the vocabulary has the two characters at the cut next to each other: byte pair encoding
+        joins only neighbours, so nothing is joined across the cut.
         """
-        return not self._in_a_piece(text[i - 1 : i + 1].replace(" ", "▁"))
+        return not self._within_a_token(text[i - 1 : i + 1].replace(" ", "▁"))
 
     @cached_property
-    def _in_a_piece(self) -> Callable[[str], bool]:
-        """A cached test of whether two characters stand side by side in a piece; reads the vocabulary at first need."""
-        pieces = "\0".join(piece.replace(" ", "▁") for piece in self._tokenizer.get_vocab())
-        return lru_cache(maxsize=1 << 16)(pieces.__contains__)
+    def _within_a_token(self) -> Callable[[str], bool]:
+        """A cached test of whether some token contains a string; reads the vocabulary when first used."""
+        vocabulary = "\0".join(token.replace(" ", "▁") for token in self._tokenizer.get_vocab())
+        return lru_cache(maxsize=1 << 16)(vocabulary.__contains__)
 
 
-def _max_tokens(path: Path) -> int:
-    try:
-        limit = json.loads(path.read_text(encoding="utf-8"))["max_seq_length"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TokenizerError(f"{path}: expected max_seq_length, the limit of tokens: {error!r}") from error
+def _max_tokens(directory: Path) -> int:
+    """Return the limit as sentence-transformers reads it.
+
+    sentence_bert_config.json's max_seq_length decides, which version 6 no longer writes. Without it the limit is
+    tokenizer_config.json's model_max_length, but at most config.json's max_position_embeddings.
+    """
+
+    def read(file: str, name: str, hint: str = "") -> object:
+        try:
+            return json.loads((directory / file).read_text(encoding="utf-8")).get(name)
+        except (OSError, ValueError, AttributeError) as error:
+            problem = f"expected {name}, the limit of tokens{hint}: {error!r}"
+            raise TokenizerError(f"{directory / file}: {problem}") from error
+
+    limit = read("sentence_bert_config.json", "max_seq_length")
+    if limit is None:
+        hint = ", as sentence_bert_config.json has no max_seq_length"
+        limits = (
+            read("tokenizer_config.json", "model_max_length", hint),
+            read("config.json", "max_position_embeddings"),
+        )
+        limit = min((value for value in limits if isinstance(value, int) and value > 0), default=None)
     if not isinstance(limit, int) or limit < 8:
+        path = directory / "sentence_bert_config.json"
         raise TokenizerError(f"{path}: max_seq_length is {limit!r}; expected a whole number, 2048 for EmbeddingGemma")
     return limit

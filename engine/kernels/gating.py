@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from engine.kernels.triton_import import jit, tl
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # 128 divides both 1152 and the columns that a warp reads at once.
 BLOCK_TOKENS, BLOCK_COLUMNS = 8, 128
@@ -23,7 +19,7 @@ def geglu(gate_up: Tensor) -> Tensor:
 
 
 def geglu_fused(gate_up: Tensor) -> Tensor:
-    """See `geglu`; between its two roundings float32 is kept, so it may differ in the last digit."""
+    """See `geglu`. It stays in float32 between gelu and product, so the last digit may differ."""
     tokens, intermediate = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(tokens, intermediate, dtype=gate_up.dtype, device=gate_up.device)
     grid = (-(-tokens // BLOCK_TOKENS), -(-intermediate // BLOCK_COLUMNS))

@@ -1,49 +1,49 @@
-"""RMS norms with what stands beside them: the embedding before the first, the residual sum between two.
+"""RMS norms with their neighbours: the embedding before the first norm, the residual sum between two norms.
 
-Each as PyTorch (the CPU's path, the fallback, the oracle of the tests) and as one Triton kernel, a program a token.
-Norms are float32 whatever the stream is; the stream is rounded to its own format before it is normed, in both.
+Each is there in PyTorch (for CPUs, as the fallback, and as what tests compare with) and as a Triton kernel with one
+program for each token. Both compute norms in float32 and round the residual stream to its own format before its norm.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from engine.kernels.triton_import import block, jit, tl
 
-if TYPE_CHECKING:
-    from torch import Tensor
+
+class RMSNorm(nn.Module):
+    """A root mean square norm over the last dimension: float32 `gain`, `eps`, and the `dtype` of its result.
+
+    `gain` is (1 + the checkpoint's weight) * scale.
+    """
+
+    def __init__(self, *shape: int, eps: float, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> None:
+        super().__init__()
+        self.eps, self.dtype, self.scale = eps, dtype, scale
+        self.gain = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
 
 
-class Norm(Protocol):
-    """A root mean square norm: float32 `gain` over the last dimension or two, epsilon, and what it returns."""
-
-    gain: Tensor
-    eps: float
-    dtype: torch.dtype
-
-
-def rms_norm(x: Tensor, norm: Norm) -> Tensor:
+def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
     """Return float32 of x's shape: x / sqrt(mean(x^2) + eps) * gain."""
     return F.rms_norm(x.float(), x.shape[-1:], eps=norm.eps) * norm.gain
 
 
-def embed_norm(token_ids: Tensor, table: Tensor, scale: float, norm: Norm) -> tuple[Tensor, Tensor]:
+def embed_norm(token_ids: Tensor, table: Tensor, scale: float, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     """Return the residual stream and its norm, both [tokens, hidden] of norm.dtype, for integer ids [tokens]."""
     rows = F.embedding(token_ids, table).to(norm.dtype)
     x = (rows.float() * scale).to(norm.dtype)
     return x, rms_norm(x, norm).to(norm.dtype)
 
 
-def add_norm(x: Tensor, y: Tensor, post: Norm, pre: Norm) -> Tensor:
+def add_norm(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm) -> Tensor:
     """Add post(y) to the stream `x` in place and return pre(x) as pre.dtype; all [tokens, hidden]."""
     x.add_(rms_norm(y, post))
     return rms_norm(x, pre).to(pre.dtype)
 
 
-def embed_norm_fused(token_ids: Tensor, table: Tensor, scale: float, norm: Norm) -> tuple[Tensor, Tensor]:
+def embed_norm_fused(token_ids: Tensor, table: Tensor, scale: float, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     """See `embed_norm`."""
     tokens, hidden = token_ids.shape[0], table.shape[1]
     x = torch.empty(tokens, hidden, dtype=norm.dtype, device=table.device)
@@ -54,7 +54,7 @@ def embed_norm_fused(token_ids: Tensor, table: Tensor, scale: float, norm: Norm)
     return x, normed
 
 
-def add_norm_fused(x: Tensor, y: Tensor, post: Norm, pre: Norm) -> Tensor:
+def add_norm_fused(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm) -> Tensor:
     """See `add_norm`."""
     tokens, hidden = x.shape
     normed = torch.empty(tokens, hidden, dtype=pre.dtype, device=x.device)
@@ -94,10 +94,10 @@ def _add_norm(  # type: ignore[no-untyped-def]
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < HIDDEN
-    places = token * HIDDEN + columns
-    added = tl.load(y + places, mask=inside, other=0).to(tl.float32)
-    stream = tl.load(x + places, mask=inside, other=0).to(tl.float32)
+    offsets = token * HIDDEN + columns
+    added = tl.load(y + offsets, mask=inside, other=0).to(tl.float32)
+    stream = tl.load(x + offsets, mask=inside, other=0).to(tl.float32)
     stream = (stream + _normed(added, post_gain, post_eps, columns, inside, HIDDEN)).to(x.dtype.element_ty)
-    tl.store(x + places, stream, mask=inside)
+    tl.store(x + offsets, stream, mask=inside)
     values = _normed(stream.to(tl.float32), pre_gain, pre_eps, columns, inside, HIDDEN)
-    tl.store(normed + places, values.to(normed.dtype.element_ty), mask=inside)
+    tl.store(normed + offsets, values.to(normed.dtype.element_ty), mask=inside)

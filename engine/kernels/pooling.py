@@ -1,16 +1,13 @@
-"""The mean of each text's tokens. No sum ever meets another text: NaN stays where it is, and nothing is masked."""
+"""The mean of each text's tokens. No sum includes another text, so NaN stays where it is and needs no mask."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from engine.kernels.triton_import import jit, tl
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLOCK_TOKENS, BLOCK_COLUMNS = 32, 64
 
@@ -18,13 +15,13 @@ BLOCK_TOKENS, BLOCK_COLUMNS = 32, 64
 def segment_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Return float32 [texts, hidden] for float32 `x` [tokens, hidden]; zeros where a text has no tokens.
 
-    `cu_seqlens`, int32 [texts + 1], is where each text begins, and where the last ends; it is read on the host.
+    `cu_seqlens`, int32 [texts + 1], holds where each text begins and where the last one ends; the host reads it.
     """
     return torch.stack([x[start:end].sum(dim=0) / max(end - start, 1) for start, end in pairwise(cu_seqlens.tolist())])
 
 
 def segment_mean_fused(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """See `segment_mean`; a program for each text and block of columns, and nothing is read on the host."""
+    """See `segment_mean`. One program for each text and block of columns; the host reads nothing."""
     hidden, texts = x.shape[1], cu_seqlens.shape[0] - 1
     out = torch.empty(texts, hidden, dtype=torch.float32, device=x.device)
     _segment_mean[(texts, -(-hidden // BLOCK_COLUMNS))](

@@ -1,30 +1,26 @@
-"""Queries and keys: their norm, then their rotation by position (RoPE; Su et al., arXiv:2104.09864)."""
+"""Norm of queries and keys, then their rotation by position (RoPE; Su et al., arXiv:2104.09864)."""
 
 from __future__ import annotations
 
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from engine.kernels.norms import Norm, rms_norm
+from engine.kernels.norms import RMSNorm, rms_norm
 from engine.kernels.triton_import import block, jit, tl
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-# Rows that a table of angles has at least: the model's limit of tokens.
+# Smallest number of rows in a table of angles: the model's limit of tokens.
 POSITIONS = 2048
 
 
 class Rotation:
-    """The angles of a stream's tokens: float32 tables `cos` and `sin` [places, head_dim / 2], a row a position."""
+    """The angles of a batch's tokens: float32 tables `cos` and `sin` [rows, head_dim / 2], a row for each position."""
 
     def __init__(self, positions: Tensor, longest: int, theta: float, head_dim: int) -> None:
-        """For integer `positions` [tokens], all below `longest`. The tables are computed once for each size."""
+        """Take integer `positions` [tokens], all below `longest`. The tables are computed once for each size."""
         self.positions = positions
-        places = max(POSITIONS, block(longest))
-        self.cos, self.sin = _tables(places, theta, head_dim, positions.device)
+        self.cos, self.sin = _tables(max(POSITIONS, block(longest)), theta, head_dim, positions.device)
 
     @cached_property
     def of_tokens(self) -> tuple[Tensor, Tensor]:
@@ -32,7 +28,7 @@ class Rotation:
         return self.cos[self.positions][:, None], self.sin[self.positions][:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotate float32 [tokens, heads, head_dim], whose first half pairs with its second."""
+        """Rotate float32 [tokens, heads, head_dim]; the first half of head_dim pairs with the second."""
         cos, sin = self.of_tokens
         first, second = x.chunk(2, dim=-1)
         rotated = torch.empty_like(x)
@@ -43,23 +39,23 @@ class Rotation:
 
 
 @cache  # never dropped: captured graphs read these addresses
-def _tables(places: int, theta: float, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cos and sin for the positions 0 to `places` - 1, computed in float32 as transformers does."""
+def _tables(rows: int, theta: float, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cos and sin for the positions 0 to `rows` - 1, computed in float32 as transformers does."""
     powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    angles = torch.arange(places, device=device)[:, None].float() * (1.0 / theta**powers)
+    angles = torch.arange(rows, device=device)[:, None].float() * (1.0 / theta**powers)
     return angles.cos(), angles.sin()
 
 
-def norm_rotate(qk: Tensor, norm: Norm, rotation: Rotation) -> Tensor:
+def norm_rotate(qk: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
     """Return queries and keys normed and rotated, [tokens, heads, head_dim] in their own format.
 
-    `qk` may be a view into the fused projection, and may be written over. Norm and rotation are float32.
+    `qk` may be a view into the fused projection and may be overwritten. Norm and rotation are float32.
     """
     return rotation(rms_norm(qk, norm)).to(qk.dtype)
 
 
-def norm_rotate_fused(qk: Tensor, norm: Norm, rotation: Rotation) -> Tensor:
-    """See `norm_rotate`; in place, a program a token."""
+def norm_rotate_fused(qk: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
+    """See `norm_rotate`. In place, one program for each token."""
     tokens, heads, head_dim = qk.shape
     half = head_dim // 2
     _norm_rotate[(tokens,)](
@@ -79,15 +75,15 @@ def _norm_rotate(  # type: ignore[no-untyped-def]
     heads = tl.arange(0, HEADS_BLOCK)[:, None]
     columns = tl.arange(0, HALF_BLOCK)[None, :]
     inside = (heads < HEADS) & (columns < HALF)
-    places = heads * (2 * HALF) + columns
-    first = tl.load(qk + token * ROW + places, mask=inside, other=0).to(tl.float32)
-    second = tl.load(qk + token * ROW + places + HALF, mask=inside, other=0).to(tl.float32)
+    offsets = heads * (2 * HALF) + columns
+    first = tl.load(qk + token * ROW + offsets, mask=inside, other=0).to(tl.float32)
+    second = tl.load(qk + token * ROW + offsets + HALF, mask=inside, other=0).to(tl.float32)
     squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
     scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-    first = first * scale * tl.load(gain + places, mask=inside, other=0)
-    second = second * scale * tl.load(gain + places + HALF, mask=inside, other=0)
+    first = first * scale * tl.load(gain + offsets, mask=inside, other=0)
+    second = second * scale * tl.load(gain + offsets + HALF, mask=inside, other=0)
     angles = tl.load(positions + token).to(tl.int64) * HALF + columns
     cos = tl.load(cos_table + angles, mask=columns < HALF, other=0)
     sin = tl.load(sin_table + angles, mask=columns < HALF, other=0)
-    tl.store(qk + token * ROW + places, (first * cos - second * sin).to(qk.dtype.element_ty), mask=inside)
-    tl.store(qk + token * ROW + places + HALF, (second * cos + first * sin).to(qk.dtype.element_ty), mask=inside)
+    tl.store(qk + token * ROW + offsets, (first * cos - second * sin).to(qk.dtype.element_ty), mask=inside)
+    tl.store(qk + token * ROW + offsets + HALF, (second * cos + first * sin).to(qk.dtype.element_ty), mask=inside)

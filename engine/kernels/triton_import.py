@@ -1,4 +1,4 @@
-"""Triton, where it may run: beside a GPU, or where TRITON_INTERPRET is set, as the tests do.
+"""Triton, where it can run: beside a GPU, or where TRITON_INTERPRET is set, as the tests do.
 
 Elsewhere its import, a third of a second, is saved: `jit` leaves the kernels as plain functions that nobody calls.
 """
@@ -26,19 +26,18 @@ elif AVAILABLE:
         AVAILABLE = False
         logger.warning("Triton cannot be imported (%s): PyTorch's own kernels are used, which is slower", error)
 
-
-def jit(function: Any) -> Any:
-    """Return the Triton kernel that `function` describes.
-
-    By itself Triton would compile a kernel anew for a single token, and again for a multiple of 16.
-    """
-    return triton.jit(function, do_not_specialize=["tokens"]) if AVAILABLE else function
-
-
 if not AVAILABLE:
     tl = None
 
 
+def jit(function: Any) -> Any:
+    """Return the Triton kernel that `function` describes.
+
+    `tokens` is not specialized: Triton would compile a kernel again for a single token and for each multiple of 16.
+    """
+    return triton.jit(function, do_not_specialize=["tokens"]) if AVAILABLE else function
+
+
 def block(size: int) -> int:
-    """Return the smallest power of two that holds `size`: what a Triton block must measure."""
+    """Return the smallest power of two that is at least `size`: Triton's blocks have such sizes only."""
     return 1 << (size - 1).bit_length()

@@ -1,35 +1,34 @@
-"""Attention against its definition: one dense softmax a text, the window as |i - j| <= window."""
+"""Attention against its definition: a dense softmax for each text, the window as |i - j| <= window."""
 
 import inspect
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from engine import attention
-from engine.attention import GroupedAttention, VarlenAttention, attention_for
+from engine.attention import grouped_attention, varlen_attention
 from engine.packing import Segments
 from tests.support.vectors import segments_of
 
-CPU = torch.device("cpu")
 HEADS, HEAD_DIM = 3, 32
 
 
-def stream(lengths: list[int], kv_heads: int = 1) -> tuple[Tensor, Tensor, Tensor, Segments]:
+def random_batch(lengths: list[int], kv_heads: int = 1) -> tuple[Tensor, Tensor, Tensor, Segments]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), heads, HEAD_DIM, generator=generator) for heads in (HEADS, kv_heads, kv_heads))
     return q, k, v, segments_of(lengths)
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-    """One text: [length, heads, head_dim], in float64."""
+    """A single text: [length, heads, head_dim], in float64."""
     q, k, v = q.double(), *(x.double().repeat_interleave(HEADS // x.shape[1], dim=1) for x in (k, v))
     scores = torch.einsum("ihd,jhd->hij", q, k) * scale
     if window is not None:
-        places = torch.arange(q.shape[0])
-        scores[:, (places[:, None] - places).abs() > window] = -torch.inf
+        positions = torch.arange(q.shape[0])
+        scores[:, (positions[:, None] - positions).abs() > window] = -torch.inf
     return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).float()
 
 
@@ -37,8 +36,8 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | N
 @pytest.mark.parametrize("kv_heads", [1, 3])
 def test_every_text_attends_to_itself_alone(window: int | None, kv_heads: int) -> None:
     lengths = [600, 300, 300, 257, 258, 17, 17, 1, 1, 2]
-    q, k, v, segments = stream(lengths, kv_heads)
-    mixed = GroupedAttention(0.1)(q, k, v, segments, window)
+    q, k, v, segments = random_batch(lengths, kv_heads)
+    mixed = grouped_attention(q, k, v, segments, window, 0.1)
     parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
     expected = torch.cat([by_definition(q, k, v, 0.1, window) for q, k, v in parts])
     assert (mixed - expected).abs().max() < 2e-6
@@ -46,37 +45,45 @@ def test_every_text_attends_to_itself_alone(window: int | None, kv_heads: int) -
 
 @pytest.mark.parametrize("length", [257, 258, 384, 385, 640])
 def test_the_window_ends_where_it_should(length: int) -> None:
-    q, k, v, segments = stream([length])
-    before = GroupedAttention(0.1)(q, k, v, segments, 256)
+    q, k, v, segments = random_batch([length])
+    before = grouped_attention(q, k, v, segments, 256, 0.1)
     v[0] += 1
-    changed = (GroupedAttention(0.1)(q, k, v, segments, 256) != before).any(-1).any(-1)
+    changed = (grouped_attention(q, k, v, segments, 256, 0.1) != before).any(-1).any(-1)
     assert changed.nonzero().max() == min(256, length - 1)
 
 
 def test_neighbours_made_of_nan_change_nothing() -> None:
     lengths = [300, 300, 40]
-    q, k, v, segments = stream(lengths)
-    clean = GroupedAttention(0.1)(q, k, v, segments, 256)
+    q, k, v, segments = random_batch(lengths)
+    clean = grouped_attention(q, k, v, segments, 256, 0.1)
     for x in (q, k, v):
         x[300:600] = torch.nan
-    poisoned = GroupedAttention(0.1)(q, k, v, segments, 256)
+    poisoned = grouped_attention(q, k, v, segments, 256, 0.1)
     assert torch.equal(poisoned[:300], clean[:300]) and torch.equal(poisoned[600:], clean[600:])
 
 
 def test_an_output_buffer_of_nan_is_filled_entirely(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v, segments = stream([600, 257, 3])
-    expected = GroupedAttention(0.1)(q, k, v, segments, 256)
+    q, k, v, segments = random_batch([600, 257, 3])
+    expected = grouped_attention(q, k, v, segments, 256, 0.1)
 
     def poisoned(size: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.full(size, torch.nan, dtype=dtype, device=device)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    assert torch.equal(GroupedAttention(0.1)(q, k, v, segments, 256), expected)
+    assert torch.equal(grouped_attention(q, k, v, segments, 256, 0.1), expected)
 
 
-def test_one_head_of_keys_is_shared_without_a_copy() -> None:
-    _, k, _, _ = stream([4])
-    assert attention._for_each_query_head(k, HEADS).data_ptr() == k.data_ptr()
+def test_a_single_head_of_keys_is_shared_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, segments = random_batch([4])
+    called: list[Tensor] = []
+
+    def noting(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        called.extend((k, v))
+        return q
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
+    grouped_attention(q, k, v, segments, None, 0.1)
+    assert [x.data_ptr() for x in called] == [k.data_ptr(), v.data_ptr()]
 
 
 def test_segments() -> None:
@@ -89,11 +96,6 @@ def test_segments() -> None:
 def test_a_text_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="a text without tokens has no vector"):
         segments_of([3, 0])
-
-
-def test_a_cpu_gets_the_grouped_attention_in_every_format() -> None:
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert isinstance(attention_for(CPU, dtype, 1.0), GroupedAttention)
 
 
 def varlen_attn_of_2_11(
@@ -119,9 +121,9 @@ def test_flash_attention_is_called_as_its_release_wants(
     varlen_attn: Any, window: int | None, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    q, k, v, segments = stream([3, 1])
-    static = Segments(segments.cu_seqlens, segments.positions, longest=32)  # as a graph's: no lengths on the host
-    called: dict[str, Any] = VarlenAttention(0.5)(q, k, v, static, window)  # type: ignore[assignment]
+    q, k, v, segments = random_batch([3, 1])
+    static = Segments(segments.cu_seqlens, segments.positions, longest=32)  # as in a graph: no lengths on the host
+    called: dict[str, Any] = varlen_attention(q, k, v, static, window, 0.5)  # type: ignore[assignment]
     assert called["query"] is q and called["key"] is k and called["value"] is v
     assert called["cu_seq_q"] is called["cu_seq_k"] is segments.cu_seqlens
     assert called["max_q"] == called["max_k"] == 32 and called["scale"] == 0.5

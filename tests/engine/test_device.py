@@ -1,10 +1,13 @@
-"""Which device is chosen, and in which words one that cannot be used is refused."""
+"""Which device is chosen, in which words a device that cannot be used is refused, and how processes share devices."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from engine.contract import DeviceError
-from engine.device import choose_device
+from engine.device import choose_device, device_shares
 from engine.packed import PackedEngine
 from weights import SMALL
 
@@ -37,10 +40,12 @@ def test_a_gpu_is_chosen_where_there_is_one(gpu: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [(7, 0), (6, 1)])
 def test_an_old_gpu_is_refused_in_a_sentence(gpu: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    found = ".".join(map(str, capability))
+    version = ".".join(map(str, capability))
     with pytest.raises(DeviceError) as caught:
         PackedEngine(SMALL)
-    assert str(caught.value).startswith(f"Tesla V100 has compute capability {found}; 7.5 (Turing) or newer is needed.")
+    assert str(caught.value).startswith(
+        f"Tesla V100 has compute capability {version}; 7.5 (Turing) or newer is needed."
+    )
     assert "CUDA_VISIBLE_DEVICES=-1" in str(caught.value)
 
 
@@ -73,3 +78,47 @@ def test_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device().type == "cpu"
     with pytest.raises(DeviceError, match="is built without CUDA; ask for cpu"):
         choose_device("cuda")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with three GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    return monkeypatch
+
+
+def test_every_process_gets_a_gpu(gpus: pytest.MonkeyPatch) -> None:
+    assert device_shares() == [{"CUDA_VISIBLE_DEVICES": str(i)} for i in range(3)]
+    assert device_shares(2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+
+
+def test_only_the_visible_gpus_are_shared(gpus: pytest.MonkeyPatch) -> None:
+    gpus.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-a,7")
+    assert device_shares(2) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-a"}]
+
+
+@pytest.mark.parametrize("count", [0, -1, 4])
+def test_more_gpus_than_there_are_and_none_are_refused(gpus: pytest.MonkeyPatch, count: int) -> None:
+    problem = f"devices: {count} were asked for and this machine has 3 GPUs; ask for 1 to so many"
+    with pytest.raises(DeviceError, match=problem):
+        device_shares(count)
+
+
+def test_processes_share_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    threads = torch.get_num_threads()
+    assert device_shares(2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
+    assert device_shares() == [{"OMP_NUM_THREADS": str(threads)}]
+    with pytest.raises(
+        DeviceError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 to so many"
+    ):
+        device_shares(0)
+
+
+def test_importing_it_does_not_import_torch() -> None:
+    code = "import sys, engine.device; print('torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SMALL.parent.parent
+    )
+    assert run.stdout.strip() == "False"

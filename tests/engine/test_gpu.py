@@ -5,15 +5,17 @@ tests/engine/test_kernels.py runs its kernels on the GPU too where there is one.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from engine.attention import GroupedAttention, VarlenAttention
+from engine.attention import grouped_attention, varlen_attention
 from engine.graphs import BUCKETS
-from engine.kernels import FUSED
+from engine.kernels import FUSED, PLAIN
+from engine.kernels.selection import install
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
 from engine.packed import PackedEngine
 from tests.support.vectors import errors, random_ids, segments_of, unit
@@ -24,7 +26,7 @@ NEW_ENOUGH = torch.cuda.is_available() and torch.cuda.get_device_capability() >=
 needs_flash_attention = pytest.mark.skipif(not NEW_ENOUGH, reason="needs compute capability 8.0")
 
 LENGTHS = [*range(1, 21), 255, 256, 257, 258, 511, 512, 513, 514, 515, 1023, 1024, 1025, 2047, 2048]
-# In unit vectors, for the company that a text is in.
+# Between unit vectors of the same text, alone and among other texts.
 LARGEST_DIFFERENCE = 1e-3
 NAN_ID = 5000
 
@@ -65,6 +67,8 @@ def test_every_length_alone_and_together(
 @needs_flash_attention
 def test_every_kernel_is_trusted_and_graphs_are_used(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
+        exact = PackedEngine(checkpoint, "cuda", FLOAT32)
+        assert exact.network.kernels == replace(FUSED, attention=PLAIN.attention) and not exact.graphs
         for numbers in (FLOAT16, BFLOAT16):
             engine = PackedEngine(checkpoint, "cuda", numbers)
             assert engine.network.kernels == FUSED and engine.graphs
@@ -72,6 +76,17 @@ def test_every_kernel_is_trusted_and_graphs_are_used(checkpoint: Path, caplog: p
                 engine.embed([random_ids(bucket.tokens)])
             assert all(engine.graphs.bucket(bucket.tokens, 1) == bucket for bucket in BUCKETS)
     assert not caplog.records
+
+
+@needs_flash_attention
+def test_an_attention_without_its_window_is_replaced(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = PackedEngine(checkpoint, "cuda", kernels=PLAIN).network
+    with caplog.at_level(logging.WARNING):
+        install(
+            network, replace(FUSED, attention=lambda q, k, v, s, _, scale: varlen_attention(q, k, v, s, None, scale))
+        )
+    assert network.kernels == replace(FUSED, attention=PLAIN.attention)
+    assert "kernel attention is off by" in caplog.text
 
 
 def test_neighbours(on_gpu: PackedEngine) -> None:
@@ -86,12 +101,12 @@ def test_neighbours(on_gpu: PackedEngine) -> None:
 
 @needs_flash_attention
 @pytest.mark.parametrize("window", [None, 256])
-def test_varlen_attention_is_the_grouped_one(window: int | None) -> None:
+def test_both_attentions_agree(window: int | None) -> None:
     device, lengths = torch.device("cuda"), [1500, 600, 258, 257, 17, 17, 1]
     q, k, v = (torch.randn(sum(lengths), heads, 256, device=device, dtype=torch.float16) for heads in (3, 1, 1))
     segments = segments_of(lengths, device)
-    flash = VarlenAttention(1 / 16)(q, k, v, segments, window)
-    exact = GroupedAttention(1 / 16)(q.float(), k.float(), v.float(), segments, window)
+    flash = varlen_attention(q, k, v, segments, window, 1 / 16)
+    exact = grouped_attention(q.float(), k.float(), v.float(), segments, window, 1 / 16)
     assert (flash - exact).abs().max() < 5e-3
 
 
@@ -114,9 +129,9 @@ def test_replays_of_lengths_that_shrink_and_grow(random_weights: Path, poisoned:
         poison = [[NAN_ID] * (bucket.tokens // 2), [NAN_ID] * (bucket.tokens - bucket.tokens // 2)]
         assert np.isnan(poisoned.embed(poison)).all()
         texts = clean([random_ids(length, seed=7) for length in lengths])
-        found, exact = poisoned.embed(texts), plain.embed(texts)
-        assert errors(found, exact)[0] <= 1e-4
-        assert np.abs(unit(found) - unit(exact)).max() < LARGEST_DIFFERENCE
+        vectors, exact = poisoned.embed(texts), plain.embed(texts)
+        assert errors(vectors, exact)[0] <= 1e-4
+        assert np.abs(unit(vectors) - unit(exact)).max() < LARGEST_DIFFERENCE
 
 
 def test_ten_thousand_random_batches(poisoned: PackedEngine) -> None:
@@ -159,9 +174,9 @@ def test_out_of_memory_loses_no_text(
     request.getfixturevalue("little_memory")
     engine.batch_tokens = 200_000
     with caplog.at_level(logging.WARNING):
-        found = engine.embed(texts)
+        vectors = engine.embed(texts)
     assert "out of memory at 200000 tokens: from now on 100000 in one pass" in caplog.text
-    assert engine.batch_tokens < 200_000 and errors(found, exact)[0] <= 1e-4
+    assert engine.batch_tokens < 200_000 and errors(vectors, exact)[0] <= 1e-4
 
 
 def clean(texts: list[list[int]]) -> list[list[int]]:

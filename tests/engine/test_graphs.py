@@ -1,10 +1,11 @@
-"""Which graph a batch gets, and that a batch in static buffers computes what it does by itself.
+"""Which graph a batch gets, and that a batch in static buffers gets the vectors that it gets by itself.
 
-A replay is here the forward pass over the same buffers; tests/engine/test_gpu.py has the captured ones.
+Here a replay is the forward pass over the same buffers; tests/engine/test_gpu.py has captured graphs.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from engine.attention import VarlenAttention
 from engine.checkpoint import load_network, read_architecture
 from engine.graphs import BUCKETS, COMMON_TOKENS, Graphs, Run, capturable
 from engine.kernels import FUSED, PLAIN
-from engine.model import FLOAT32, Layer, Network
+from engine.model import FLOAT32, Network
 from engine.packed import PackedEngine
 from engine.packing import Layout, Segments
 from tests.support.vectors import errors, random_ids, unit
@@ -42,8 +42,8 @@ def varlen_attn(
     for start, end in pairwise(cu_seq_q.tolist()):
         assert end - start <= max_q == max_k and enable_gqa
         q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
-        places = torch.arange(end - start)
-        seen = (places[:, None] - places).abs() <= (window_size[0] if window_size[0] >= 0 else end)
+        positions = torch.arange(end - start)
+        seen = (positions[:, None] - positions).abs() <= (window_size[0] if window_size[0] >= 0 else end)
         out[start:end] = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, seen, scale=scale, enable_gqa=True
         ).transpose(0, 1)
@@ -52,13 +52,10 @@ def varlen_attn(
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
-    """The small checkpoint as a GPU runs it: nothing in it knows lengths but from cu_seqlens. One token id is NaN."""
+    """The small checkpoint as a GPU runs it: its attention reads lengths from cu_seqlens alone. One token is NaN."""
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    architecture = read_architecture(SMALL)
-    network = load_network(SMALL, architecture, FLOAT32, CPU, PLAIN)
-    for layer in network.layers:
-        assert isinstance(layer, Layer)
-        layer.attention.attend = VarlenAttention(architecture.attention_scale)
+    network = load_network(SMALL, read_architecture(SMALL), FLOAT32, CPU)
+    network.kernels = replace(PLAIN, attention=FUSED.attention)
     table = network.embedding.table.clone()
     table[NAN_ID] = torch.nan
     network.embedding.table.data = table
@@ -90,38 +87,31 @@ def test_batches_that_shrink_and_grow_in_poisoned_buffers(network: Network) -> N
     plain = PackedEngine(SMALL, "cpu")
     with torch.inference_mode():
         graphs = Graphs(network, CPU, as_it_is, SMALL_BUCKETS)
+        graphs.prepare(most_tokens=600)
         for lengths in [(300, 290, 10), (30,), (5, 4, 3), (90, 5), (600,), (2,), (40,), (7, 33), (1, 1, 1, 37)]:
-            graphs._static.fill_(NAN_ID)  # what an earlier batch left
             texts = texts_of(*lengths)
             bucket = graphs.bucket(sum(lengths), len(lengths))
             assert bucket
+            poisoned = graphs.run(bucket, bucket.pack([[NAN_ID] * bucket.tokens]))  # what this batch overwrites
+            assert poisoned is not None and poisoned[0].isnan().all()
             host = torch.full((bucket.size,), NAN_ID, dtype=torch.int32)
             bucket.fill(host.numpy(), texts)
-            vectors = graphs.run(bucket, host)
-            assert vectors is not None and vectors.shape == (bucket.texts, 768)
-            expected = plain.embed(texts)
-            found = vectors[: len(texts)].numpy()
-            assert np.isfinite(found).all() and errors(found, expected)[0] <= 1e-6, lengths
-            assert np.abs(unit(found) - unit(expected)).max() <= 1e-6
+            replayed = graphs.run(bucket, host)
+            assert replayed is not None and replayed.shape == (bucket.texts, 768)
+            vectors, expected = replayed[: len(texts)].numpy(), plain.embed(texts)
+            assert np.isfinite(vectors).all() and errors(vectors, expected)[0] <= 1e-6, lengths
+            assert np.abs(unit(vectors) - unit(expected)).max() <= 1e-6
 
 
 def test_a_poisoned_text_stays_alone(network: Network) -> None:
+    layout, texts = Layout(40, 5), texts_of(9, 12, 4)
     with torch.inference_mode():
-        graphs = Graphs(network, CPU, as_it_is, [Layout(40, 5)])
-        texts = texts_of(9, 12, 4)
-        vectors = []
-        for poison in (6, NAN_ID):
-            texts[1][3] = poison
-            host = torch.empty(Layout(40, 5).size, dtype=torch.int32)
-            Layout(40, 5).fill(host.numpy(), texts)
-            replayed = graphs.run(Layout(40, 5), host)
-            if poison == 6:
-                assert replayed is not None
-                vectors.append(replayed.clone())
-        poisoned = graphs._replays[Layout(40, 5)]
-        assert poisoned
-        found = poisoned()
-    assert found[1].isnan().all() and torch.equal(found[[0, 2]], vectors[0][[0, 2]])
+        graphs = Graphs(network, CPU, as_it_is, [layout])
+        clean = graphs.run(layout, layout.pack(texts))
+        texts[1][3] = NAN_ID
+        poisoned = graphs.run(layout, layout.pack(texts))
+    assert clean is not None and poisoned is not None
+    assert poisoned[1].isnan().all() and torch.equal(poisoned[[0, 2]], clean[[0, 2]])
 
 
 def test_the_engine_replays_small_batches_and_only_those(network: Network) -> None:
@@ -155,10 +145,8 @@ def test_the_largest_is_captured_first_and_the_rest_when_needed(network: Network
         graphs = Graphs(network, CPU, counting, SMALL_BUCKETS)
         graphs.prepare(most_tokens=100)
         assert order == [8, 5]
-        host = torch.empty(Layout(600, 20).size, dtype=torch.int32)
-        Layout(600, 20).fill(host.numpy(), texts_of(300))
         for _ in range(2):
-            graphs.run(Layout(600, 20), host)
+            graphs.run(Layout(600, 20), Layout(600, 20).pack(texts_of(300)))
     assert order == [8, 5, 20]
 
 
@@ -188,11 +176,10 @@ def test_a_graph_that_fails_is_not_used(
     assert engine.graphs.bucket(30, 2) is None
 
 
-def test_what_can_be_captured(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not capturable(network)  # the twin of the mean reads lengths on the host
-    monkeypatch.setattr(network, "kernels", FUSED)
-    assert capturable(network)
-    assert not capturable(PackedEngine(SMALL, "cpu").network)
+def test_what_can_be_captured() -> None:
+    assert capturable(FUSED) and capturable(replace(FUSED, geglu=PLAIN.geglu))
+    for name in ("attention", "segment_mean"):  # PyTorch's own read lengths on the host
+        assert not capturable(replace(FUSED, **{name: getattr(PLAIN, name)}))
     assert PackedEngine(SMALL, "cpu").graphs is None
 
 

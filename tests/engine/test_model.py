@@ -83,7 +83,7 @@ def test_a_token_257_away_changes_nothing_and_256_away_does(copy: Path) -> None:
 
     def layer(ids: torch.Tensor) -> torch.Tensor:
         x, normed = PLAIN.embed_norm(ids, table, scale, network.layers[0].pre_attention)
-        network.layers[0](x, normed, rotation, segments, network.norm)
+        network.layers[0](x, normed, rotation, segments, network.norm, PLAIN)
         return x
 
     before = layer(ids)
@@ -232,12 +232,10 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from engine.checkpoint import load_network, read_architecture
-from engine.kernels import PLAIN
-from engine.kernels.rotary import Rotation
 from engine.model import NumberFormat
 def peak(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-read = read_architecture(Path(sys.argv[1]))
-network = load_network(Path(sys.argv[1]), read, NumberFormat(getattr(torch, sys.argv[2])), torch.device("cpu"))
+architecture = read_architecture(Path(sys.argv[1]))
+network = load_network(Path(sys.argv[1]), architecture, NumberFormat(getattr(torch, sys.argv[2])), torch.device("cpu"))
 torch.nn.functional.embedding(torch.arange(5), network.embedding.table)
 print(peak())
 """

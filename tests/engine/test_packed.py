@@ -1,4 +1,4 @@
-"""The packed engine against sentence-transformers, and against itself in other company. Norms are compared too."""
+"""The packed engine against sentence-transformers, and against itself with other texts. Norms are compared too."""
 
 import logging
 import os
@@ -104,7 +104,7 @@ def test_batches_hold_each_text_once_and_the_budget() -> None:
 
 
 def run_out_of_memory(engine: PackedEngine, most_tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let every forward pass beyond so many tokens fail as a GPU's does; return what is tried, in tokens."""
+    """Let every forward pass beyond `most_tokens` fail as a GPU's does; return the tokens of each pass tried."""
     monkeypatch.setattr("engine.packed.ROUNDED", (1, 1))  # as on a GPU
     forward, tried = engine.network.forward, []
 
@@ -118,7 +118,7 @@ def run_out_of_memory(engine: PackedEngine, most_tokens: int, monkeypatch: pytes
     return tried
 
 
-def test_streams_have_few_lengths_and_are_filled_up_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_have_few_lengths_and_are_padded_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = PackedEngine(SMALL, "cpu")
     seen: set[int] = set()
     forward = engine.network.forward

@@ -1,4 +1,4 @@
-"""That PyTorch computes in one thread at a time: what was computed before leaves no helper threads behind."""
+"""PyTorch computes in one thread at a time: what was computed before leaves no helper threads behind."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ import torch
 
 from scripts.make_openapi import ROOT
 
-# Counts the process's threads around a product that is large enough for all cores. One that this thread did not compute
-# before gives it helpers, one for each further core.
+# Counts the process's threads around a product that is large enough for all cores. A thread's first such product gives
+# it helper threads, one for each further core.
 COUNTED = """
 import os, time, torch
 def threads(): return len(os.listdir("/proc/self/task"))
 def compute(): torch.randn(512, 512) @ torch.randn(512, 512)
 {before}
-time.sleep(1)  # in which helpers that are told to end do
+time.sleep(1)  # helpers that are told to end need a moment
 before = threads()
 compute()
 print(threads() - before, torch.get_num_threads() - 1)
@@ -26,20 +26,20 @@ pytestmark = pytest.mark.skipif(torch.get_num_threads() == 1, reason="with one c
 
 
 def new_helpers(before: str) -> tuple[int, int]:
-    """Return how many helpers a first product starts after `before`, and how many a process without any would."""
+    """Return how many helpers the first product after `before` starts, and how many it starts in a fresh process."""
     command = [sys.executable, "-c", COUNTED.format(before=before)]
     environment = os.environ | {"WEIGHTS": "small", "CACHE_MB": "0"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    found, of = map(int, run.stdout.split())
-    return found, of
+    started, possible = map(int, run.stdout.split())
+    return started, possible
 
 
-def test_what_is_computed_apart_leaves_no_helpers() -> None:
-    found, of = new_helpers("from engine.threads import in_own_thread; in_own_thread(compute)")
-    assert found == of > 0
-    assert new_helpers("compute()")[0] == 0  # so that the counting is known to tell the two apart
+def test_work_in_its_own_thread_leaves_no_helpers() -> None:
+    started, possible = new_helpers("from engine.threads import in_own_thread; in_own_thread(compute)")
+    assert started == possible > 0
+    assert new_helpers("compute()")[0] == 0  # shows that the count differs where helpers are left
 
 
-def test_setup_leaves_no_helpers_to_any_thread_but_the_engine_s() -> None:
-    found, of = new_helpers("import predict; predict.Predictor().setup()")
-    assert found == of > 0
+def test_setup_leaves_helpers_to_no_thread_but_the_engine_s() -> None:
+    started, possible = new_helpers("import predict; predict.Predictor().setup()")
+    assert started == possible > 0

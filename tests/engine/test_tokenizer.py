@@ -1,15 +1,20 @@
+"""Token ids against those of sentence-transformers, the limit and both ways to cut, and what is refused."""
+
 import json
 import random
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from sentence_transformers import SentenceTransformer
 
+from engine.packed import PackedEngine
 from engine.tokenizer import TextRefused, Tokenizer, TokenizerError
 from tests.conftest import TEXTS
+from tests.support.vectors import random_ids
 
 QUERY = "task: search result | query: "
 DOCUMENT = "title: none | text: "
@@ -43,10 +48,10 @@ def whole(small: Path) -> tokenizers.Tokenizer:
 def test_ids_are_those_of_sentence_transformers(checkpoint: Path, prompt: str) -> None:
     model = SentenceTransformer(str(checkpoint), device="cpu")
     ours = Tokenizer(checkpoint).encode([prompt] * len(TEXTS), TEXTS)
-    for text, one in zip(TEXTS, ours, strict=True):
+    for text, tokenized in zip(TEXTS, ours, strict=True):
         features = model.preprocess([text], prompt=prompt or None)
-        assert one.ids == features["input_ids"][0].tolist()
-    assert [one.truncated for one in ours] == [False] * 6 + [True]
+        assert tokenized.ids == features["input_ids"][0].tolist()
+    assert [tokenized.truncated for tokenized in ours] == [False] * 6 + [True]
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -137,9 +142,63 @@ def test_unfit_tokenizer_names_the_file(tmp_path: Path, small: Path, spoil: str)
         Tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{}", '{"max_seq_length": null}', "no json"])
-def test_unknown_limit_names_the_file(tmp_path: Path, small: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("no json", r"sentence_bert_config\.json: expected max_seq_length, the limit of tokens: "),
+        ("[]", r"sentence_bert_config\.json: expected max_seq_length, the limit of tokens: "),
+        (
+            '{"max_seq_length": "2048"}',
+            r"sentence_bert_config\.json: max_seq_length is '2048'; expected a whole number",
+        ),
+        ('{"max_seq_length": 7}', r"sentence_bert_config\.json: max_seq_length is 7; expected a whole number"),
+        (
+            "{}",
+            r"tokenizer_config\.json: expected model_max_length, .*sentence_bert_config\.json has no max_seq_length",
+        ),
+        ('{"max_seq_length": null}', r"tokenizer_config\.json: expected model_max_length, .*no max_seq_length"),
+    ],
+)
+def test_unknown_limit_names_the_file(tmp_path: Path, small: Path, content: str, problem: str) -> None:
     shutil.copyfile(small / "tokenizer.json", tmp_path / "tokenizer.json")
     (tmp_path / "sentence_bert_config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(TokenizerError, match=r"sentence_bert_config\.json: .*max_seq_length"):
+    with pytest.raises(TokenizerError, match=problem):
         Tokenizer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as the installed sentence-transformers saves it: no max_seq_length among its files."""
+    directory = tmp_path_factory.mktemp("saved") / "checkpoint"
+    SentenceTransformer(str(checkpoint), device="cpu").save(str(directory))
+    assert "max_seq_length" not in (directory / "sentence_bert_config.json").read_text(encoding="utf-8")
+    return directory
+
+
+def test_a_saved_checkpoint_has_the_same_vectors(saved: Path, packed: PackedEngine) -> None:
+    engine = PackedEngine(saved, "cpu")
+    texts = [random_ids(length) for length in (1, 9, 300, 700)]
+    assert np.array_equal(engine.embed(texts), packed.embed(texts))
+    assert engine.tokenizer.max_tokens == packed.tokenizer.max_tokens == LIMIT
+
+
+@pytest.mark.parametrize(
+    ("longest", "model_max_length", "max_seq_length"),
+    [(2048, 2048, None), (512, 512, None), (2048, 5000, None), (2048, None, None), (300, 512, 300), (3000, 512, 3000)],
+)
+def test_the_limit_is_what_sentence_transformers_reads(
+    saved: Path, tmp_path: Path, longest: int, model_max_length: int | None, max_seq_length: int | None
+) -> None:
+    directory = Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+    for file, name, value in (
+        ("tokenizer_config.json", "model_max_length", model_max_length),
+        ("sentence_bert_config.json", "max_seq_length", max_seq_length),
+    ):
+        content = json.loads((directory / file).read_text(encoding="utf-8"))
+        content.pop(name, None)
+        content |= {} if value is None else {name: value}
+        (directory / file).write_text(json.dumps(content), encoding="utf-8")
+    model, tokenizer = SentenceTransformer(str(directory), device="cpu"), Tokenizer(directory)
+    assert tokenizer.max_tokens == model.max_seq_length == longest
+    text = "word and " * 2000
+    assert tokenizer.encode([""], [text])[0].ids == model.preprocess([text])["input_ids"][0].tolist()

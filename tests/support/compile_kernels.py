@@ -14,17 +14,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from engine.kernels import FUSED, gating, norms, pooling, rotary
-from engine.kernels.selection import Samples
+from tests.support.kernel_samples import Samples
 from tests.support.vectors import FULL
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
 
 
 class Compiler:
-    """Stands where a kernel does and compiles it, with what it is launched with, instead of launching it."""
+    """Takes a kernel's place and compiles it for the arguments of a launch, instead of launching it."""
 
-    def __init__(self, kernel: Any, capability: int, found: list[dict[str, Any]]) -> None:
-        self.kernel, self.capability, self.found = kernel, capability, found
+    def __init__(self, kernel: Any, capability: int, compiled: list[dict[str, Any]]) -> None:
+        self.kernel, self.capability, self.compiled = kernel, capability, compiled
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self.launch
@@ -41,14 +41,14 @@ class Compiler:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
         ordered = {name: signature[name] for name in names}
         source = ASTSource(self.kernel, ordered, {(names.index(n),): v for n, v in constants.items()}, attributes)
-        compiled = triton.compile(source, GPUTarget("cuda", self.capability, 32), options={"num_warps": num_warps})
-        ptx = compiled.asm["ptx"]
-        self.found.append(
+        binary = triton.compile(source, GPUTarget("cuda", self.capability, 32), options={"num_warps": num_warps})
+        ptx = binary.asm["ptx"]
+        self.compiled.append(
             {
                 "kernel": self.kernel.fn.__name__,
                 "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
-                "cubin_bytes": len(compiled.asm["cubin"]),
-                "shared_bytes": compiled.metadata.shared,
+                "cubin_bytes": len(binary.asm["cubin"]),
+                "shared_bytes": binary.metadata.shared,
                 "wide_accesses": sum(".v4." in line for line in ptx.splitlines()),
             }
         )
@@ -56,16 +56,15 @@ class Compiler:
 
 def main() -> None:
     """Print what was compiled as JSON."""
-    found: list[dict[str, Any]] = []
-    for module, name in (
-        (norms, "_embed_norm"), (norms, "_add_norm"), (rotary, "_norm_rotate"), (gating, "_geglu"),
-        (pooling, "_segment_mean"),
-    ):  # fmt: skip
-        setattr(module, name, Compiler(getattr(module, name), int(sys.argv[1]), found))
+    compiled: list[dict[str, Any]] = []
     samples = Samples(FULL, torch.float16, torch.device("cpu"))
-    for name in ("embed_norm", "norm_rotate", "add_norm", "geglu", "segment_mean"):
+    for module, name in (
+        (norms, "embed_norm"), (norms, "add_norm"), (rotary, "norm_rotate"), (gating, "geglu"),
+        (pooling, "segment_mean"),
+    ):  # fmt: skip
+        setattr(module, f"_{name}", Compiler(getattr(module, f"_{name}"), int(sys.argv[1]), compiled))
         getattr(samples, name)(getattr(FUSED, name))
-    sys.stdout.write(json.dumps(found))
+    sys.stdout.write(json.dumps(compiled))
 
 
 if __name__ == "__main__":

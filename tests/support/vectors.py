@@ -8,7 +8,7 @@ from engine.packing import Layout, Segments
 
 
 def random_ids(length: int, seed: int = 0, vocabulary: int = 12000) -> list[int]:
-    """Return `<bos>`, random tokens and `<eos>`, `length` of them together (one alone is `<bos>`)."""
+    """Return `<bos>`, random tokens and `<eos>`, together `length` tokens (a single token is `<bos>`)."""
     generator = np.random.default_rng([seed, length])
     return [2, *generator.integers(5, vocabulary, max(length - 2, 0)).tolist(), 1][:length]
 
@@ -28,8 +28,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def segments_of(lengths: list[int], device: torch.device | None = None) -> Segments:
     """Describe texts of these lengths as the engine does."""
     layout = Layout(sum(lengths), len(lengths))
-    buffer = torch.empty(layout.size, dtype=torch.int32)
-    layout.fill(buffer.numpy(), [[2] * length for length in lengths])
+    buffer = layout.pack([[2] * length for length in lengths])
     _, positions, cu_seqlens = layout.parts(buffer.to(device or "cpu"))
     return Segments(cu_seqlens, positions, max(lengths), tuple(lengths))
 

@@ -1,0 +1,82 @@
+"""Sample inputs of each kernel between the matmuls, in a network's own sizes, and how a kernel is compared on them."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.kernels.rotary import Rotation
+from engine.model import Architecture
+
+# The largest values of the genuine residual stream, as it holds them: divided by 2**7.
+OUTLIER = 8e5 / 2**7
+
+
+class Samples:
+    """Inputs with the outliers that the network's activations have; a method for each kernel returns its outputs."""
+
+    def __init__(self, a: Architecture, dtype: torch.dtype, device: torch.device, tokens: int = 37) -> None:
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(device)
+
+        def norm(*shape: int) -> Any:
+            return SimpleNamespace(gain=normal(*shape), eps=a.eps, dtype=dtype)
+
+        self.token_ids = torch.arange(tokens, device=device, dtype=torch.int32).flip(0)
+        self.table = normal(tokens, a.hidden).to(dtype)
+        self.stream = normal(tokens, a.hidden)
+        self.stream[:, ::101] *= OUTLIER / self.stream.abs().max()
+        self.stream, self.added = self.stream.to(dtype), (normal(tokens, a.hidden) * 9).to(dtype)
+        self.pre, self.post, self.qk_norm = norm(a.hidden), norm(a.hidden), norm(a.heads + a.kv_heads, a.head_dim)
+        self.last = SimpleNamespace(gain=self.pre.gain, eps=a.eps, dtype=torch.float32)
+        self.qkv = normal(tokens, a.heads + 2 * a.kv_heads, a.head_dim).to(dtype)
+        positions = torch.arange(tokens, device=device, dtype=torch.int32)
+        self.rotation = Rotation(positions, tokens, a.sliding_theta, a.head_dim)
+        self.gate_up = (normal(tokens, 2 * a.intermediate) * 4).to(dtype)
+        self.pooled = normal(tokens, a.hidden)
+        # The last two texts have no tokens, as in the static buffers of a graph.
+        self.cu_seqlens = torch.tensor([0, 1, tokens, tokens, tokens], dtype=torch.int32, device=device)
+
+    def error(self, name: str, kernel: Callable[..., Any], plain: Callable[..., Any]) -> float:
+        """Return the kernel's largest error as a multiple of what rounding explains; at most 1 is right."""
+        run: Callable[..., list[Tensor]] = getattr(self, name)
+        # A digit of the residual stream that is rounded the other way shows in its float32 norm too.
+        rounding = torch.finfo(torch.float32 if name == "segment_mean" else self.dtype).eps
+        errors = []
+        for output, expected in zip(run(kernel), run(plain), strict=True):
+            assert output.shape == expected.shape and output.dtype == expected.dtype
+            size = expected.float().square().mean().sqrt()
+            allowed = 4 * rounding * (expected.float().abs() + size)
+            errors.append(((output.float() - expected.float()).abs() / allowed).max())
+        return torch.stack(errors).max().item()
+
+    def embed_norm(self, kernel: Callable[..., Any]) -> list[Tensor]:
+        """Return the residual stream and its norm."""
+        return list(kernel(self.token_ids, self.table, 0.25, self.pre))
+
+    def norm_rotate(self, kernel: Callable[..., Any]) -> list[Tensor]:
+        """Return the rotated queries and keys, and the values beside them, which must stay as they are."""
+        qkv = self.qkv.clone()
+        heads = self.qk_norm.gain.shape[0]
+        return [kernel(qkv[:, :heads], self.qk_norm, self.rotation), qkv[:, heads:]]
+
+    def add_norm(self, kernel: Callable[..., Any]) -> list[Tensor]:
+        """Return stream and norm as between two layers, and after the last layer, where the norm stays float32."""
+        outputs = []
+        for following in (self.pre, self.last):
+            stream = self.stream.clone()
+            outputs += [kernel(stream, self.added, self.post, following), stream]
+        return outputs
+
+    def geglu(self, kernel: Callable[..., Any]) -> list[Tensor]:
+        """Return the gated values."""
+        return [kernel(self.gate_up)]
+
+    def segment_mean(self, kernel: Callable[..., Any]) -> list[Tensor]:
+        """Return the means."""
+        return [kernel(self.pooled, self.cu_seqlens)]
