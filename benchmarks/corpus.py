@@ -22,12 +22,12 @@ import torch
 import engine
 import weights
 from benchmarks.report import table
-from corpus.blocks import Limits
+from corpus.blocks import BlockLimits
 from corpus.pipeline import Pipeline
 from corpus.readers import Reader
 from corpus.rows import Columns
-from corpus.run import Job, check_output, parts_of, run
-from corpus.shards import Parts
+from corpus.run import CorpusJob, run
+from corpus.shards import ShardFolder
 from engine.contract import Engine
 from engine.threads import in_own_thread
 from tasks import prompt_for
@@ -49,12 +49,11 @@ def embed_alone(loaded: Engine, texts: Sequence[str], block_rows: int) -> tuple[
 def embed_file(loaded: Engine, source: Path, output: Path, block_rows: int) -> float:
     """Return the seconds that a run takes from file to file."""
     start = time.perf_counter()
-    parts = Parts(parts_of(output))
-    parts.open({})
-    with closing(parts), closing(Pipeline(loaded.tokenizer, loaded.embed, Options(), parts, False)) as pipeline:
-        reader, limits = Reader(str(source), Columns()), Limits(rows=block_rows)
-        job = Job(reader, output, check_output(output), Options(), limits, parts, False)
-        for _ in run(job, pipeline.submit, 1, {}):
+    job = CorpusJob(Reader(str(source), Columns()), output, "", Options(), BlockLimits(rows=block_rows))
+    shards = ShardFolder(output)
+    shards.open({})
+    with closing(shards), closing(Pipeline(loaded.tokenizer, loaded.embed, Options(), shards, False)) as pipeline:
+        for _ in run(job, shards, pipeline.submit):
             pass
     return time.perf_counter() - start
 

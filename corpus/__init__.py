@@ -1,6 +1,6 @@
 """Files of texts in, files of vectors out, in constant memory.
 
-Rows are read one after the other (`readers`) and gathered into windows (`windows`); a window is tokenized, computed and
-written as a shard of its own (`stages`, `shards`), and all shards become one file of vectors (`writers`). `run` does
-all of it. Where the computing is done is chosen by who calls: an engine's `embed` is handed in.
+`readers` gives rows, `blocks` gathers them, `compute` turns a block into vectors and vectors into rows of the output,
+`writers` makes the file. `run` keeps what is done in shards, so that it can be resumed; `prediction` goes through the
+queue that all requests share; `cluster` runs in the actors of a Ray cluster.
 """

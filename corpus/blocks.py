@@ -1,26 +1,30 @@
-"""Windows of rows: what is computed and stored at once, with exact duplicates found.
+"""Blocks of rows: what is computed and stored at once, with exact duplicates found.
 
-Windows depend on nothing but the rows and the limits: read again, a corpus gives the same ones, which is what lets an
+Blocks depend on nothing but the rows and the limits. Read again, a corpus gives the same blocks, which lets an
 interrupted run go on and end with the same bytes.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from corpus.rows import BadRow, Id, Row
+from corpus.rows import BadRow, Row, UnfitRow
 
 DIGEST_BYTES = 16
+# Columns of a block's rows beside `id` and the carried ones, under names that no carried column has.
+NUMBER, BLOCK, TEXT, PROBLEM = "#number", "#block", "#text", "#problem"
+BLOCK_COLUMNS = {NUMBER: pa.int64(), BLOCK: pa.int32(), TEXT: pa.int32(), PROBLEM: pa.string()}
+NO_SOURCE = (-1, -1)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How large a window may grow, in rows and in characters of texts and carried columns.
+class BlockLimits:
+    """How large a block may grow, in rows and in characters of texts and carried columns.
 
-    `remembered` is how many distinct texts of earlier windows are known again, a power of two; each takes 24 bytes.
+    `remembered` is about how many distinct texts of earlier blocks are known again; each takes 24 bytes.
     """
 
     rows: int = 32_768
@@ -29,104 +33,114 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Rows numbers[i], ids[i], carried[i], whose vectors are those of text sources[i, 1] of window sources[i, 0].
+class Block:
+    """Rows in their order, and the texts that are to be computed for them.
 
-    `texts` and `titles` are the window's own distinct texts, in the order in which they came. `digest` is over all of
-    its rows, with the unfit ones, `bad`.
+    `texts` and `titles` are the block's own distinct texts, in the order in which they came. `digest` is over all rows.
     """
 
     index: int
-    numbers: list[int]
-    ids: list[Id]
-    carried: list[tuple[Any, ...]]
-    sources: np.ndarray
-    """int64 [rows, 2]"""
+    rows: pa.Table
+    """`BLOCK_COLUMNS`, id and carried columns: a row has the vectors of text #text of block #block, or a #problem."""
     texts: list[str]
     titles: list[str | None]
     text_numbers: list[int]
     """The number of the first row of each text."""
-    bad: list[BadRow]
     digest: str
 
+    @property
+    def fit_rows(self) -> int:
+        """How many rows have a text."""
+        return int(self.rows[PROBLEM].null_count)
 
-def windows(rows: Iterable[Row | BadRow], limits: Limits) -> Iterator[Window]:
-    """Gather rows into windows. A text is computed once in its window, and once in all where `Seen` remembers it."""
-    seen = Seen(limits.remembered)
+
+def blocks(
+    rows: Iterable[Row | BadRow], limits: BlockLimits, carried_fields: Sequence[pa.Field], skip: bool
+) -> Iterator[Block]:
+    """Gather rows into blocks. A text is computed once in its block, and once in all where `KnownTexts` has it.
+
+    Raises UnfitRow at a bad row, unless `skip`.
+    """
+    known = KnownTexts(limits.remembered)
     gathered: list[Row | BadRow] = []
     index = chars = 0
     for row in rows:
+        if isinstance(row, Row):
+            chars += len(row.text) + sum(len(value) for value in row.carried if isinstance(value, (str, bytes)))
+        elif not skip:
+            raise UnfitRow(row)
         gathered.append(row)
-        chars += _chars(row) if isinstance(row, Row) else 0
         if len(gathered) >= limits.rows or chars >= limits.chars:
-            yield _window(index, gathered, seen)
+            yield _block(index, gathered, known, carried_fields)
             gathered, chars, index = [], 0, index + 1
     if gathered:
-        yield _window(index, gathered, seen)
+        yield _block(index, gathered, known, carried_fields)
 
 
-def _chars(row: Row) -> int:
-    return len(row.text) + sum(len(value) for value in row.carried if isinstance(value, (str, bytes)))
-
-
-def _window(index: int, gathered: list[Row | BadRow], seen: "Seen") -> Window:
-    rows = [row for row in gathered if isinstance(row, Row)]
-    bad = [row for row in gathered if isinstance(row, BadRow)]
-    digests = [_digest(row) for row in rows]
-    firsts: dict[bytes, int] = {}
-    for i, digest in enumerate(digests):
-        firsts.setdefault(digest, i)
-    distinct = np.frombuffer(b"".join(firsts), dtype="<u8").reshape(-1, 2)
-    places = seen.look(distinct)  # int64 [distinct, 2], -1 where a text is new
-    new = np.flatnonzero(places[:, 0] < 0)
-    places[new] = np.stack([np.full(len(new), index), np.arange(len(new))], axis=1)
-    seen.keep(distinct[new], places[new])
-    order = {digest: i for i, digest in enumerate(firsts)}
-    first_rows = list(firsts.values())
-    own = [rows[first_rows[i]] for i in new]
-    numbers, ids = [row.number for row in rows], [row.id for row in rows]
-    carried = [row.carried for row in rows]
-    whole = hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES)
-    whole.update(repr((numbers, ids, carried, bad)).encode("utf-8", "surrogatepass"))
-    return Window(
+def _block(index: int, rows: list[Row | BadRow], known: "KnownTexts", carried_fields: Sequence[pa.Field]) -> Block:
+    own: dict[bytes, int] = {}  # the block's new texts by digest, in order
+    firsts: list[Row] = []
+    sources = []
+    whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for row in rows:
+        source, facts = NO_SOURCE, repr(row)
+        if isinstance(row, Row):
+            digest = _text_digest(row)
+            source = known.find(digest) or (index, own.setdefault(digest, len(own)))
+            if len(own) > len(firsts):
+                firsts.append(row)
+            facts = f"{row.number} {row.id!r} {row.carried!r} {digest.hex()}"
+        sources.append(source)
+        whole.update(facts.encode())
+    for digest, text in own.items():
+        known.remember(digest, index, text)
+    return Block(
         index=index,
-        numbers=numbers,
-        ids=ids,
-        carried=carried,
-        sources=places[[order[digest] for digest in digests]].reshape(-1, 2),
-        texts=[row.text for row in own],
-        titles=[row.title for row in own],
-        text_numbers=[row.number for row in own],
-        bad=bad,
+        rows=_table(rows, sources, carried_fields),
+        texts=[row.text for row in firsts],
+        titles=[row.title for row in firsts],
+        text_numbers=[row.number for row in firsts],
         digest=whole.hexdigest(),
     )
 
 
-def _digest(row: Row) -> bytes:
+def _table(rows: list[Row | BadRow], sources: list[tuple[int, int]], carried_fields: Sequence[pa.Field]) -> pa.Table:
+    nothing = (None,) * len(carried_fields)
+    ids = pa.array([row.id if isinstance(row, Row) else None for row in rows])
+    problems = [None if isinstance(row, Row) else row.problem for row in rows]
+    columns = [[row.number for row in rows], *map(list, zip(*sources, strict=True)), problems]
+    columns += map(list, zip(*(row.carried if isinstance(row, Row) else nothing for row in rows), strict=True))
+    fields = [*(pa.field(*column) for column in BLOCK_COLUMNS.items()), *carried_fields]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)]
+    fields.insert(len(BLOCK_COLUMNS), pa.field("id", ids.type))
+    arrays.insert(len(BLOCK_COLUMNS), ids)
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _text_digest(row: Row) -> bytes:
     title = "" if row.title is None else row.title
     return hashlib.blake2b(f"{len(title)}:{title}{row.text}".encode(), digest_size=DIGEST_BYTES).digest()
 
 
-class Seen:
-    """Where texts were computed, by digest, in a table of fixed size: a text takes its slot from an earlier one."""
+class KnownTexts:
+    """Block and text at which a text was computed, in a table of fixed size: a text takes its slot from another."""
+
+    ENTRY = struct.Struct(f"{DIGEST_BYTES}sii")
 
     def __init__(self, slots: int) -> None:
-        if slots < 1 or slots & (slots - 1):
-            raise ValueError(f"remembered: {slots} is not a power of two; use one, such as {1 << 20}")
-        self._digests = np.zeros((slots, 2), dtype=np.uint64)
-        self._places = np.full((slots, 2), -1, dtype=np.int32)
+        self._slots, self._table = slots, bytearray(self.ENTRY.size * slots)
 
-    def look(self, digests: np.ndarray) -> np.ndarray:
-        """Return int64 [n, 2] for uint64 digests [n, 2]: window and text, or -1, -1 where it is not remembered."""
-        slots = self._slots(digests)
-        known = (self._digests[slots] == digests).all(axis=1)
-        return np.where(known[:, None], self._places[slots], -1).astype(np.int64)
+    def find(self, digest: bytes) -> tuple[int, int] | None:
+        """Return block and text, or None where the text is not remembered."""
+        if not self._slots:
+            return None
+        known, block, text = self.ENTRY.unpack_from(self._table, self._offset(digest))
+        return (block, text) if known == digest else None
 
-    def keep(self, digests: np.ndarray, places: np.ndarray) -> None:
-        """Remember texts; of two that share a slot, the later one."""
-        slots = self._slots(digests)
-        last = len(slots) - 1 - np.unique(slots[::-1], return_index=True)[1]
-        self._digests[slots[last]], self._places[slots[last]] = digests[last], places[last]
+    def remember(self, digest: bytes, block: int, text: int) -> None:
+        """Remember a text, in the place of the one that had its slot."""
+        if self._slots:
+            self.ENTRY.pack_into(self._table, self._offset(digest), digest, block, text)
 
-    def _slots(self, digests: np.ndarray) -> np.ndarray:
-        return (digests[:, 0] & np.uint64(len(self._places) - 1)).astype(np.int64)
+    def _offset(self, digest: bytes) -> int:
+        return int.from_bytes(digest[:8], "little") % self._slots * self.ENTRY.size

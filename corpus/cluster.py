@@ -1,10 +1,9 @@
 """The engine in the actors of a Ray cluster: parquet in, a folder of parquet out, each a path or a URL.
 
 `scripts.embed_corpus --ray` comes here. Ray Data reads, distributes, retries, scales and writes; an actor takes each
-batch of rows as a window.
+batch of rows as a block.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Iterator
@@ -16,125 +15,136 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+import encoding
 import engine
 import weights
-from corpus.blocks import Limits, windows
-from corpus.pipeline import compute, shard_of, tokenize
-from corpus.rows import BadRow, Columns, CorpusError, Row, make_row
-from corpus.shards import Shard
-from corpus.writers import vector_array
+from corpus.blocks import BlockLimits, blocks
+from corpus.compute import compute, fact_fields, output_rows, prepare_block, unfit_rows, vector_array
+from corpus.rows import BadRow, Columns, CorpusError, Row, UnfitRow, make_row
 from texts.options import Options
 
 ROOT = Path(__file__).parent.parent
 # What the machines of a cluster are not sent of this checkout.
 NOT_SENT = [".git", ".venv", "weights-cache", "weights-baked", "docs", "tests"]
-# Rows of a batch unless --window says otherwise: what is computed again when an actor dies.
+# Rows of a batch unless the caller says otherwise: what is computed again when an actor dies.
 BATCH_ROWS = 8_192
 PATH = "path"  # the column in which Ray Data tells a row's file
 PROBLEM = "problem"
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What an actor is to do. `columns.id` is set: elsewhere rows are told by their number, which batches have not."""
+class ActorJob:
+    """What an actor is to do. `columns.id` must be set, as rows are told by their ids: batches have no numbers."""
 
     weights: str | None
-    settings: Options
+    options: Options
     columns: Columns
     skip: bool
+
+    def __post_init__(self) -> None:
+        if self.columns.id is None:
+            raise CorpusError("id: with --ray rows are told by their ids; name their column with --id")
+        for name in (PATH, PROBLEM):
+            if name in self.columns.wanted():
+                raise CorpusError(f"{name}: with --ray this column has another use; rename it in the input")
 
 
 class Embedder:
     """An actor: a table of rows to a table of vectors."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, job: ActorJob) -> None:
         """Load the checkpoint, which is fetched where this machine has not got it."""
-        self._work = work
-        checkpoint = weights.resolve(work.weights)
+        self._job = job
+        checkpoint = weights.resolve(job.weights)
         self._engine = engine.load(checkpoint.directory)
-        self._metadata = {"model": checkpoint.name, **work.settings.described()}
+        self._metadata = {"model": checkpoint.name, **job.options.described()}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the vectors of the rows in their order; with `skip` also the unfit rows, without one, and why.
+        """Return the vectors of the rows in their order; with `skip` then the unfit rows, without a vector, and why.
 
         Raises CorpusError naming file and id at a row that has no vector, unless it is to be skipped.
         """
         if not table.num_rows:
             return table
-        limits = Limits(rows=table.num_rows, chars=1 << 62, remembered=1)
-        [window] = windows(self._rows(table), limits)
-        tokenized = tokenize(self._engine.tokenizer, self._work.settings, window)
-        shard = shard_of(window, tokenized, compute(self._engine.embed, self._work.settings, tokenized.prepared))
-        problems = {row.number: row.problem for row in window.bad}
-        texts = window.sources[:, 1].tolist()
-        refused = tokenized.refused
-        problems |= {i: refused[text] for i, text in zip(window.numbers, texts, strict=True) if text in refused}
-        if problems and not self._work.skip:
-            first = min(problems)
-            place = f"{table[PATH][first]}, {self._work.columns.id} {table[self._work.columns.id][first]}"
-            raise CorpusError(f"{place}: {problems[first]}. Mend it, or skip such rows (on-error skip)")
-        return self._output(table, shard, problems)
+        job = self._job
+        limits = BlockLimits(rows=table.num_rows, chars=1 << 62, remembered=0)
+        carried = [table.schema.field(name) for name in job.columns.carried]
+        try:
+            [block] = blocks(self._rows(table), limits, carried, job.skip)
+            prepared = prepare_block(self._engine.tokenizer, job.options, block, job.skip)
+        except UnfitRow as unfit:
+            i = unfit.row.number
+            place = f"{table[PATH][i]}, {job.columns.id} {table[job.columns.id][i]}"
+            raise CorpusError(f"{place}: {unfit.row.problem}. Mend it, or skip such rows (on-error skip)") from None
+        vectors = compute(self._engine.embed, job.options, prepared)
+        tables = [
+            rows.table.add_column(1, "embedding", vector_array(rows.vectors))
+            for rows in output_rows(block.rows, lambda _: vectors, job.options.chunking is not None)
+        ]
+        if job.skip:
+            tables.append(self._without_vectors(table, unfit_rows(block.rows, lambda _: vectors)))
+        schema = self._schema(table.schema)
+        return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive").cast(schema)
+
+    def _schema(self, source: pa.Schema) -> pa.Schema:
+        """Return the output's columns, which are the same for batches that have no vector or no unfit row."""
+        options, columns = self._job.options, self._job.columns
+        return pa.schema(
+            [
+                pa.field("id", source.field(columns.id).type),
+                pa.field("embedding", vector_array(_zeros(0, options)).type),
+                *fact_fields(options.chunking is not None),
+                *([pa.field(PROBLEM, pa.string())] if self._job.skip else []),
+                *(source.field(name) for name in columns.carried),
+            ],
+            metadata=self._metadata,
+        )
 
     def _rows(self, table: pa.Table) -> Iterator[Row | BadRow]:
-        columns = self._work.columns
+        columns = self._job.columns
         for i, values in enumerate(table.select(columns.wanted()).to_pylist()):
             try:
                 yield make_row(columns, i, values)
             except ValueError as error:
                 yield BadRow(i, str(error))
 
-    def _output(self, table: pa.Table, shard: Shard, problems: dict[int, str]) -> pa.Table:
-        offsets = np.searchsorted(shard.owners, np.arange(len(shard.window.texts) + 1)).tolist()
-        texts = shard.window.sources[:, 1].tolist()
-        pairs = [(i, -1) for i in problems]  # row and vector
-        for i, text in zip(shard.window.numbers, texts, strict=True):
-            pairs.extend((i, position) for position in range(offsets[text], offsets[text + 1]))
-        rows, positions = np.array(sorted(pairs)).T
-        lacks = pa.array(positions < 0)
-
-        def of_vectors(values: np.ndarray) -> pa.Array:
-            filled = values[positions] if len(values) else np.zeros(len(positions), dtype=values.dtype)
-            return pa.array(filled, mask=positions < 0)
-
-        vectors = shard.vectors if len(shard.vectors) else np.zeros((1, shard.vectors.shape[1]), shard.vectors.dtype)
-        taken = table.take(pa.array(rows))
-        columns = {"id": taken[self._work.columns.id], "embedding": vector_array(vectors[positions], lacks)}
-        columns |= {"token_count": of_vectors(shard.token_counts), "truncated": of_vectors(shard.truncated)}
-        if self._work.settings.chunking:
-            columns |= {"start": of_vectors(shard.ranges[:, 0]), "end": of_vectors(shard.ranges[:, 1])}
-        if self._work.skip:
-            columns[PROBLEM] = pa.array([problems.get(i) for i in rows.tolist()], pa.string())
-        columns |= {name: taken[name] for name in self._work.columns.carried}
-        return pa.table(columns).replace_schema_metadata(self._metadata)
+    def _without_vectors(self, table: pa.Table, unfit: list[BadRow]) -> pa.Table:
+        """Return the unfit rows of a batch with their ids, carried columns and problems."""
+        columns = self._job.columns
+        taken = table.take(pa.array([row.number for row in unfit], pa.int64()))
+        no_vectors = vector_array(_zeros(len(unfit), self._job.options), pa.array([True] * len(unfit), pa.bool_()))
+        arrays = {"id": taken[columns.id], "embedding": no_vectors}
+        arrays[PROBLEM] = pa.array([row.problem for row in unfit], pa.string())
+        return pa.table(arrays | {name: taken[name] for name in columns.carried})
 
 
-def embed(args: argparse.Namespace, settings: Options, columns: Columns) -> int:
-    """Embed `args.input` into the folder `args.output` and return how many rows it has, which are in no certain order.
+def _zeros(count: int, options: Options) -> np.ndarray:
+    return np.zeros((count, options.width), dtype=encoding.WIRE_DTYPES[options.precision])
 
-    Raises CorpusError in words for what cannot be done, and when a row stops the run.
+
+def embed(
+    job: ActorJob, source: str, output: str, address: str, workers: tuple[int, int], batch_rows: int | None = None
+) -> int:
+    """Embed parquet at `source` into the folder `output` and return how many rows it has, in no certain order.
+
+    `address` is a cluster's, or "local" for one of this machine; `workers` are the fewest and the most actors. Raises
+    CorpusError in words for what cannot be done, and when a row stops the run.
     """
-    if columns.id is None:
-        raise CorpusError("id: with --ray rows are told by their ids; name their column with --id")
-    for name in (PATH, PROBLEM):
-        if name in columns.wanted():
-            raise CorpusError(f"{name}: with --ray this column has another use; rename it in the input")
-    work = Work(args.weights, settings, columns, args.on_error == "skip")
-    _connect(args.ray, args.workers[1])
+    _connect(address, workers[1])
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    least, most = args.workers
     try:
-        rows = ray.data.read_parquet(args.input, columns=columns.wanted(), include_paths=True)
+        rows = ray.data.read_parquet(source, columns=job.columns.wanted(), include_paths=True)
         vectors = rows.map_batches(
             Embedder,
-            fn_constructor_args=(work,),
+            fn_constructor_args=(job,),
             batch_format="pyarrow",
-            batch_size=args.window or BATCH_ROWS,
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+            batch_size=batch_rows or BATCH_ROWS,
+            compute=ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
             num_gpus=1 if on_gpus else None,
             num_cpus=0 if on_gpus else 1,
         )
-        vectors.write_parquet(args.output, mode="error")
-        return int(ray.data.read_parquet(args.output, columns=["id"]).count())
+        vectors.write_parquet(output, mode="error")
+        return int(ray.data.read_parquet(output, columns=["id"]).count())
     except (ray.exceptions.RayError, OSError, ValueError, pa.ArrowException) as error:
         raise CorpusError(_in_words(error)) from error
 
@@ -142,10 +152,10 @@ def embed(args: argparse.Namespace, settings: Options, columns: Columns) -> int:
 def _connect(address: str, actors: int) -> None:
     """Join the cluster at `address`, or make one of this machine for "local"."""
     if address == "local":
-        here: dict[str, Any] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         # An actor holds a CPU for as long as it lives, and without one more nothing would ever be read.
         cpus = max(os.cpu_count() or 1, actors + 1)
-        ray.init(address="local", num_cpus=cpus, runtime_env=here, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=cpus, runtime_env=environment, include_dashboard=False, log_to_driver=False)
     else:
         ray.init(address=address, runtime_env={"working_dir": str(ROOT), "excludes": NOT_SENT})
 

@@ -1,37 +1,34 @@
-"""A corpus within a prediction: its windows go through the queue that all requests share."""
+"""A corpus within a prediction: its blocks go through the queue that all requests share."""
 
 import asyncio
-import contextvars
-import json
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from batching.errors import Busy
 from batching.request import Cost
-from corpus.blocks import Limits
-from corpus.pipeline import Pipeline
+from corpus.blocks import BlockLimits, blocks
+from corpus.compute import PreparedBlock, finish, prepare_block
 from corpus.readers import Reader, UnknownFormat
-from corpus.rows import Columns, CorpusError
-from corpus.run import Job, Progress, Stopped, check_output, parts_of, run
-from corpus.shards import Parts
-from corpus.writers import side_file
+from corpus.rows import BadRow, Columns, CorpusError, UnfitRow
+from corpus.writers import OutputFiles
 from engine.contract import Ranges
 from engine.tokenizer import Tokenizer
 from texts.options import Options
+from texts.prepare import Prepared
 
 logger = logging.getLogger(__name__)
 
-# Small, so that others come in between and a cancelled prediction ends soon.
-LIMITS = Limits(rows=2_048, chars=1 << 22, remembered=1 << 18)
+# Small, so that others come in between and a cancelled prediction ends soon. Across blocks the batcher's cache knows
+# duplicates.
+LIMITS = BlockLimits(rows=2_048, chars=1 << 22, remembered=0)
 LOG_EVERY_S = 5.0
 SKIPPED_LOGGED = 100
 # The queue is full of other requests' work: a corpus has time.
@@ -60,6 +57,33 @@ class Source:
                 f"file: {self.path[:80]!r} is no URL; give one that begins with http://, https:// or data:"
             )
 
+    def open(self) -> Reader:
+        """Open the file. Raises CorpusError."""
+        return Reader(str(self.path), self.columns, None if self.file_format == "auto" else self.file_format)
+
+
+@dataclass(slots=True)
+class FileProgress:
+    """How far a file is: `rows` of about `expected` that have a text, and `skipped` rows, which have no vector."""
+
+    rows: int = 0
+    expected: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    first_skipped: list[BadRow] = field(default_factory=list)
+    """At most SKIPPED_LOGGED."""
+
+    def log(self) -> None:
+        """Log how far the file is."""
+        logger.info("%d of about %d rows, %d tokens", self.rows, self.expected, self.tokens)
+
+    def log_skipped(self, place: Callable[[int], str]) -> None:
+        """Log which rows have no vector."""
+        for row in self.first_skipped:
+            logger.warning("%s: %s; skipped", place(row.number), row.problem)
+        if self.skipped > SKIPPED_LOGGED:
+            logger.warning("and %d more rows were skipped", self.skipped - SKIPPED_LOGGED)
+
 
 def check_beside_file(**inputs: object) -> None:
     """Raise ValueError for texts and titles that are given beside a file."""
@@ -67,8 +91,8 @@ def check_beside_file(**inputs: object) -> None:
         raise ValueError(f"file, {', '.join(given)}: give a file, whose columns have texts and titles, or give texts")
 
 
-def _check_told_apart(source: Source, options: Options) -> None:
-    """Raise ValueError where a file of nothing but vectors would not tell which is which."""
+def _check_rows_identified(source: Source, options: Options) -> None:
+    """Raise ValueError where a file of nothing but vectors would not tell whose they are."""
     reason = "chunk" if options.chunking is not None else "on_error 'skip'" if source.skip else None
     if source.output_format == "npy" and reason:
         raise ValueError(f"output_file: 'npy' has no ids to tell rows by, with {reason}; use 'parquet' or 'jsonl'")
@@ -76,102 +100,103 @@ def _check_told_apart(source: Source, options: Options) -> None:
 
 async def embed_file(
     source: Source, output: Path, options: Options, tokenizer: Tokenizer, embed: Embed, model: str
-) -> Progress:
+) -> FileProgress:
     """Embed a file of texts into the file `output`, which must not exist, and log how far it is.
 
-    Raises CorpusError naming the line and the remedy. When it is cancelled, nothing more is computed for it.
+    Raises CorpusError naming the line and the remedy. When it is cancelled, nothing more is computed and nothing stays.
     """
-    _check_told_apart(source, options)
-    task = _Task(source, output, options, tokenizer, embed, asyncio.get_running_loop())
-    thread = ThreadPoolExecutor(1, "corpus")  # of its own: it is busy for as long as the file takes
+    _check_rows_identified(source, options)
+    thread = ThreadPoolExecutor(1, "corpus")  # one, so that closing the files comes after everything that uses them
     try:
-        # With the prediction's context, which its logs find their way by.
-        return await task.loop.run_in_executor(thread, contextvars.copy_context().run, task.run, model)
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
+        reader = await in_thread(source.open)
+        files = OutputFiles(output, model, options, rows_beside=False)
+        progress = FileProgress()
+        read = partial(next, _prepared_blocks(reader, tokenizer, options, source.skip), None)
+        store = partial(_store, files, progress, options)
+        try:
+            await _embed_blocks(in_thread, read, embed, store, progress)
+            await in_thread(files.finish)
+        finally:
+            await asyncio.gather(in_thread(files.close), in_thread(reader.close))
+        progress.expected = progress.rows
+        progress.log()
+        progress.log_skipped(lambda number: reader.place(number).replace(reader.path, "file"))
+        return progress
     except UnknownFormat:
         raise CorpusError("file: the end of its name does not say what it is; say so in file_format") from None
     except CorpusError as error:
-        said = str(error).replace(str(source.path), "file").replace(str(output), "the answer's file")
-        raise CorpusError(said) from None
+        message = str(error).replace(str(source.path), "file").replace(str(output), "the answer's file")
+        raise CorpusError(message) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise CorpusError(f"the answer's file: cannot be written: {reason}; make room on the server's disk") from error
     finally:
-        task.stop()
         thread.shutdown(wait=False)
 
 
-class _Task:
-    """One file's run, in a thread of its own, computing on the event loop's batcher."""
+def _prepared_blocks(
+    reader: Reader, tokenizer: Tokenizer, options: Options, skip: bool
+) -> Iterator[tuple[PreparedBlock, int]]:
+    """Yield the file's blocks, each with how many rows the file seems to have. Raises CorpusError at a bad row."""
+    read = 0
+    try:
+        for block in blocks(reader.rows(), LIMITS, reader.carried_fields, skip):
+            read += block.fit_rows
+            yield prepare_block(tokenizer, options, block, skip), int(read / max(reader.fraction(), 1e-9))
+    except UnfitRow as unfit:
+        place, problem = reader.place(unfit.row.number), unfit.row.problem
+        raise CorpusError(f"{place}: {problem}. Mend it, or skip such rows with on_error 'skip'") from None
 
-    def __init__(
-        self,
-        source: Source,
-        output: Path,
-        options: Options,
-        tokenizer: Tokenizer,
-        embed: Embed,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._source, self._output, self._options = source, output, options
-        self._tokenizer, self._embed, self.loop = tokenizer, embed, loop
-        self._stopped = threading.Event()
-        self._computing: Future[np.ndarray] | None = None
 
-    def run(self, model: str) -> Progress:
-        source = self._source
-        form = check_output(self._output)
-        reader = Reader(str(source.path), source.columns, None if source.file_format == "auto" else source.file_format)
-        parts = Parts(parts_of(self._output), reader.carried_fields)
-        parts.open({})
-        pipeline = Pipeline(self._tokenizer, self._compute, self._options, parts, source.skip)
-        job = Job(reader, self._output, form, self._options, LIMITS, parts, source.skip)
-        try:
-            with closing(reader), closing(pipeline), closing(run(job, pipeline.submit, 1, {"model": model})) as steps:
-                progress = self._follow(steps)
-        except Stopped as stopped:
-            place = reader.place(stopped.row.number)
-            raise CorpusError(
-                f"{place}: {stopped.row.problem}. Mend it, or skip such rows with on_error 'skip'"
-            ) from None
-        finally:
-            parts.remove()  # nobody goes on with it
-        if progress.skipped:
-            self._log_skipped(reader, progress.skipped)
-        return progress
-
-    def _follow(self, steps: Iterator[Progress]) -> Progress:
-        """Log how far the run is, until it is done or stopped."""
-        progress, logged = Progress(), time.monotonic()
-        for progress in steps:
-            if self._stopped.is_set():
-                break
-            if progress.finished or time.monotonic() - logged >= LOG_EVERY_S:
+async def _embed_blocks(
+    in_thread: Callable[..., asyncio.Future[Any]],
+    read: Callable[[], tuple[PreparedBlock, int] | None],
+    embed: Embed,
+    store: Callable[[PreparedBlock, int, np.ndarray | None], None],
+    progress: FileProgress,
+) -> None:
+    """Compute each block while the next is read and prepared and the one before is written; log every LOG_EVERY_S."""
+    logged = time.monotonic()
+    reading, storing = in_thread(read), in_thread(lambda: None)
+    try:
+        while (item := await reading) is not None:
+            reading = in_thread(read)
+            vectors = await _compute(embed, item[0].prepared)
+            await storing
+            storing = in_thread(store, *item, vectors)
+            if time.monotonic() - logged >= LOG_EVERY_S:
                 logged = time.monotonic()
-                logger.info("%d of about %d rows, %d tokens", progress.rows, progress.expected, progress.tokens)
-        return progress
+                progress.log()
+        await storing
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, storing, return_exceptions=True)
 
-    def _log_skipped(self, reader: Reader, count: int) -> None:
-        with side_file(self._output, "skipped.jsonl").open(encoding="utf-8") as lines:
-            for row in map(json.loads, islice(lines, SKIPPED_LOGGED)):
-                logger.warning(
-                    "%s: %s; skipped", reader.place(row["number"]).replace(reader.path, "file"), row["problem"]
-                )
-        if count > SKIPPED_LOGGED:
-            logger.warning("and %d more rows were skipped", count - SKIPPED_LOGGED)
 
-    def _compute(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> np.ndarray:
-        """Wait for the batcher, in the pipeline's thread. Raises concurrent.futures.CancelledError once stopped."""
-        while True:
-            self._computing = asyncio.run_coroutine_threadsafe(self._wait(token_ids, ranges), self.loop)
-            if self._stopped.is_set():
-                self._computing.cancel()
-            try:
-                return self._computing.result()
-            except Busy:
-                self._stopped.wait(BUSY_WAIT_S)
+async def _compute(embed: Embed, prepared: Prepared) -> np.ndarray | None:
+    """Return the vectors of a block's texts, float32 [vectors, 768], None if there are none to compute."""
+    while prepared.passes:
+        try:
+            return (await embed(prepared.token_ids, prepared.ranges))[0]
+        except Busy:
+            await asyncio.sleep(BUSY_WAIT_S)
+    return None
 
-    async def _wait(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> np.ndarray:
-        return (await self._embed(token_ids, ranges))[0]
 
-    def stop(self) -> None:
-        """Begin nothing more, and let go of what waits."""
-        self._stopped.set()
-        if self._computing is not None:
-            self._computing.cancel()
+def _store(
+    files: OutputFiles,
+    progress: FileProgress,
+    options: Options,
+    prepared: PreparedBlock,
+    expected: int,
+    vectors: np.ndarray | None,
+) -> None:
+    """Write a computed block's rows and count them."""
+    text_vectors = finish(options, prepared, vectors)
+    unfit = files.write_block(prepared.block.rows, lambda _: text_vectors)
+    progress.rows += prepared.block.fit_rows
+    progress.tokens += prepared.tokens
+    progress.expected = expected
+    progress.skipped += len(unfit)
+    progress.first_skipped += unfit[: SKIPPED_LOGGED - len(progress.first_skipped)]

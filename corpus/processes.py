@@ -1,4 +1,4 @@
-"""Where windows are computed: in this process, or in a process for each of several devices."""
+"""A process for each of several devices; blocks go to them, shards appear on the disk."""
 
 import multiprocessing
 import os
@@ -11,60 +11,42 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 import engine
-from corpus.blocks import Window
-from corpus.pipeline import Done, Pipeline
+from corpus.blocks import Block
+from corpus.pipeline import Pipeline, RunProgress
 from corpus.rows import CorpusError
-from corpus.shards import Parts
-from engine.contract import Engine
+from corpus.shards import ShardFolder
 from texts.options import Options
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a device is to do with windows; goes to its process."""
+class DeviceJob:
+    """What a device is to do with blocks; goes to its process."""
 
     checkpoint: Path
-    settings: Options
-    folder: Path
-    carried_fields: list[pa.Field]
+    options: Options
+    output: Path
     skip: bool
 
-    def pipeline(self, loaded: "Engine | None" = None) -> Pipeline:
-        """Return a pipeline over the engine, which is loaded if it is not given."""
-        loaded = loaded or engine.load(self.checkpoint)
-        parts = Parts(self.folder, self.carried_fields)
-        return Pipeline(loaded.tokenizer, loaded.embed, self.settings, parts, self.skip)
+    def pipeline(self) -> Pipeline:
+        """Return a pipeline over an engine of its own."""
+        loaded = engine.load(self.checkpoint)
+        return Pipeline(loaded.tokenizer, loaded.embed, self.options, ShardFolder(self.output), self.skip)
+
+    def devices(self, environments: Sequence[dict[str, str]]) -> "Pipeline | DeviceProcesses":
+        """Return a pipeline in this process for one device, a process for each of several."""
+        return self.pipeline() if len(environments) == 1 else DeviceProcesses(self, environments)
 
 
-def environments(count: int | None) -> list[dict[str, str]]:
-    """Return the environment of each device's process: one GPU, or a share of the CPU's threads.
+class DeviceProcesses:
+    """A process for each device; a block goes to the one that has the fewest under way."""
 
-    `count` None takes all GPUs, or the CPU as one device. Raises CorpusError for none, or more GPUs than there are.
-    """
-    import torch  # seconds, which the rest of this module does without
+    def __init__(self, job: DeviceJob, environments: Sequence[dict[str, str]]) -> None:
+        self._devices = [_DeviceProcess(job, environment) for environment in environments]
 
-    gpus = torch.cuda.device_count()
-    if count is not None and not 1 <= count <= (gpus or count):
-        raise CorpusError(f"devices: {count} were asked for and this machine has {gpus} GPUs; ask for 1 to so many")
-    if not gpus:
-        return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // (count or 1)))}] * (count or 1)
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = named.split(",") if named else [str(i) for i in range(gpus)]
-    return [{"CUDA_VISIBLE_DEVICES": visible[i]} for i in range(count or gpus)]
-
-
-class Processes:
-    """A process for each device; a window goes to the one that has the fewest under way."""
-
-    def __init__(self, work: Work, environments: Sequence[dict[str, str]]) -> None:
-        self._devices = [_Process(work, environment) for environment in environments]
-
-    def submit(self, window: Window) -> "Future[Done]":
-        """Start on a window; see `Pipeline.submit`. The future raises CorpusError when the process has died."""
-        return min(self._devices, key=lambda device: len(device.waiting)).submit(window)
+    def submit(self, block: Block) -> "Future[RunProgress]":
+        """Start on a block; see `Pipeline.submit`. The future raises CorpusError when the process has died."""
+        return min(self._devices, key=lambda device: len(device.waiting)).submit(block)
 
     def close(self) -> None:
         """End the processes."""
@@ -72,23 +54,23 @@ class Processes:
             device.close()
 
 
-class _Process:
-    """A process with an engine of its own, and the windows that it is working on."""
+class _DeviceProcess:
+    """A process with an engine of its own, and the blocks that it is working on."""
 
-    def __init__(self, work: Work, environment: dict[str, str]) -> None:
-        self.waiting: dict[int, Future[Done]] = {}
-        self._connection, its_end = multiprocessing.Pipe()
+    def __init__(self, job: DeviceJob, environment: dict[str, str]) -> None:
+        self.waiting: dict[int, Future[RunProgress]] = {}
+        self._connection, child_connection = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_serve, args=(its_end, work, environment), daemon=True)
+        self._process = context.Process(target=_serve, args=(child_connection, job, environment), daemon=True)
         self._process.start()
-        its_end.close()
+        child_connection.close()
         threading.Thread(target=self._receive, daemon=True).start()
 
-    def submit(self, window: Window) -> "Future[Done]":
-        future: Future[Done] = Future()
-        self.waiting[window.index] = future
+    def submit(self, block: Block) -> "Future[RunProgress]":
+        future: Future[RunProgress] = Future()
+        self.waiting[block.index] = future
         try:
-            self._connection.send(window)
+            self._connection.send(block)
         except OSError:
             self._fail()
         return future
@@ -121,20 +103,20 @@ class _Process:
         self._connection.close()
 
 
-def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
-    """Compute windows until the other end is gone."""
+def _serve(connection: Connection, job: DeviceJob, environment: dict[str, str]) -> None:
+    """Compute blocks until the other end is gone."""
     os.environ.update(environment)  # before torch is imported, which reads it
-    pipeline = work.pipeline()
+    pipeline = job.pipeline()
     sending = threading.Lock()
 
-    def answer(index: int, future: "Future[Done]") -> None:
+    def answer(index: int, future: "Future[RunProgress]") -> None:
         result: Any = future.exception() or future.result()
         with sending:
             connection.send((index, result))
 
     while True:
         try:
-            window = connection.recv()
+            block = connection.recv()
         except (EOFError, KeyboardInterrupt):
-            os._exit(0)  # who asked for it is gone, and a new run may be at the same window
-        pipeline.submit(window).add_done_callback(partial(answer, window.index))
+            os._exit(0)  # the run is gone, and a new one may be at the same block
+        pipeline.submit(block).add_done_callback(partial(answer, block.index))

@@ -1,7 +1,7 @@
 """Read a corpus a row at a time: .txt, .jsonl, .csv and .parquet, the first three also as .gz, .bz2, .xz and .zst.
 
-A row that cannot be used comes out as a BadRow in its place, so that whoever reads decides whether to go on. A file
-that cannot be read further raises CorpusError.
+A row that cannot be used comes out as a BadRow in its place, and the caller decides whether to go on. A file that
+cannot be read further raises CorpusError.
 """
 
 import bz2
@@ -9,7 +9,8 @@ import csv
 import gzip
 import io
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -17,17 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.rows import (
-    BadRow,
-    Columns,
-    CorpusError,
-    Row,
-    check_utf8,
-    decode,
-    json_object,
-    make_row,
-    not_utf8,
-)
+from corpus.rows import BadRow, Columns, CorpusError, Row, decode, json_object, make_row, not_utf8
 from texts.checks import check_text
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -41,16 +32,16 @@ DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
 MAX_CSV_FIELD_CHARS = 1 << 28
 PARQUET_BATCH_ROWS = 256
 BOM = b"\xef\xbb\xbf"
-# The value of a carried column of .jsonl is kept as its JSON; the writers undo that.
+# Marks a carried column of .jsonl, which is kept as its JSON; the writers undo that.
 AS_JSON = {b"encoding": b"json"}
 
 
 class UnknownFormat(CorpusError):
-    """A file whose name does not end in what it is."""
+    """A file whose name does not end in a known format."""
 
 
 class Reader:
-    """One corpus file, to be read from its beginning by `rows`, as often as wanted.
+    """One corpus file, which `rows` reads from its beginning, as often as wanted.
 
     `path` is a local path or a URL that fsspec knows; the suffix names the format unless `file_format` does. Raises
     CorpusError for a file that cannot be opened, of unknown format, or without the columns.
@@ -67,18 +58,14 @@ class Reader:
                 f"{path}: the format is told by the end of the name, which must be .txt, .jsonl, .csv or .parquet; "
                 "of the first three also .gz, .bz2, .xz or .zst after it"
             )
-        if self.file_format == "txt":
-            self._check_no_columns()
+        if self.file_format == "txt" and columns.wanted() != ["text"]:
+            raise CorpusError(f"{path}: a .txt file has no columns to name; use .jsonl, .csv or .parquet for them")
         if self.file_format == "parquet" and self._decompress:
             raise CorpusError(f"{path}: parquet is compressed by itself; decompress the file and give it as .parquet")
         self._raw = self._open()
         self._size = max(self._raw.seek(0, io.SEEK_END), 1)
         self._rows_read = self._rows_of_file = 0
         self.carried_fields = self._carried_fields()
-
-    def _check_no_columns(self) -> None:
-        if self.columns.wanted() != ["text"]:
-            raise CorpusError(f"{self.path}: a .txt file has no columns to name; use .jsonl, .csv or .parquet for them")
 
     def _open(self) -> BinaryIO:
         try:
@@ -111,25 +98,29 @@ class Reader:
         self._raw.close()
 
     def rows(self) -> Iterator[Row | BadRow]:
-        """Yield every row of the file in its order, from the beginning. Raises CorpusError where it cannot be read."""
+        """Yield every row of the file in order, from the beginning. Raises CorpusError where it cannot be read."""
         self._raw.close()
         self._raw = self._open()
-        if self.file_format == "parquet":
-            return self._parquet_rows()
-        readers = {"txt": self._txt_rows, "jsonl": self._jsonl_rows, "csv": self._csv_rows}
+        readers = {
+            "txt": self._txt_rows,
+            "jsonl": self._jsonl_rows,
+            "csv": self._csv_rows,
+            "parquet": self._parquet_rows,
+        }
         return readers[self.file_format]()
 
+    def _unreadable(self, number: int, error: Exception, remedy: str) -> CorpusError:
+        return CorpusError(f"{self.place(number)}: cannot be read further: {error}; the file is damaged{remedy}")
+
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each line with its number, without its end (\\n or \\r\\n) and a first byte order mark."""
+        """Yield each line with its number, without a byte order mark at the file's beginning."""
         file = self._decompress(self._raw) if self._decompress else self._raw
         number = 0
         try:
             for number, line in enumerate(file, 1):
                 yield number, (line.removeprefix(BOM) if number == 1 else line)
         except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-            raise CorpusError(
-                f"{self.place(number + 1)}: cannot be read further: {error}; the file is damaged or not whole"
-            ) from error
+            raise self._unreadable(number + 1, error, " or not whole") from error
 
     def _txt_rows(self) -> Iterator[Row | BadRow]:
         for number, line in self._lines():
@@ -143,14 +134,10 @@ class Reader:
         id_type: type | None = None
         for number, line in self._lines():
             try:
-                values = json_object(line)
-                row = make_row(self.columns, number, values, id_type)
+                row = make_row(self.columns, number, json_object(line), id_type)
                 id_type = type(row.id)
-                carried = tuple(
-                    None if values.get(name) is None else orjson.dumps(values[name]).decode()
-                    for name in self.columns.carried
-                )
-                yield Row(row.number, row.text, row.title, row.id, carried)
+                carried = (None if value is None else orjson.dumps(value).decode() for value in row.carried)
+                yield replace(row, carried=tuple(carried))
             except ValueError as error:
                 yield BadRow(number, str(error))
 
@@ -158,39 +145,34 @@ class Reader:
         csv.field_size_limit(MAX_CSV_FIELD_CHARS)
         lines = (line.decode("utf-8", "surrogateescape") for _, line in self._lines())
         table = csv.reader(lines, strict=True)
-        header = self._csv_header(table)
-        names = self.columns.wanted()
-        while True:
-            number = table.line_num + 1  # a quoted field may span lines: the row is named by its first
-            try:
-                fields = next(table)
-                if len(fields) != len(header):
-                    raise ValueError(
-                        f"{len(fields)} fields, and the header has {len(header)}; put fields with commas in quotes"
-                    )
-                values = {name: fields[header.index(name)] for name in names}
-                for name, value in values.items():
-                    check_utf8(value, name)
-                carried = tuple(values[name] for name in self.columns.carried)
-                row = make_row(self.columns, number, values)
-                yield Row(number, row.text, row.title, row.id, carried)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield BadRow(number, f"not CSV: {error}; a quote in a quoted field is written twice")
-            except ValueError as error:
-                yield BadRow(number, str(error))
-
-    def _csv_header(self, table: Iterator[list[str]]) -> list[str]:
         try:
             header = next(table, [])
         except csv.Error as error:
             raise CorpusError(f"{self.place(1)}: the header is not CSV: {error}") from error
         self._check_columns(header)
-        return header
+        while True:
+            number = table.line_num + 1  # a quoted field may span lines: the row is named by its first
+            try:
+                fields = next(table, None)
+            except csv.Error as error:
+                yield BadRow(number, f"not CSV: {error}; a quote in a quoted field is written twice")
+                continue
+            if fields is None:
+                return
+            yield self._csv_row(number, header, fields)
 
-    def _check_columns(self, names: Iterable[str]) -> None:
-        present = list(names)
+    def _csv_row(self, number: int, header: list[str], fields: list[str]) -> Row | BadRow:
+        try:
+            if len(fields) != len(header):
+                raise ValueError(
+                    f"{len(fields)} fields, and the header has {len(header)}; put fields with commas in quotes"
+                )
+            values = {name: _utf8(fields[header.index(name)], name) for name in self.columns.wanted()}
+            return make_row(self.columns, number, values)
+        except ValueError as error:
+            return BadRow(number, str(error))
+
+    def _check_columns(self, present: list[str]) -> None:
         for name in self.columns.wanted():
             if name not in present:
                 raise CorpusError(
@@ -207,31 +189,24 @@ class Reader:
                 "damaged: copy or write it anew"
             ) from error
         self._check_columns(file.schema_arrow.names)
-        self._check_id_type(file.schema_arrow)
+        if self.columns.id is not None:
+            kind = file.schema_arrow.field(self.columns.id).type
+            if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise CorpusError(f"{self.path}: {self.columns.id}: it is {kind}; ids are whole numbers or strings")
         return file
-
-    def _check_id_type(self, schema: pa.Schema) -> None:
-        if self.columns.id is None:
-            return
-        kind = schema.field(self.columns.id).type
-        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise CorpusError(f"{self.path}: {self.columns.id}: it is {kind}; ids are whole numbers or strings")
 
     def _parquet_rows(self) -> Iterator[Row | BadRow]:
         file = self._parquet()
         self._rows_read, self._rows_of_file = 0, file.metadata.num_rows
-        names = self.columns.wanted()
         number = 0
         try:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=names, use_threads=False):
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=self.columns.wanted(), use_threads=False):
                 for i in range(batch.num_rows):
                     number += 1
                     yield self._parquet_row(number, batch, i)
                 self._rows_read = number
         except (OSError, pa.ArrowException) as error:
-            raise CorpusError(
-                f"{self.place(number + 1)}: cannot be read further: {error}; the file is damaged: copy or write it anew"
-            ) from error
+            raise self._unreadable(number + 1, error, ": copy or write it anew") from error
 
     def _parquet_row(self, number: int, batch: pa.RecordBatch, i: int) -> Row | BadRow:
         try:
@@ -241,7 +216,14 @@ class Reader:
                     values[name] = batch.column(name)[i].as_py()
                 except UnicodeDecodeError as error:
                     raise ValueError(f"{name}: {not_utf8(error)}") from None
-            row = make_row(self.columns, number, values)
-            return Row(number, row.text, row.title, row.id, tuple(values[name] for name in self.columns.carried))
+            return make_row(self.columns, number, values)
         except ValueError as error:
             return BadRow(number, str(error))
+
+
+def _utf8(value: str, column: str) -> str:
+    """Return the value, which was decoded with surrogateescape. Raises ValueError when it was not UTF-8."""
+    try:
+        return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{column}: {not_utf8(error)}") from None

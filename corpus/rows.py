@@ -1,4 +1,4 @@
-"""A row of a corpus, and what makes one unfit: the same rules as for the texts of a prediction."""
+"""A row of a corpus, and what makes it unfit: the same rules as for the texts of a prediction."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from texts.checks import check_text, check_title
 
 Id = int | str
 
-OWN_COLUMNS = ("id", "embedding", "token_count", "truncated", "start", "end")
+OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "start", "end")
 """The columns that every output has: `start` and `end` only where texts are cut into chunks."""
 
 
@@ -19,7 +19,10 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns hold what; a .txt file has none, each line is a text. `carried` ones are copied to the output."""
+    """Which columns hold what; a .txt file has none, each line is a text. `carried` columns are copied to the output.
+
+    Raises CorpusError for a carried column that the output has already.
+    """
 
     text: str = "text"
     title: str | None = None
@@ -28,7 +31,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         for name in self.carried:
-            if name in OWN_COLUMNS:
+            if name in OUTPUT_COLUMNS:
                 raise CorpusError(f"carry: {name!r} is a column of the output itself; rename it in the input")
 
     def wanted(self) -> list[str]:
@@ -56,8 +59,16 @@ class BadRow:
     problem: str
 
 
+class UnfitRow(ValueError):
+    """A row that cannot be embedded, where the caller wants to stop at such a row."""
+
+    def __init__(self, row: BadRow) -> None:
+        super().__init__(row)
+        self.row = row
+
+
 def make_row(columns: Columns, number: int, values: dict[str, Any], id_type: type | None = None) -> Row:
-    """Return the row without its carried columns; the id must be of `id_type` if that is given.
+    """Return the row; the id must be of `id_type` if that is given.
 
     Raises ValueError naming column, problem and remedy.
     """
@@ -65,11 +76,11 @@ def make_row(columns: Columns, number: int, values: dict[str, Any], id_type: typ
         raise ValueError(f"no {columns.text!r} among {', '.join(map(repr, values)) or 'no keys'}; it is the text")
     text = check_text(values[columns.text], columns.text)
     title = check_title(values.get(columns.title), columns.title) if columns.title else None
-    return Row(number, text, title, number if columns.id is None else _check_id(values, columns.id, id_type))
+    row_id = number if columns.id is None else _check_id(values.get(columns.id), columns.id, id_type)
+    return Row(number, text, title, row_id, tuple(values.get(name) for name in columns.carried))
 
 
-def _check_id(values: dict[str, Any], column: str, id_type: type | None) -> Id:
-    value = values.get(column)
+def _check_id(value: object, column: str, id_type: type | None) -> Id:
     if not isinstance(value, (int, str)) or isinstance(value, bool):
         raise ValueError(f"{column}: it is {'null' if value is None else repr(value)}; give a whole number or a string")
     if id_type is not None and type(value) is not id_type:
@@ -104,14 +115,3 @@ def decode(line: bytes) -> str:
 def not_utf8(error: UnicodeDecodeError) -> str:
     """Return in words where the bytes were not UTF-8."""
     return f"not UTF-8: byte 0x{error.object[error.start]:02X} at byte {error.start}; save the file as UTF-8"
-
-
-def check_utf8(value: str, column: str) -> None:
-    """Raise ValueError when `value`, decoded with surrogateescape, was not UTF-8."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        try:
-            value.encode("utf-8", "surrogateescape").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{column}: {not_utf8(error)}") from None

@@ -5,8 +5,8 @@
     python -m scripts.embed_corpus books.parquet chunks.parquet --chunk 512 --overlap 64
     python -m scripts.embed_corpus s3://bucket/texts s3://bucket/vectors --id key --ray auto --workers 2-16
 
-Interrupted, by Ctrl-C or in any other way, it goes on where it was when it is started again. Exit status: 0 when the
-output is there, 1 with a sentence when it is not, 2 for options it does not understand, 130 after Ctrl-C.
+Interrupted, by Ctrl-C or in any other way, a run goes on where it was when it is started again. Exit status: 0 when the
+output is there, 1 with a sentence when it is not, 2 for unknown options, 130 after Ctrl-C.
 """
 
 import argparse
@@ -23,13 +23,16 @@ from tqdm import tqdm
 
 import encoding
 import weights
-from corpus.blocks import Limits
-from corpus.processes import Processes, Work, environments
+from corpus.blocks import BlockLimits
+from corpus.pipeline import RunProgress
+from corpus.processes import DeviceJob
 from corpus.readers import Reader
 from corpus.rows import Columns
-from corpus.run import Job, Progress, check_output, parts_of, run
-from corpus.shards import Parts
-from corpus.writers import OUTPUT_FORMATS, side_file
+from corpus.run import CorpusJob, run
+from corpus.shards import ShardFolder
+from corpus.writers import OUTPUT_FORMATS, check_output, side_file
+from engine.contract import DeviceError
+from engine.device import device_shares
 from engine.tokenizer import Truncate
 from tasks import PROMPTS, prompt_for
 from texts.chunking import Chunking
@@ -37,8 +40,8 @@ from texts.options import Options
 
 logger = logging.getLogger("embed_corpus")
 
-# Rows of a window: on a GPU enough for many of its batches, on a CPU some seconds' work, so that little is lost.
-WINDOW = {"cpu": 2_048, "cuda": 32_768}
+# Rows of a block: on a GPU enough for many of its batches, on a CPU some seconds' work, so that little is lost.
+BLOCK_ROWS = {"cpu": 2_048, "cuda": 32_768}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -77,91 +80,92 @@ def _range(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def settings_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> Options:
     """Return what the vectors are to be. Raises ValueError for what does not go together."""
     prompt_for(args.task, "a title" if args.title else None)
     chunking = Chunking(args.chunk, args.overlap, args.late) if args.chunk is not None else None
     return Options(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
 
 
-def columns_of(args: argparse.Namespace) -> Columns:
-    """Return which columns are read. Raises CorpusError when one would be in the output twice."""
-    return Columns(args.text, args.title, args.id, tuple(args.carry))
-
-
-def manifest(
-    args: argparse.Namespace, settings: Options, model: str, environment: dict[str, str], window: int
-) -> dict[str, Any]:
+def manifest(job: CorpusJob, environment: dict[str, str]) -> dict[str, Any]:
     """Return everything that the output's bytes depend on besides the input: a run goes on only with the same."""
-    columns = {"text": args.text, "title": args.title, "id": args.id, "carry": list(args.carry)}
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "tokenizers", "numpy")}
+    columns = job.reader.columns
     return {
-        "model": model,
-        **settings.described(),
-        **columns,
-        "window": window,
+        "model": job.model,
+        **job.options.described(),
+        "text": columns.text,
+        "title": columns.title,
+        "id": columns.id,
+        "carry": list(columns.carried),
+        "window": job.limits.rows,
         "engine": os.environ.get("ENGINE") or "packed",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
-        **versions,
+        **{name: importlib.metadata.version(name) for name in ("torch", "tokenizers", "numpy")},
     }
 
 
-def embed(args: argparse.Namespace) -> Progress:
+def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunProgress:
     """Do it, with a progress bar. Raises CorpusError or another ValueError in words when it cannot be done."""
-    output = Path(args.output)
-    settings = settings_of(args)
-    if output.exists() and parts_of(output).exists():
-        Parts(parts_of(output)).remove()  # a run was killed between its last two steps
-        return Progress(finished=True)
-    form = check_output(output)
-    reader = Reader(args.input, columns_of(args))
+    output, skip = Path(args.output), args.on_error == "skip"
+    shards = ShardFolder(output)
+    if output.exists() and shards.path.exists():
+        shards.remove()  # a run was killed between its last two steps
+        return RunProgress()
+    check_output(output)
+    reader = Reader(args.input, columns)
     checkpoint = weights.resolve(args.weights)
-    chosen = environments(args.devices)
-    parts = Parts(parts_of(output), reader.carried_fields)
-    window = args.window or WINDOW["cuda" if "CUDA_VISIBLE_DEVICES" in chosen[0] else "cpu"]
-    parts.open(manifest(args, settings, checkpoint.name, chosen[0], window))
-    work = Work(checkpoint.directory, settings, parts.folder, reader.carried_fields, args.on_error == "skip")
-    with closing(parts), closing(work.pipeline() if len(chosen) == 1 else Processes(work, chosen)) as devices:
-        job = Job(reader, output, form, settings, Limits(rows=window), parts, work.skip)
-        return _show(run(job, devices.submit, len(chosen), {"model": checkpoint.name}))
+    devices = device_shares(args.devices)
+    rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
+    job = CorpusJob(reader, output, checkpoint.name, options, BlockLimits(rows), skip)
+    shards.open(manifest(job, devices[0]))
+    device_job = DeviceJob(checkpoint.directory, options, output, skip)
+    with closing(shards), closing(device_job.devices(devices)) as computing:
+        return _show(run(job, shards, computing.submit, len(devices)))
 
 
-def _show(steps: Generator[Progress]) -> Progress:
-    """Follow a run with a bar; as many rows are expected as the part of the file that was read lets one expect."""
-    last = Progress()
+def _show(steps: Generator[RunProgress]) -> RunProgress:
+    """Follow a run with a bar, whose end is estimated from the part of the file that was read."""
+    progress = RunProgress()
     with closing(steps), tqdm(unit=" texts", dynamic_ncols=True) as bar:
-        for last in steps:
-            bar.total = last.expected
-            if last.rows == last.resumed:
-                bar.n = bar.initial = last.resumed  # not this run's work: the rate leaves it out
-            bar.set_postfix_str(f"{last.tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
-            bar.update(last.rows - bar.n)
-    return last
+        for progress in steps:
+            bar.total = progress.expected
+            if progress.rows == progress.resumed:
+                bar.n = bar.initial = progress.resumed  # not this run's work: the rate leaves it out
+            tokens_s = progress.tokens / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{tokens_s:,.0f} tokens/s", refresh=False)
+            bar.update(progress.rows - bar.n)
+    return progress
+
+
+def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Columns) -> int:
+    """Return how many rows the output has. Raises CorpusError, and ModuleNotFoundError without Ray."""
+    from corpus import cluster  # needs requirements-ray.txt
+
+    job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
+    return cluster.embed(job, args.input, args.output, args.ray, args.workers, args.window)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = parse()
     try:
+        options, columns = options_of(args), Columns(args.text, args.title, args.id, tuple(args.carry))
         if args.ray is not None:
-            from corpus import cluster  # needs requirements-ray.txt
-
-            rows = cluster.embed(args, settings_of(args), columns_of(args))
-            logger.info("%s: %d rows", args.output, rows)
+            logger.info("%s: %d rows", args.output, _embed_on_cluster(args, options, columns))
             return
-        last = embed(args)
+        progress = embed(args, options, columns)
     except ModuleNotFoundError as error:
         sys.exit(f"embed_corpus: ray: {error}; install requirements-ray.txt")
-    except ValueError as error:
+    except (ValueError, DeviceError) as error:
         sys.exit(f"embed_corpus: {error}")
     except KeyboardInterrupt:
         logger.info("Interrupted; what is done is kept: run the same again to go on.")
-        os._exit(130)  # not waiting for the window that is being computed: half done, it counts for nothing
-    if last.skipped:
-        listed = side_file(Path(args.output), "skipped.jsonl")
-        logger.info("%d rows have no vector; %s says why", last.skipped, listed)
-    if last.windows:
-        logger.info("%s: %d rows, %d texts computed", args.output, last.rows, last.computed)
+        os._exit(130)  # not waiting for the block that is being computed: half done, it counts for nothing
+    if progress.skipped:
+        skipped_file = side_file(Path(args.output), "skipped.jsonl")
+        logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_file)
+    if progress.blocks:
+        logger.info("%s: %d rows, %d texts computed", args.output, progress.rows, progress.computed)
     else:
         logger.info("%s: it was whole already", args.output)
 

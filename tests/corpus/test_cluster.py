@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import encoding
 from corpus.rows import Columns, CorpusError
 from engine.packed import PackedEngine
 from scripts.make_openapi import ROOT
@@ -26,9 +27,9 @@ COLUMNS = Columns(id="id", carried=("text",))
 
 
 def vectors(engine: PackedEngine, texts: list[str]) -> np.ndarray:
-    found = [engine.embed([engine.tokenizer.encode(["title: none | text: "], [text])[0].ids]) for text in texts]
-    rows = np.concatenate(found)
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    """Return unit vectors of documents, each computed alone."""
+    rows = [engine.embed([engine.tokenizer.encode(["title: none | text: "], [text])[0].ids]) for text in texts]
+    return encoding.cut(np.concatenate(rows), 768, normalize=True)
 
 
 def array(table: pa.Table) -> np.ndarray:
@@ -36,38 +37,68 @@ def array(table: pa.Table) -> np.ndarray:
 
 
 def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
-    from corpus.cluster import Embedder, Work
+    from corpus.cluster import ActorJob, Embedder
 
     texts = ["one", "two " * 60, "one", "three"]
     table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "path": ["f"] * 4})
-    found = Embedder(Work("small", Options(chunking=Chunking(32)), COLUMNS, skip=False))(table)
-    assert found["id"].to_pylist() == ["a", *["b"] * (len(found) - 3), "c", "d"] and len(found) > 4
-    cut = [row["text"][row["start"] : row["end"]] for row in found.to_pylist()]
-    np.testing.assert_allclose(array(found), vectors(PackedEngine(small, "cpu"), cut), atol=1e-6)
+    output = Embedder(ActorJob("small", Options(chunking=Chunking(32)), COLUMNS, skip=False))(table)
+    assert output["id"].to_pylist() == ["a", *["b"] * (len(output) - 3), "c", "d"] and len(output) > 4
+    cut = [row["text"][row["start"] : row["end"]] for row in output.to_pylist()]
+    np.testing.assert_allclose(array(output), vectors(PackedEngine(small, "cpu"), cut), atol=1e-6)
 
 
 def test_an_actor_names_or_keeps_unfit_rows() -> None:
-    from corpus.cluster import Embedder, Work
+    from corpus.cluster import ActorJob, Embedder
 
     table = pa.table({"id": [1, 2, 3], "text": ["one", None, "w " * 3000], "path": ["s3://bucket/a.parquet"] * 3})
     strict = Options(truncate="none")
-    with pytest.raises(CorpusError, match=r"s3://bucket/a\.parquet, id 2: text: it is null; give a text, or leave the"):
-        Embedder(Work("small", strict, COLUMNS, skip=False))(table)
-    found = Embedder(Work("small", strict, COLUMNS, skip=True))(table).to_pylist()
-    assert [row["embedding"] is None for row in found] == [False, True, True]
-    assert found[0]["problem"] is None and found[2]["problem"].startswith("the text has 3,010 tokens")
+    with pytest.raises(
+        CorpusError, match=r"s3://bucket/a\.parquet, id 2: text: it is null; give a text, or leave it out"
+    ):
+        Embedder(ActorJob("small", strict, COLUMNS, skip=False))(table)
+    output = Embedder(ActorJob("small", strict, COLUMNS, skip=True))(table).to_pylist()
+    assert [row["embedding"] is None for row in output] == [False, True, True]
+    assert [row["id"] for row in output] == [1, 2, 3] and output[0]["problem"] is None
+    assert output[2]["problem"].startswith("the text has 3,010 tokens")
+
+
+def test_all_batches_of_a_cluster_have_the_same_columns() -> None:
+    from corpus.cluster import ActorJob, Embedder
+
+    embedder = Embedder(ActorJob("small", Options(), COLUMNS, skip=True))
+    tables = [
+        embedder(pa.table({"id": pa.array([1, 2], pa.int32()), "text": texts, "path": ["f"] * 2}))
+        for texts in (["one", "two"], ["one", " "], ["", " "])
+    ]
+    assert tables[0].schema.equals(tables[1].schema, check_metadata=True)
+    assert tables[0].schema.equals(tables[2].schema, check_metadata=True)
+    assert [table["token_count"].null_count for table in tables] == [0, 1, 2]
+    assert tables[0].schema.names == ["id", "embedding", "token_count", "truncated", "problem", "text"]
+    assert tables[0]["id"].type == pa.int32()
+    for table in tables:
+        table.validate(full=True)
+        pq.write_table(table, pa.BufferOutputStream())
+
+
+def test_rows_without_ids_and_columns_of_the_outputs_names_are_refused() -> None:
+    from corpus.cluster import ActorJob
+
+    with pytest.raises(CorpusError, match="id: with --ray rows are told by their ids; name their column with --id"):
+        ActorJob("small", Options(), Columns(), skip=False)
+    with pytest.raises(CorpusError, match="problem: with --ray this column has another use; rename it in the input"):
+        ActorJob("small", Options(), Columns(id="id", carried=("problem",)), skip=False)
 
 
 def actors(mark: str) -> list[int]:
     """Return the processes of the engine's actors, of the run that has `mark` in its environment."""
-    found = []
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
-                found += [int(process.name)] if mark.encode() in (process / "environ").read_bytes() else []
+                processes += [int(process.name)] if mark.encode() in (process / "environ").read_bytes() else []
         except OSError:
             continue
-    return found
+    return processes
 
 
 def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_path: Path) -> None:

@@ -13,11 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from corpus.processes import environments
-from corpus.rows import CorpusError
-from corpus.run import parts_of
+from corpus.shards import shards_path
 from scripts.make_openapi import ROOT
 from tests.support import corpora
 
@@ -65,15 +62,15 @@ def test_killed_twenty_times_the_output_is_the_same(corpus: Path, whole: Path, t
     assert len(left) == 20 and len(set(left)) > 3, "killed at several stages"
     outputs = sorted(tmp_path.glob("v.parquet*"))
     assert len(outputs) >= 2
-    assert all(one.read_bytes() == whole.read_bytes() for one in outputs)
-    assert output in outputs and not parts_of(output).exists()
+    assert all(path.read_bytes() == whole.read_bytes() for path in outputs)
+    assert output in outputs and not shards_path(output).exists()
     assert pq.read_table(output)["id"].to_pylist() == list(range(1, 401)), "no text twice, none lost"
 
 
 def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.parquet"
     process = start("scripts.embed_corpus", corpus, output, *OPTIONS)
-    wait_until(lambda: (parts_of(output) / "00000003").exists())
+    wait_until(lambda: (shards_path(output) / "00000003").exists())
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Interrupted; what is done is kept: run the same again to go on." in err
@@ -83,9 +80,9 @@ def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path)
     assert "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that" in err
     run("scripts.embed_corpus", corpus, output, *OPTIONS)
     assert output.read_bytes() == whole.read_bytes()
-    parts_of(output).mkdir()  # as if it had been killed between its last two steps
+    shards_path(output).mkdir()  # as if it had been killed between its last two steps
     run("scripts.embed_corpus", corpus, output, *OPTIONS)
-    assert output.read_bytes() == whole.read_bytes() and not parts_of(output).exists()
+    assert output.read_bytes() == whole.read_bytes() and not shards_path(output).exists()
 
 
 def engine_process(parent: int) -> int:
@@ -97,16 +94,16 @@ def engine_process(parent: int) -> int:
 def test_two_devices(corpus: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.parquet"
     process = start("scripts.embed_corpus", corpus, output, *OPTIONS, "--devices", "2")
-    wait_until(lambda: (parts_of(output) / "00000003").exists())
+    wait_until(lambda: (shards_path(output) / "00000003").exists())
     os.kill(engine_process(process.pid), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "an engine's process ended (exit code -9; -9 is most often a lack of memory); what is done is kept" in err
     run("scripts.embed_corpus", corpus, output, *OPTIONS, "--devices", "2")
-    found, expected = (
+    actual, expected = (
         np.array(pq.read_table(path)["embedding"].combine_chunks().values).reshape(400, -1) for path in (output, whole)
     )
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
@@ -131,14 +128,3 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
     assert err == (
         "embed_corpus: title: task 'none' has no place for a title; leave it out or use task 'retrieval_document'\n"
     )
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_devices_share_a_cpu_and_cannot_be_none() -> None:
-    threads = torch.get_num_threads()
-    assert environments(2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
-    assert environments(None) == [{"OMP_NUM_THREADS": str(threads)}]
-    with pytest.raises(
-        CorpusError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 to so many"
-    ):
-        environments(0)

@@ -41,7 +41,7 @@ def test_formats_and_compressions_give_the_same_rows(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".xz", ".bz2"])
 def test_a_text_a_line(tmp_path: Path, suffix: str) -> None:
     path = corpora.write(
-        tmp_path / f"a.txt{suffix}", [{"text": one} for one in ("\ufefffirst\r", "  second  ", "third")]
+        tmp_path / f"a.txt{suffix}", [{"text": text} for text in ("\ufefffirst\r", "  second  ", "third")]
     )
     assert read(path) == [Row(1, "first", None, 1), Row(2, "  second  ", None, 2), Row(3, "third", None, 3)]
 
@@ -131,7 +131,7 @@ def test_a_missing_column_stops_at_once(tmp_path: Path, name: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    whole = corpora.write(tmp_path / "a.parquet", [{"text": one} for one in corpora.texts(5000)])
+    whole = corpora.write(tmp_path / "a.parquet", [{"text": text} for text in corpora.texts(5000)])
     (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-1000])
     with pytest.raises(CorpusError, match=r"cut\.parquet: not a whole parquet file: .*; its end, .*, is missing"):
         read(tmp_path / "cut.parquet")
@@ -141,11 +141,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"damaged\.parquet, row \d+: cannot be read further: .*: copy or write it"):
         read(tmp_path / "damaged.parquet")
     for suffix in (".gz", ".zst", ".xz", ".bz2"):
-        whole = corpora.write(tmp_path / f"a.txt{suffix}", [{"text": one} for one in corpora.texts(2000)])
+        whole = corpora.write(tmp_path / f"a.txt{suffix}", [{"text": text} for text in corpora.texts(2000)])
         cut = tmp_path / f"cut.txt{suffix}"
         cut.write_bytes(whole.read_bytes()[:-100])
         with pytest.raises(CorpusError, match=rf"cut\.txt{suffix}, line \d+: cannot be read further: .* not whole"):
             read(cut)
+
+
+def test_a_csv_that_ends_too_early_is_no_bad_row(tmp_path: Path) -> None:
+    whole = corpora.write(tmp_path / "a.csv.gz", [{"text": text} for text in corpora.texts(2000)])
+    (tmp_path / "cut.csv.gz").write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(CorpusError, match=r"cut\.csv\.gz, line \d+: cannot be read further: .* not whole"):
+        read(tmp_path / "cut.csv.gz")
 
 
 def test_what_is_refused_before_reading(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def embed_file(server: Server, **inputs: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def expected(server: Server) -> np.ndarray:
     """The vectors of ROWS, one at a time."""
-    found = [server.predict({"text": row["body"], "title": row["headline"], "embedding_dim": 256}) for row in ROWS]
-    return np.array([encoding.decode(one) for one in found])
+    answers = [server.predict({"text": row["body"], "title": row["headline"], "embedding_dim": 256}) for row in ROWS]
+    return np.array([encoding.decode(answer) for answer in answers])
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
         ({"file": "data:text/plain,a", "chunk": 0}, "chunk: 0 tokens; give at least 1"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(server: Server, inputs: dict[str, Any], problem: str) -> None:
+def test_errors_are_one_sentence(server: Server, inputs: dict[str, Any], problem: str) -> None:
     answer = server.predict(inputs)
     assert answer["status"] == "failed"
     assert problem in answer["error"]

@@ -1,4 +1,4 @@
-"""Corpora to test with: texts, files of them in every format, and a run in this process."""
+"""Corpora to test with: texts, files of them in every format, a run in this process, and what an output holds."""
 
 import bz2
 import csv
@@ -10,16 +10,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.blocks import Limits
-from corpus.pipeline import Pipeline
+import encoding
+from corpus.blocks import BlockLimits
+from corpus.pipeline import Pipeline, RunProgress
 from corpus.readers import Reader
 from corpus.rows import Columns
-from corpus.run import Job, Progress, check_output, parts_of, run
-from corpus.shards import Parts
+from corpus.run import CorpusJob, run
+from corpus.shards import ShardFolder
 from engine.contract import Engine
+from tasks import prompt_for
 from texts.options import Options
 
 WORDS = ["red", "old", "bright", "river", "house", "letter", "sings", "falls", "opens", "Wien", "東京", "привет"]
@@ -31,6 +34,15 @@ def texts(count: int, first: int = 0) -> list[str]:
         " ".join([f"{i}", *(WORDS[(i * (k + 3) + k) % len(WORDS)] for k in range(1 + i % 8))])
         for i in range(first, first + count)
     ]
+
+
+# Lengths out of order, texts twice in one block and in several, more than two blocks of 16.
+TEXTS = [*texts(20), *texts(10, first=5), *texts(12, first=30), "word and " * 300]
+ROWS: list[dict[str, Any]] = [
+    {"text": text, "number": i, "name": f"key-{i}", "head": f"Title {i % 3}" if i % 3 else None, "note": {"i": i}}
+    for i, text in enumerate(TEXTS)
+]
+COLUMNS = Columns(title="head", id="name")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -64,18 +76,40 @@ def embed(
     source: Path,
     output: Path,
     columns: Columns | None = None,
-    settings: Options | None = None,
-    limits: Limits | None = None,
+    options: Options | None = None,
+    limits: BlockLimits | None = None,
     skip: bool = False,
-) -> Progress:
+) -> RunProgress:
     """Run a job to its end in this process."""
-    settings = settings or Options()
     reader = Reader(str(source), columns or Columns())
-    parts = Parts(parts_of(output), reader.carried_fields)
-    form = check_output(output)
-    parts.open({})
-    pipeline = Pipeline(engine.tokenizer, engine.embed, settings, parts, skip)
-    with closing(parts), closing(pipeline):
-        job = Job(reader, output, form, settings, limits or Limits(rows=16), parts, skip)
-        *_, last = run(job, pipeline.submit, 1, {"model": "small"})
+    job = CorpusJob(reader, output, "small", options or Options(), limits or BlockLimits(rows=16), skip)
+    shards = ShardFolder(output)
+    shards.open({})
+    pipeline = Pipeline(engine.tokenizer, engine.embed, job.options, shards, skip)
+    with closing(shards), closing(pipeline):
+        *_, last = run(job, shards, pipeline.submit)
     return last
+
+
+def embed_alone(engine: Engine, some: list[str], titles: list[str | None], task: str) -> np.ndarray:
+    """Return unit vectors, each computed alone."""
+    prompts = [prompt_for(task, title) for title in titles]
+    ids = [engine.tokenizer.encode([prompt], [text])[0].ids for prompt, text in zip(prompts, some, strict=True)]
+    return encoding.cut(np.concatenate([engine.embed([text_ids]) for text_ids in ids]), 768, True)
+
+
+def output_vectors(path: Path) -> np.ndarray:
+    """Return the vectors of an output of any format."""
+    if path.suffix == ".npy":
+        return np.asarray(np.load(path, mmap_mode="r"))
+    if path.suffix == ".jsonl":
+        return np.array([json.loads(line)["embedding"] for line in path.read_text().splitlines()])
+    column = pq.read_table(path)["embedding"].combine_chunks()
+    return np.asarray(column.values.to_numpy()).reshape(len(column), -1)
+
+
+def output_rows(path: Path) -> list[dict[str, Any]]:
+    """Return everything else of an output."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(pq.read_table(path.with_suffix(".rows.parquet") if path.suffix == ".npy" else path).to_pylist())

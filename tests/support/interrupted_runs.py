@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from corpus.run import parts_of
+from corpus.shards import shards_path
 from scripts import embed_corpus
 
 # Imported here once: a child is forked without having computed anything, and so starts in no time.
@@ -63,7 +63,7 @@ def kill(seed: int, kills: int, arguments: list[str]) -> None:
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         if os.WIFSIGNALED(status):
-            left.append(len(list(parts_of(output).glob("[0-9]" * 8))))
+            left.append(len(list(shards_path(output).glob("[0-9]" * 8))))
         else:
             output.rename(output.with_name(f"{output.name}.{whole}"))
             whole += 1
