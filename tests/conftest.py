@@ -1,11 +1,8 @@
 """Real things to test with: the small checkpoint, one of random weights in the genuine layout, a predictor."""
 
-import asyncio
-import inspect
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,24 +18,11 @@ if not torch.cuda.is_available():
 
 from checkpoints.make_random import make
 from engine.packed import PackedEngine
+from tests.support.predictions import Predict, call
 from weights import SMALL
 
 if TYPE_CHECKING:
     from engine.reference import ReferenceEngine
-    from predict import Predictor
-
-Predict = Callable[..., dict[str, Any]]
-
-# Short, long, beyond the window, beyond the limit; several scripts; what tokenizers stumble over.
-TEXTS = [
-    "Mars is called the Red Planet because of the iron oxide on its surface.",
-    "a",
-    "Was ist der Sinn des Lebens? 生命的意义。 ما معنى الحياة؟ 🌍👩‍👩‍👧",
-    "  two  spaces,\ttabs\nand\n\nlines  ",
-    "<eos> inside a text <bos>",
-    "The committee met again on Tuesday and could not agree. " * 40,
-    "word and " * 2000,
-]
 
 
 @pytest.fixture(scope="session")
@@ -101,14 +85,6 @@ def tiny(tmp_path: Path) -> Path:
     for name, rows in (("model", 80_000), ("2_Dense/model", 3_000), ("3_Dense/model", 3_000)):
         save_file({"linear.weight": noise.normal(size=rows).astype("f4")}, directory / f"{name}.safetensors")
     return directory
-
-
-def call(predictor: "Predictor", **inputs: Any) -> dict[str, Any]:
-    """Run one prediction with the defaults filled in, as coglet does."""
-    parameters = inspect.signature(predictor.run).parameters
-    defaults = {name: parameter.default.default for name, parameter in parameters.items()}
-    output: Any = asyncio.run(predictor.run(**(defaults | inputs)))
-    return output
 
 
 @pytest.fixture(scope="module")

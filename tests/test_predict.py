@@ -12,7 +12,7 @@ import pytest
 import encoding
 from predict import Predictor
 from tasks import PROMPTS
-from tests.conftest import Predict
+from tests.support.predictions import Predict
 from texts.request import MAX_TEXTS
 from weights import SMALL, WeightsError
 

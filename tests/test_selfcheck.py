@@ -17,8 +17,8 @@ from engine.reference import ReferenceEngine
 from predict import Predictor
 from scripts import verify
 from selfcheck import SelfCheckError
-from tests.conftest import call
 from tests.support.files import edit_json, flip_bit_of_row
+from tests.support.predictions import call
 from weights import GENUINE, MANIFEST, SMALL, WeightsError, resolve
 
 

@@ -13,7 +13,7 @@ import encoding
 from engine.contract import CheckpointError
 from engine.reference import ReferenceEngine
 from tasks import PROMPTS
-from tests.conftest import TEXTS, Predict
+from tests.support.predictions import TEXTS, Predict
 
 SOME = TEXTS[:5]  # the long ones take most of the time and are for one task, below
 

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from engine.packed import PackedEngine
 from engine.tokenizer import TextRefused, Tokenizer, TokenizerError
-from tests.conftest import TEXTS
+from tests.support.predictions import TEXTS
 from tests.support.vectors import random_ids
 
 QUERY = "task: search result | query: "

@@ -9,7 +9,7 @@ import pytest
 
 from engine.packed import PackedEngine
 from engine.tokenizer import TextRefused, Tokenizer
-from tests.conftest import TEXTS
+from tests.support.predictions import TEXTS
 from texts.chunking import Chunking, Pass, Span, cut_into_passes
 
 PROMPT = "title: none | text: "
