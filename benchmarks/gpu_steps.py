@@ -20,22 +20,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.embedders import Embed, embedder, load_reference
 from benchmarks.number_formats import errors
 from benchmarks.texts import count_tokens, mixed_token_counts, random_texts, random_token_ids
 from benchmarks.time_shares import time_shares
-from engine.kernels import FUSED, PLAIN
+from engine.kernels import PLAIN, Kernels
+from engine.kernels.selection import candidates
 from engine.model import BFLOAT16, FLOAT32
 from engine.packed import PackedEngine
 from engine.tokenizer import TokenizedText
+
+
+def plain_but_attention() -> Kernels:
+    """Return PyTorch's own kernels but FlashAttention, where the device has it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return replace(PLAIN, attention=candidates(torch.float16, device).attention)
+
 
 # Options that differ from the engine as it is served.
 VARIANTS: dict[str, dict[str, Any]] = {
     "as served": {},
     "bfloat16": {"numbers": BFLOAT16},
     "without graphs": {"graphs": False},
-    "without fused kernels": {"kernels": replace(PLAIN, attention=FUSED.attention)},
+    "without fused kernels": {"kernels": plain_but_attention()},
 }
 # Texts that a thread tokenizes while the device computes those before.
 TEXTS_AT_ONCE = 2_048

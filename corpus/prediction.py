@@ -165,7 +165,7 @@ async def _embed_blocks(
             vectors = await _compute(embed, item[0].prepared)
             await storing
             storing = in_thread(store, *item, vectors)
-            if time.monotonic() - logged >= LOG_EVERY_S:
+            if progress.rows and time.monotonic() - logged >= LOG_EVERY_S:
                 logged = time.monotonic()
                 progress.log()
         await storing

@@ -1,6 +1,7 @@
 """Real things to test with: the small checkpoint, one of random weights in the genuine layout, a predictor."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,7 @@ def engine_name() -> str:
 
 
 @pytest.fixture(scope="module")
-def predict(checkpoint: Path, engine_name: str) -> Predict:
+def predict(checkpoint: Path, engine_name: str) -> Iterator[Predict]:
     """A predictor on each checkpoint, as a function of its inputs."""
     from predict import Predictor  # needs Cog, which a bare machine with a GPU may not have
 
@@ -103,4 +104,5 @@ def predict(checkpoint: Path, engine_name: str) -> Predict:
         patch.setenv("WEIGHTS", str(checkpoint))
         patch.setenv("ENGINE", engine_name)
         predictor.setup()
-    return lambda **inputs: call(predictor, **inputs)
+    yield lambda **inputs: call(predictor, **inputs)
+    predictor.service.close()
