@@ -162,7 +162,7 @@ def test_fifty_million_characters_take_about_as_long_as_the_tokens_kept(predict:
     taken = time.perf_counter() - started
     assert answer["token_counts"] == [2048]
     # Reading all of it would take above twenty seconds; 2,048 tokens take about half of one.
-    assert taken < 6
+    assert taken < 15
 
 
 def test_setup_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

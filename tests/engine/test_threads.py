@@ -29,7 +29,7 @@ def new_helpers(before: str) -> tuple[int, int]:
     """Return how many helpers the first product after `before` starts, and how many it starts in a fresh process."""
     command = [sys.executable, "-c", COUNTED.format(before=before)]
     environment = os.environ | {"WEIGHTS": "small", "CACHE_MB": "0"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True)
     started, possible = map(int, run.stdout.split())
     return started, possible
 

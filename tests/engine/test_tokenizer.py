@@ -124,8 +124,8 @@ def test_fifty_million_characters_cost_no_more_than_they_yield(tokenizer: Tokeni
     tokenizer.encode([""], ["word " * 50_000])  # the vocabulary's pairs are read once
     started = time.perf_counter()
     assert len(tokenizer.encode([QUERY], [text])[0].ids) == LIMIT
-    # Tokenizing all of it takes twenty seconds and more on the same machine; a tenth of that is no close call.
-    assert time.perf_counter() - started < 2
+    # Tokenizing all of it takes twenty seconds and more on the same machine; half of that is no close call.
+    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize("spoil", ["missing", "not json", "no template"])

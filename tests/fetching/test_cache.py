@@ -53,7 +53,7 @@ def start(hub: Hub, *arguments: str, guard: Path | None = None, limit: int | Non
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Return what a process printed; it must have succeeded."""
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return output
 
@@ -83,7 +83,7 @@ def test_a_warm_cache_needs_no_network(hub: Hub, tmp_path: Path) -> None:
     assert finish(start(hub, "resolve", "some/model", guard=guard)) == first
     assert hub.requests == []
     cold = start(hub, "resolve", "another/model", guard=guard)
-    assert "network: socket." in cold.communicate(timeout=120)[1]
+    assert "network: socket." in cold.communicate(timeout=600)[1]
 
 
 def test_a_warm_cache_does_not_import_the_hubs_client(hub: Hub) -> None:
@@ -104,7 +104,7 @@ def test_weights_in_the_image_come_before_the_cache(
 
 def test_a_full_disk_is_reported_and_the_next_start_resumes(hub: Hub, cache: Path) -> None:
     process = start(hub, "resolve", "some/model", limit=100_000)
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=600)[1]
     assert process.returncode != 0
     assert "WEIGHTS=some/model: could not be fetched" in errors
     assert "cannot be written to the disk (OSError: [Errno 27] File too large); free some space, or set" in errors

@@ -38,7 +38,7 @@ wrong = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def session(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=20) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
         answer = client.post("/predictions", json={"input": {"text": "Are you well?"}}).json()
         assert answer["status"] == "succeeded"

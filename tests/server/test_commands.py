@@ -19,7 +19,7 @@ from scripts.server import Server, ServerError, running_server
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/predict.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def test_predict_starts_a_server_and_prints_json() -> None:
@@ -80,7 +80,7 @@ def test_a_setting_that_is_no_number_fails_the_setup_in_words(name: str, value: 
 def test_load_checks_every_vector_and_prints_a_table() -> None:
     command = [sys.executable, "-m", "benchmarks.load", "--seconds", "3", "--settle", "1", "--clients", "16"]
     command += ["--kinds", "short", "medium", "many"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "every vector checked; wrong, lost or refused: none" in result.stderr
     assert "| small | all |" in result.stderr and "open files" in result.stderr
@@ -103,7 +103,7 @@ def test_load_on_another_checkpoint_finds_every_vector_wrong(server: Server, tmp
         "short",
     ]
     command += ["--kinds", "short", "--seconds", "1", "--clients", "2"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1
     requests = re.search(r"\| short \| (\d+) \|", result.stderr)
     assert requests and f"'wrong vector': {requests[1]}}}" in result.stderr

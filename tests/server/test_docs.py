@@ -54,7 +54,7 @@ def run(source: str, folder: Path = ROOT) -> str:
     """Run Python in a folder, whose modules it finds before the project's, and return what it printed."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (folder, ROOT)))}
     result = subprocess.run(
-        [sys.executable, "-c", source], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", source], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -72,7 +72,7 @@ def test_the_javascript_example_decodes(server: Server, tmp_path: Path) -> None:
     script = tmp_path / "example.mjs"
     source = code("docs/api.md", "js", "fetch").replace("http://localhost:5000", server.url)
     script.write_text(source, encoding="utf-8")
-    result = subprocess.run([node, str(script)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([node, str(script)], capture_output=True, text=True, timeout=600)
     assert result.stdout == "2 768\n", result.stderr
 
 
@@ -98,7 +98,7 @@ def test_the_command_for_a_local_file_runs(server: Server, tmp_path: Path) -> No
     (tmp_path / "corpus.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8")
     command = code("docs/corpora.md", "sh", "file=@").replace("--weights small", f"--url {server.url}").split()
     command[:2] = [sys.executable, str(ROOT / command[1])]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert json.loads(result.stdout)["output"]["rows"] == 2, result.stderr
 
 

@@ -97,9 +97,8 @@ def test_what_the_server_leaves_of_predictions_can_be_found_and_removed(server: 
 
 
 def test_queued_and_running_predictions_are_cancelled(faulty: Server, fault: Path) -> None:
-    order(fault, "sleep 1.5")
+    order(fault, "sleep 4")
     with ThreadPoolExecutor(12) as pool:
-        started = time.perf_counter()
 
         def put(name: str) -> dict[str, Any]:
             inputs = {"texts": [f"{name} {i}" for i in range(100)]}
@@ -114,7 +113,7 @@ def test_queued_and_running_predictions_are_cancelled(faulty: Server, fault: Pat
         for name in ["running", *(f"queued-{i}" for i in range(8))]:
             assert httpx.post(f"{faulty.url}/predictions/{name}/cancel").status_code == 200
         assert {task.result()["status"] for task in [running, *queued]} == {"canceled"}
-        assert time.perf_counter() - started < 1.4  # before the batch was done
+        assert not kept.done()  # nor is the batch that sleeps
         assert kept.result().shape == (768,)
     assert_answers_rightly(faulty)
 
@@ -135,7 +134,7 @@ def test_a_dead_engine_thread_is_reported(faulty: Server, fault: Path) -> None:
     for _ in range(2):
         answer = faulty.predict({"text": "anybody there?"}, timeout_s=20)
         assert answer["status"] == "failed" and "start the server again" in answer["error"]
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 120
     while httpx.get(f"{faulty.url}/health-check", timeout=10).json()["status"] != "UNHEALTHY":
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -144,7 +143,7 @@ def test_a_dead_engine_thread_is_reported(faulty: Server, fault: Path) -> None:
 def test_overload_is_said_at_once_and_passes(fault: Path) -> None:
     settings = STUB | {"FAULT": str(fault), "MAX_WAITING_TOKENS": "1000"}
     with running_server("small", settings=settings) as server, ThreadPoolExecutor(41) as pool:
-        order(fault, "sleep 1")
+        order(fault, "sleep 5")
         first = pool.submit(ask, server, text="This one keeps the engine busy.")
         time.sleep(0.3)
         many = [[f"text {i} of request {number}" for i in range(10)] for number in range(40)]
@@ -152,7 +151,7 @@ def test_overload_is_said_at_once_and_passes(fault: Path) -> None:
         refused = [answer for answer in answers if answer["status"] == "failed"]
         assert 0 < len(refused) < 40
         assert all("tokens are waiting" in one["error"] and "try again" in one["error"] for one in refused)
-        assert max(one["metrics"]["predict_time"] for one in refused) < 0.6  # while the engine was still busy
+        assert max(one["metrics"]["predict_time"] for one in refused) < 4  # while the engine was still busy
         first.result()
         assert_answers_rightly(server)
 
@@ -160,11 +159,11 @@ def test_overload_is_said_at_once_and_passes(fault: Path) -> None:
 def test_a_term_signal_lets_accepted_work_finish(fault: Path) -> None:
     settings = STUB | {"FAULT": str(fault), "CACHE_MB": "0"}
     with running_server("small", settings=settings) as server, ThreadPoolExecutor(32) as pool:
-        order(fault, "sleep 1")
+        order(fault, "sleep 4")
         work = [pool.submit(ask, server, text=f"finish what you began, {i}") for i in range(32)]
-        time.sleep(0.5)
+        time.sleep(2)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(120) == 0
         assert all(one.result().shape == (768,) for one in work)
 
 
