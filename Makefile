@@ -1,24 +1,31 @@
-# Each target sets up .venv first if need be. By default it is the small bundled checkpoint that is served here;
-# the container's own default is the genuine model.
+# Each target sets up .venv first if need be. By default it is the small bundled checkpoint that is served here; images
+# have the genuine model.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PORT ?= 5000
 WEIGHTS ?= small
 TEXT ?= What is the meaning of life?
 TASK ?= retrieval_document
-export PORT WEIGHTS TEXT TASK INPUT OUTPUT
+# Not from the environment, where HOST is this machine's name on some systems: make serve HOST=0.0.0.0
+HOST = 127.0.0.1
+IMAGE ?= embeddinggemma-300m
+# Cog would read less from predict.py than openapi.json says.
+COG_OPENAPI_SCHEMA = openapi.json
+export PORT WEIGHTS TEXT TASK INPUT OUTPUT COG_OPENAPI_SCHEMA
 
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 READY = $(VENV)/.ready
+# make build CPU=1: without CUDA
+COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve embed load test test-ray lint format openapi build clean
+.PHONY: predict serve embed load test test-ray lint format openapi bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
 
 serve: $(READY)
-	$(RUN) -m scripts.server
+	$(RUN) -m scripts.server --host $(HOST)
 
 embed: $(READY)  # make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS="--id key --precision int8"
 	@test -n "$$INPUT" -a -n "$$OUTPUT" || { echo "make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet" >&2; exit 2; }
@@ -47,10 +54,22 @@ format: $(READY)
 openapi: $(READY)
 	$(RUN) -m scripts.make_openapi
 
-build:
-	cog build --openapi-schema openapi.json
+bake: $(READY)  # the genuine weights, which go into the image, verified; make bake WEIGHTS=owner/name for others
+	WEIGHTS=$(if $(filter file,$(origin WEIGHTS)),,$(WEIGHTS)) $(RUN) -m scripts.fetch_weights --bake
 
-$(READY): requirements.txt requirements-dev.txt pyproject.toml
+build: bake $(COG_FILE)  # make build [CPU=1] [IMAGE=name]
+	cog build -f $(COG_FILE) -t $(IMAGE)
+
+push: named bake $(COG_FILE)  # make push MODEL=r8.im/you/name [CPU=1]
+	cog push -f $(COG_FILE) $(MODEL)
+
+named:
+	@test -n "$(MODEL)" || { echo "make push MODEL=r8.im/you/name" >&2; exit 2; }
+
+cog-cpu.yaml: cog.yaml
+	sed -e 's/gpu: true/gpu: false/' -e '/cuda:/d' cog.yaml > $@
+
+$(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	@echo "Setting up $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv $(VENV) >&2

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import time
 from typing import Any, NotRequired, TypedDict, cast
 
 import cog
+import numpy as np
 from cog import BaseRunner, Input, Path
 
 import encoding
@@ -24,21 +26,18 @@ LOGGED = (__name__, "service", "fetching", "batching", "corpus")
 
 
 class Output(TypedDict):
-    """One prediction. `embedding` is a base64 string, or a (nested) list of numbers for output_format `array`.
+    """The answer to texts. `embedding` is a base64 string, or a (nested) list of numbers for output_format `array`.
 
-    With `chunk` it has a row for each chunk, and `chunks` says of which text and characters: [text, start, end]. A
-    prediction of a file has `file` in place of embedding, shape, token_counts and truncated.
+    With `chunk` it has a row for each chunk, and `chunks` says of which text and characters: [text, start, end]. For
+    output_format `vectors` the answer is the list alone, and for `file` the path of a file of vectors.
     """
 
-    embedding: NotRequired[Any]
-    output_format: NotRequired[str]
-    shape: NotRequired[list[int]]
-    token_counts: NotRequired[list[int]]
-    truncated: NotRequired[list[int]]
+    embedding: Any
+    output_format: str
+    shape: list[int]
+    token_counts: list[int]
+    truncated: list[int]
     chunks: NotRequired[list[list[int]]]
-    file: NotRequired[Path]
-    rows: NotRequired[int]
-    skipped: NotRequired[int]
     processing_time_ms: float
     precision: str
     model: str
@@ -46,6 +45,25 @@ class Output(TypedDict):
 
 class PlainJson(dict[str, Any]):
     """A dict that Cog hands to `json.dumps` as it is: a plain one is walked, ten calls for every float in it."""
+
+
+class PlainList(list[Any]):
+    """A list that Cog does not walk where it comes from an array."""
+
+
+class PlainNumbers(np.ndarray):
+    """An array that Cog turns into a list with `tolist` and hands to `json.dumps` as that is."""
+
+    def tolist(self) -> PlainList:
+        """Return the numbers, in a list for each dimension."""
+        return PlainList(super().tolist())
+
+
+def facts_of(embedded: Embedded) -> dict[str, Any]:
+    """Return what an answer says of its vectors."""
+    shape, token_counts = list(embedded.vectors.shape), embedded.token_counts
+    facts = {"shape": shape, "token_counts": token_counts, "truncated": embedded.truncated}
+    return facts if embedded.chunks is None else facts | {"chunks": embedded.chunks}
 
 
 class Predictor(BaseRunner):
@@ -57,6 +75,8 @@ class Predictor(BaseRunner):
         self.service = Service(os.environ.get("WEIGHTS"))
         self.service.start()
         self.folders = PredictionFolders()
+        # A signal to the whole process group reaches this process, too. Cog's server says when it may end.
+        signal.signal(signal.SIGTERM, lambda *_: None)
 
     async def healthcheck(self) -> bool:
         """Return whether the engine still computes, and computes the vectors that it did at setup."""
@@ -66,7 +86,9 @@ class Predictor(BaseRunner):
     async def run(
         self,
         text: str | None = Input(description="One text to embed. Give either this or texts.", default=None),
-        texts: list[str] | None = Input(description="1 to 2,048 texts to embed in one call.", default=None),
+        texts: list[str] | str | None = Input(
+            description="1 to 2,048 texts to embed in one call: a list, or a JSON string of one.", default=None
+        ),
         task: str = Input(
             description="What the vectors are for: chooses the prompt that the model was trained with.",
             default="retrieval_document",
@@ -94,9 +116,9 @@ class Predictor(BaseRunner):
         ),
         normalize: bool = Input(description="Scale each vector to length 1 after the cut.", default=True),
         output_format: str = Input(
-            description="base64 of the array's bytes (little-endian), or array: lists of numbers.",
+            description="base64 of the bytes, array (lists of numbers), or vectors: the lists and nothing beside them.",
             default="base64",
-            choices=["base64", "array"],
+            choices=["base64", "array", "vectors"],
         ),
         precision: str = Input(
             description="Number format of the vectors; binary and ubinary pack eight signs to a byte.",
@@ -136,7 +158,7 @@ class Predictor(BaseRunner):
             default="stop",
             choices=["stop", "skip"],
         ),
-    ) -> Output:
+    ) -> Any:
         """Embed one text, many, or a file of them. Raises ValueError naming the field, its problem and the remedy."""
         started = time.perf_counter()
         chunking = chunking_of(chunk, overlap, late_chunking)
@@ -144,29 +166,34 @@ class Predictor(BaseRunner):
         if file is not None:
             check_beside_file(text=text, texts=texts, title=title, titles=titles)
             columns = Columns(text_column, title_column or None, id_column or None)
-            source = Source(file, file_format, columns, on_error == "skip", output_file)
-            return await self.embed_file(source, options, started)
+            return await self.embed_file(Source(file, file_format, columns, on_error == "skip", output_file), options)
+        if output_format == "vectors" and chunking:
+            raise ValueError("output_format: 'vectors' does not say what a chunk is of; with 'chunk' use 'array'")
         request = read_texts(text, texts, title, titles, task)
         with self.folders.in_use():
             embedded = await self.service.embed(request, options)
+            self.report(request, embedded, truncate)
+            if output_format == "vectors":
+                self.record_metric("model", self.service.model)
+                return embedded.vectors.view(PlainNumbers)
             is_large = embedded.vectors.size > NUMBERS_ON_LOOP
             embedding = await off_loop(is_large, encoding.encode, embedded.vectors, output_format)
-        self.report(request, embedded, truncate)
-        answer = PlainJson(embedding=embedding, output_format=output_format, shape=list(embedded.vectors.shape))
-        answer |= {"token_counts": embedded.token_counts, "truncated": embedded.truncated}
-        answer |= {} if embedded.chunks is None else {"chunks": embedded.chunks}
-        return self.finish(answer, options, started)
+        answer = PlainJson(embedding=embedding, output_format=output_format, **facts_of(embedded))
+        answer |= {"precision": precision, "model": self.service.model}
+        answer["processing_time_ms"] = round((time.perf_counter() - started) * 1000, 3)
+        return answer
 
-    async def embed_file(self, source: Source, options: Options, started: float) -> Output:
+    async def embed_file(self, source: Source, options: Options) -> Path:
         """Return the answer to a prediction of a file. Raises CorpusError naming the line and the remedy."""
         self.service.check(options)
         with self.folders.in_use():
             path = self.folders.make() / f"vectors.{source.output_format}"
             tokenizer, model = self.service.engine.tokenizer, self.service.model
             written = await embed_file(source, path, options, tokenizer, self.service.batcher.embed, model)
-        self.record_metric("token_count", written.tokens)
-        # Not a PlainJson: Cog is to find the path in it.
-        return self.finish({"file": Path(path), "rows": written.rows, "skipped": written.skipped}, options, started)
+        facts = {"rows": written.rows, "skipped": written.skipped, "token_count": written.tokens, "model": model}
+        for metric, value in facts.items():
+            self.record_metric(metric, value)
+        return Path(path)
 
     def report(self, request: Texts, embedded: Embedded, truncate: str) -> None:
         """Log the texts that were cut, and record what the prediction cost."""
@@ -176,9 +203,4 @@ class Predictor(BaseRunner):
         for metric, value in embedded.cost._asdict().items():
             self.record_metric(metric, round(value, 3))
         self.record_metric("token_count", sum(embedded.token_counts))
-
-    def finish(self, answer: dict[str, Any], options: Options, started: float) -> Output:
-        """Add what every answer has."""
-        answer["processing_time_ms"] = round((time.perf_counter() - started) * 1000, 3)
-        answer |= {"precision": options.precision, "model": self.service.model}
-        return cast(Output, answer)
+        self.record_metric("truncated", len(embedded.truncated))

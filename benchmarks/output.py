@@ -1,9 +1,10 @@
-"""Time what the answer's format costs: many vectors as base64 and as arrays, in turn, through the running server.
+"""Time what the answer's format costs: many vectors in each, in turn, through the running server.
 
     python -m benchmarks.output
 
 Cog walks an ordinary output float by float, a second and more for 64 vectors. predict.py hands it a subclass of dict,
-which it does not walk. That is undocumented, so measure every new version of Cog.
+or an array whose list is a subclass of list, which it does not walk. That is undocumented, so measure every new version
+of Cog.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from scripts.server import Server, running_server
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("base64", "array")
+FORMATS = ("base64", "array", "vectors")
 
 
 def measure(server: Server, texts: Sequence[str], rounds: int) -> dict[str, list[tuple[float, float]]]:

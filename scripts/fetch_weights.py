@@ -29,6 +29,11 @@ def main() -> None:
         checkpoint = weights.resolve(args.weights)
     except weights.WeightsError as error:
         sys.exit(str(error))
+    if args.bake and not checkpoint.directory.is_relative_to(cache.BAKED):
+        sys.exit(
+            f"WEIGHTS={args.weights}: --bake is for what is fetched, and this is a folder already; let it into the "
+            "image by a line in .dockerignore"
+        )
     sys.stdout.write(f"{checkpoint.directory}\n{checkpoint.name}\nSHA-256 {checkpoint.sha256}\n")
 
 

@@ -3,8 +3,8 @@
     python -m scripts.make_openapi           # write it
     python -m scripts.make_openapi --check   # only say whether it is up to date
 
-Cog's command line generates the same from the source without running it, but cannot express the type of `embedding`:
-a string, an array of numbers, or an array of arrays. `cog build --openapi-schema openapi.json` takes this file instead.
+Cog's command line generates the same from the source without running it, but cannot express a union, as the type of
+`embedding` and what `run` returns. With COG_OPENAPI_SCHEMA=openapi.json, which make sets, it takes this file instead.
 Input, Output and the enumerations come from predict.py; every Cog model shares the rest, which stays as it is in the
 file. Cog's reader knows only part of Python: whatever it would refuse or misread is a `SchemaError` here too.
 """
@@ -33,11 +33,12 @@ JSON_TYPES: dict[str, dict[str, Any]] = {
     "list[list[int]]": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
     "Path": {"type": "string", "format": "uri"},
 }
+# The server's error for a list with one wrong item would repeat the whole list; the predictor names the item.
+JSON_TYPES["list[str] | str"] = {"anyOf": [{"type": "array", "items": {}}, JSON_TYPES["str"]]}
+# What the annotation Any stands for, in Output and as what `run` returns: no annotation that Cog can read says this.
 NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
-# What the annotation Any stands for: no annotation that Cog can read says this.
-EMBEDDING: dict[str, Any] = {
-    "anyOf": [{"type": "string", "format": "byte"}, NUMBERS, {"type": "array", "items": NUMBERS}]
-}
+VECTORS = [NUMBERS, {"type": "array", "items": NUMBERS}]
+EMBEDDING: dict[str, Any] = {"anyOf": [{"type": "string", "format": "byte"}, *VECTORS]}
 
 
 class SchemaError(ValueError):
@@ -149,14 +150,15 @@ def _title(name: str) -> str:
 
 
 def read_output(tree: ast.Module, run: ast.AsyncFunctionDef) -> dict[str, Any]:
-    """Return the schema of the TypedDict that `run` is annotated to return."""
-    name = ast.unparse(run.returns) if run.returns else ""
-    outputs = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    if len(outputs) != 1 or [ast.unparse(base) for base in outputs[0].bases] != ["TypedDict"]:
-        raise SchemaError(run, f"the return annotation {name!r} must be a TypedDict of this file")
+    """Return the schema of what `run` returns: the TypedDict Output, the URL of a file, or vectors alone."""
+    if run.returns is None or ast.unparse(run.returns) != "Any":
+        raise SchemaError(run, "the return annotation must be Any, as Cog reads no union")
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Output"]
+    if len(classes) != 1 or [ast.unparse(base) for base in classes[0].bases] != ["TypedDict"]:
+        raise SchemaError(tree, "expected one class Output(TypedDict)")
     properties: dict[str, Any] = {}
     required = []
-    for node in outputs[0].body:
+    for node in classes[0].body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         field, annotation = node.target.id, ast.unparse(node.annotation)
@@ -166,7 +168,8 @@ def read_output(tree: ast.Module, run: ast.AsyncFunctionDef) -> dict[str, Any]:
             required.append(field)
         schema = EMBEDDING if (field, annotation) == ("embedding", "Any") else _json_type(node, field, annotation)
         properties[field] = schema | {"title": _title(field)}
-    return {"title": "Output", "type": "object", "properties": properties, "required": required}
+    answer = {"type": "object", "properties": properties, "required": required}
+    return {"title": "Output", "anyOf": [answer, JSON_TYPES["Path"], *VECTORS]}
 
 
 def main() -> None:

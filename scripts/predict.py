@@ -1,8 +1,8 @@
-"""Run one prediction as `cog predict` does, on this machine and without Docker, and print it as JSON.
+"""Run one prediction as `cog run` does, on this machine and without Docker, and print it as JSON.
 
     python scripts/predict.py -i text="What is the meaning of life?" -i task=retrieval_query
     python scripts/predict.py -i texts=first -i texts=second            # a list: once for each, or as JSON
-    python scripts/predict.py -i file=@texts.txt                        # a file of this machine; or its URL
+    python scripts/predict.py -i file=@texts.txt -o vectors.parquet     # a file of this machine; or its URL
     python scripts/predict.py --json '{"texts": ["first", "second"]}'   # or all inputs at once
     python scripts/predict.py --url http://localhost:5000 -i text=hello # a server that is running already
 
@@ -40,8 +40,9 @@ def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or name not in properties:
             raise ValueError(f"-i {assignment}: expected name=value with a name among {', '.join(properties)}")
-        kind = properties[name].get("type") or schemas[name]["type"]
-        if properties[name].get("format") == "uri" and value.startswith("@"):
+        field = properties[name].get("anyOf", [properties[name]])[0]  # texts: the list, not the JSON string of one
+        kind = field.get("type") or schemas[name]["type"]
+        if field.get("format") == "uri" and value.startswith("@"):
             inputs[name] = _data_url(Path(value[1:]))
         elif kind == "array" and not value.startswith("["):
             inputs.setdefault(name, []).append(value)
@@ -66,6 +67,15 @@ def _from_json(name: str, value: str, kind: str) -> Any:
         raise ValueError(f'-i {name}={value}: expected {kind} in JSON, such as true, 256 or ["a"]') from None
 
 
+def _save_file(answer: dict[str, Any], path: Path) -> None:
+    """Write the file that an answer has as a data URL, and put its path in the answer. Raises ValueError, OSError."""
+    kind, comma, content = str(answer.get("output")).partition(";base64,")
+    if not comma or not kind.startswith("data:"):
+        raise ValueError(f"-o {path}: the answer is no file; give -i file=@..., or leave -o out")
+    path.write_bytes(base64.b64decode(content))
+    answer["output"] = str(path)
+
+
 def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> httpx.Response:
     """Return the answer of the server at `url`, or of one that runs for this prediction only."""
     if url is None:
@@ -80,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="one input")
     parser.add_argument("--json", help="all inputs as one JSON object")
+    parser.add_argument("-o", "--output", type=Path, help="write an answer that is a file here")
     parser.add_argument("--url", help="a running server, such as http://localhost:5000")
     parser.add_argument(
         "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
@@ -97,15 +108,18 @@ def main() -> None:
         answer = predict(args.url, args.weights, inputs)
     except (ServerError, httpx.TransportError) as error:
         sys.exit(str(error))
-    sys.stdout.write(_pretty(answer) + "\n")
-    sys.exit(0 if answer.is_success and answer.json().get("status") == "succeeded" else 1)
-
-
-def _pretty(answer: httpx.Response) -> str:
     try:
-        return json.dumps(answer.json(), indent=2, ensure_ascii=False)
+        body = answer.json()
     except ValueError:  # coglet refuses what is not JSON in plain text
-        return answer.text
+        sys.exit(answer.text)
+    succeeded = answer.is_success and body.get("status") == "succeeded"
+    if succeeded and args.output:
+        try:
+            _save_file(body, args.output)
+        except (ValueError, OSError) as error:
+            sys.exit(str(error))
+    sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+    sys.exit(0 if succeeded else 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m scripts.server --weights small --port 5000
 
-`running_server` does the same for the length of a with block.
+It runs until SIGTERM, SIGINT or SIGHUP, lets accepted requests finish, and is started again when its worker dies.
+`running_server` is a server for the length of a with block.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import ast
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,23 @@ from typing import Any
 import httpx
 import yaml
 
+from scripts import probe
 from scripts.make_openapi import OPENAPI, PREDICT, ROOT, concurrency, find_run
 
 logger = logging.getLogger(__name__)
 
 SETUP_TIMEOUT_S = 900
-STOP_TIMEOUT_S = 30
+# Cog's server waits for accepted requests without end.
+STOP_TIMEOUT_S = 90
+WATCH_EVERY_S = 1.0
+# Cog's server in a process that is sent SIGTERM, as if by us, when the thread that started it ends.
+LAUNCH = """
+import ctypes, runpy, signal, sys
+PR_SET_PDEATHSIG = 1
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+runpy.run_module("cog.server.http", run_name="__main__", alter_sys=True)
+"""
 
 
 class ServerError(RuntimeError):
@@ -55,12 +68,12 @@ def start(
     port: int,
     weights: str | None,
     log: Path | None = None,
-    host: str = "127.0.0.1",
+    options: Sequence[str] = ("--host", "127.0.0.1"),
     settings: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the server's process as Cog's image does and return at once.
+    """Start the server as Cog's image does, in a session of its own, and return at once.
 
-    It logs to the file `log`, if given; `settings` are further environment variables.
+    It logs to the file `log`, if given; `settings` are further environment variables, `options` further arguments.
     """
     schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
     schema.parent.mkdir(exist_ok=True)
@@ -78,34 +91,39 @@ def start(
     if weights is not None:
         environment["WEIGHTS"] = weights
     environment |= settings or {}
-    command = [sys.executable, "-m", "cog.server.http", "--host", host]
-    if log is None:
-        return subprocess.Popen(command, cwd=ROOT, env=environment)
-    with log.open("wb") as output:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    with log.open("wb") if log else nullcontext() as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT if log else None,
+            start_new_session=True,
+        )
 
 
 @contextmanager
 def running_server(
-    weights: str | None, port: int | None = None, settings: Mapping[str, str] | None = None
+    weights: str | None, port: int | None = None, settings: Mapping[str, str] | None = None, options: Sequence[str] = ()
 ) -> Iterator[Server]:
     """Start a server on `port` (None for any free one), wait until it is ready, and stop it at the end of the block.
 
-    `settings` are further environment variables. Raises ServerError with the server's log when its setup fails.
+    `settings` and `options` are those of `start`. Raises ServerError with the server's log when its setup fails.
     """
     with tempfile.TemporaryDirectory(prefix="embeddinggemma-server-") as folder:
         log = Path(folder) / "log"
-        port = port or _free_port()
-        process = start(port, weights, log, settings=settings)
+        port = port or free_port()
+        process = start(port, weights, log, ("--host", "127.0.0.1", *options), settings)
         server = Server(f"http://127.0.0.1:{port}", process, log)
         try:
             _wait_until_ready(server)
             yield server
         finally:
-            _stop(process)
+            stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -132,13 +150,54 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], signals: Sequence[int] = ()) -> None:
+    """End a server when its accepted requests are done; at once after STOP_TIMEOUT_S, or at a second signal."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
     process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    while process.poll() is None and time.monotonic() < deadline and len(signals) < 2:
+        time.sleep(0.05)
+    _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a server and its worker, which may outlive it, at once."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def serve(port: int, weights: str | None, host: str) -> int:
+    """Run a server until SIGTERM, SIGINT or SIGHUP, and start it again when it is lost; return the exit status.
+
+    A server that was never ready is not started again: 1.
+    """
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _: signals.append(received))
+    was_ready = False
+    while True:
+        process = start(port, weights, options=("--host", host))
+        was_ready |= _watch(process, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", signals)
+        if signals:
+            stop(process, signals)
+            return 0
+        _kill(process)
+        if not was_ready:
+            return 1
+        logger.error("the server is lost; starting it again")
+
+
+def _watch(process: subprocess.Popen[bytes], url: str, signals: Sequence[int]) -> bool:
+    """Wait for a signal or until the server is lost; return whether it was ready."""
+    answered = was_ready = False
+    while not signals and process.poll() is None:
+        status = probe.status(url)
+        was_ready |= status in (*probe.SERVES, "UNHEALTHY")
+        answered |= status != probe.NO_ANSWER
+        if answered and status not in probe.LIVES and probe.is_lost(url):
+            break
+        time.sleep(WATCH_EVERY_S)
+    return was_ready
 
 
 def main() -> None:
@@ -150,11 +209,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "5000")))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     args = parser.parse_args()
-    process = start(args.port, args.weights, host=args.host)
-    try:
-        sys.exit(process.wait())
-    except KeyboardInterrupt:
-        _stop(process)
+    sys.exit(serve(args.port, args.weights, args.host))
 
 
 if __name__ == "__main__":

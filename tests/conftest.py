@@ -1,6 +1,7 @@
 """Real things to test with: the small checkpoint, one of random weights in the genuine layout, a predictor."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     directory = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("WEIGHTS_CACHE", str(directory))
     return directory
+
+
+@pytest.fixture(autouse=True)
+def term_ends_the_tests() -> Iterator[None]:
+    """A predictor leaves SIGTERM to Cog's server; without one it is to end the tests."""
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture

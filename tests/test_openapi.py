@@ -45,15 +45,16 @@ def test_the_contract() -> None:
         "on_error": "stop",
     }
     assert "required" not in schemas["Input"]
-    output = schemas["Output"]
+    output, file, *vectors = schemas["Output"]["anyOf"]
     assert list(output["properties"]) == [
         *("embedding", "output_format", "shape", "token_counts", "truncated", "chunks"),
-        *("file", "rows", "skipped"),
         *("processing_time_ms", "precision", "model"),
     ]
-    assert output["required"] == ["processing_time_ms", "precision", "model"]
-    for name in (schemas["Input"]["properties"]["file"], output["properties"]["file"]):
+    assert set(output["properties"]) - set(output["required"]) == {"chunks"}
+    for name in (schemas["Input"]["properties"]["file"], file):
         assert (name["type"], name["format"]) == ("string", "uri")
+    assert [kind["type"] for kind in vectors] == ["array", "array"]
+    assert [kind["type"] for kind in schemas["Input"]["properties"]["texts"]["anyOf"]] == ["array", "string"]
     assert [kind["type"] for kind in output["properties"]["embedding"]["anyOf"]] == [
         "string",
         "array",
@@ -85,14 +86,15 @@ def test_the_concurrency_is_what_cog_reads() -> None:
             'description=("Scale")',
             "description must be one",
         ),
-        ("texts: list[str] | None", "texts: list[str]", r"default None needs the annotation list\[str\] \| None"),
+        ("titles: list[str] | None", "titles: list[str]", r"default None needs the annotation list\[str\] \| None"),
         ("task: str", 'task: Literal["none"]', "annotation .* is not one of"),
         ("normalize: bool = Input", "normalize: bool = Field", r"expected = Input\(...\) with keywords only"),
         ("default=True)", "default=True, ge=1)", "expected description and default"),
         ("max=256", "max=SLOTS", "integer literal"),
         ("async def run", "def run", "one async def run"),
-        (") -> Output:", ") -> str | list[float]:", "must be a TypedDict of this file"),
-        ("shape: NotRequired[list[int]]", "shape: tuple[int, ...]", "shape: annotation"),
+        (") -> Any:", ") -> Output | Path:", "the return annotation must be Any"),
+        ("class Output(TypedDict)", "class Output", r"expected one class Output\(TypedDict\)"),
+        ("shape: list[int]", "shape: tuple[int, ...]", "shape: annotation"),
     ],
 )
 def test_what_cog_could_not_read_is_refused_with_its_line(line: str, broken: str, problem: str) -> None:

@@ -52,6 +52,15 @@ def test_an_array_answer_is_not_an_exact_dict(predict: Predict) -> None:
     assert type(answer) is not dict
 
 
+def test_bare_vectors_become_a_list_that_cog_does_not_walk(predict: Predict) -> None:
+    answer: Any = predict(texts=["a", "b"], output_format="vectors", embedding_dim=128)
+    numbers = answer.tolist()
+    rows = encoding.decode(predict(texts=["a", "b"], embedding_dim=128))
+    np.testing.assert_array_equal(np.array(json.loads(json.dumps(numbers)), dtype="f4"), rows)
+    # Cog sends an exact list item by item, and walks what an exact list has come out of an array.
+    assert not isinstance(answer, list) and type(numbers) is not list
+
+
 def test_task_and_title_change_the_vector(predict: Predict) -> None:
     vectors = [encoding.decode(predict(text="Mars", task=task)) for task in PROMPTS]
     vectors.append(encoding.decode(predict(text="Mars", title="Planets")))

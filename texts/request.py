@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import orjson
 
 from tasks import TITLED_TASK
 from texts.checks import check_text, check_title
@@ -28,20 +31,21 @@ class Texts:
 
 def read_texts(
     text: str | None = None,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[str] | str | None = None,
     title: str | None = None,
     titles: Sequence[str] | None = None,
     task: str = TITLED_TASK,
 ) -> Texts:
     """Return the texts of a request that gives either `text` or `texts`, with a title (or "") for each or for none.
 
-    Raises ValueError naming the field, its problem and the remedy: neither or both given, too many, blank, titles that
-    do not belong to the texts or that the task has no place for.
+    `texts` may be a JSON string of a list, as other embedding models on Replicate take them. Raises ValueError naming
+    the field, its problem and the remedy: neither or both given, too many, blank, titles that do not belong to the
+    texts or that the task has no place for.
     """
     if (text is None) == (texts is None):
         problem = "neither was given" if text is None else "both were given"
         raise ValueError(f"text, texts: {problem}; give one text in 'text', several in 'texts', or a 'file'")
-    all_texts = [text] if text is not None else list(texts or [])
+    all_texts = [text] if text is not None else _from_json(texts) if isinstance(texts, str) else list(texts or [])
     if not 1 <= len(all_texts) <= MAX_TEXTS:
         raise ValueError(
             f"texts: {len(all_texts):,} texts were given; give 1 to {MAX_TEXTS:,}, the rest in further calls"
@@ -53,6 +57,18 @@ def read_texts(
     for position, each_title in enumerate(all_titles):
         request.titles[position] = check_title(each_title, request.title_name(position))
     return request
+
+
+def _from_json(texts: str) -> list[Any]:
+    """Return the list in a JSON string. Raises ValueError where there is none."""
+    remedy = "give a list of strings, a JSON string of such a list, or one text in 'text'"
+    try:
+        read = orjson.loads(texts)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"texts: {texts[:40]!r} is not JSON ({error}); {remedy}") from None
+    if not isinstance(read, list):
+        raise ValueError(f"texts: {texts[:40]!r} is JSON of no list; {remedy}")
+    return read
 
 
 def _read_titles(request: Texts, title: str | None, titles: Sequence[str] | None, task: str) -> Sequence[str]:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from scripts.make_openapi import ROOT, make
 from scripts.server import Server
 from tasks import PROMPTS
+from tests.support.replicate_api import VERSION, running_replicate_api
 from tests.test_architecture import ARROWS
 
 PAGES = {
@@ -28,19 +30,8 @@ PAGES = {
     )
 }
 ROOMS = ("texts", "batching", "engine", "corpus", "fetching", "scripts", "benchmarks", "checkpoints")
-# Stands in for Replicate's client: the same call, answered by the server of the tests, a file of its own as input.
-REPLICATE = """
-import base64, io, httpx
-
-def run(model, input):
-    if "file" in input:
-        line = base64.b64encode(b'{"key": 1, "text": "one"}\\n{"key": 2, "text": "two"}').decode()
-        input = input | {"file": "data:application/jsonl;base64," + line, "file_format": "jsonl"}
-    output = httpx.post("URL/predictions", json={"input": input}, timeout=60).raise_for_status().json()["output"]
-    if "file" in output:
-        output["file"] = io.BytesIO(base64.b64decode(output["file"].partition(",")[2]))
-    return output
-"""
+# In place of the URL of a file in an example.
+LINES = 'data:application/jsonl,{"key": 1, "text": "one"}%0A{"key": 2, "text": "two"}'
 
 
 def code(page: str, language: str, containing: str) -> str:
@@ -50,9 +41,9 @@ def code(page: str, language: str, containing: str) -> str:
     return str(blocks[0])
 
 
-def run(source: str, folder: Path = ROOT) -> str:
-    """Run Python in a folder, whose modules it finds before the project's, and return what it printed."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (folder, ROOT)))}
+def run(source: str, folder: Path = ROOT, **settings: str) -> str:
+    """Run Python in a folder, with environment variables, and return what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | settings
     result = subprocess.run(
         [sys.executable, "-c", source], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
@@ -83,10 +74,16 @@ def test_the_service_example_embeds_without_a_server() -> None:
 
 
 def test_the_replicate_examples_and_the_databases_take_the_vectors(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "replicate.py").write_text(REPLICATE.replace("URL", server.url), encoding="utf-8")
-    source = code("docs/api.md", "python", "replicate.run")
-    assert run(f"{source}print(output['shape'])", tmp_path) == "[2, 768]\n"
-    run(code("docs/corpora.md", "python", "replicate.run"), tmp_path)
+    with running_replicate_api(server.url) as api:
+        settings = {"REPLICATE_API_TOKEN": "r8_none", "REPLICATE_BASE_URL": api.url}
+        for page in ("docs/api.md", "docs/deploying.md"):
+            source = code(page, "python", "replicate.run").replace(":VERSION", f":{VERSION}")
+            assert run(f"{source}print(output['shape'])", tmp_path, **settings) == "[2, 768]\n"
+        source = code("docs/corpora.md", "python", "replicate.run").replace(":VERSION", f":{VERSION}")
+        source = source.replace('"https://example.com/corpus.jsonl"', f"{LINES!r}, 'file_format': 'jsonl'")
+        run(source, tmp_path, **settings)
+        deployed = run(code("docs/deploying.md", "python", "deployments"), tmp_path, **settings)
+    assert "'shape': [768]" in deployed
     source = code("docs/corpora.md", "python", "QdrantClient")
     assert run(f"{source}print(client.count('texts').count)", tmp_path) == "2\n"
     query = code("docs/corpora.md", "sql", "read_parquet").replace("vectors.parquet", str(tmp_path / "vectors.parquet"))
@@ -99,13 +96,14 @@ def test_the_command_for_a_local_file_runs(server: Server, tmp_path: Path) -> No
     command = code("docs/corpora.md", "sh", "file=@").replace("--weights small", f"--url {server.url}").split()
     command[:2] = [sys.executable, str(ROOT / command[1])]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert json.loads(result.stdout)["output"]["rows"] == 2, result.stderr
+    assert json.loads(result.stdout)["output"] == "vectors.parquet", result.stderr
+    assert pq.read_table(tmp_path / "vectors.parquet")["id"].to_pylist() == [1, 2]
 
 
 def test_the_tables_name_every_input_output_and_prompt() -> None:
     api = PAGES["docs/api.md"]
     schemas = make((ROOT / "predict.py").read_text(encoding="utf-8"))["components"]["schemas"]
-    for name in (*schemas["Input"]["properties"], *schemas["Output"]["properties"]):
+    for name in (*schemas["Input"]["properties"], *schemas["Output"]["anyOf"][0]["properties"]):
         row = re.search(rf"^\|[^|]*`{name}`.*", api, re.MULTILINE)
         assert row, f"docs/api.md has no row for {name}"
         for choice in schemas.get(name, {}).get("enum", []) if name != "task" else []:
@@ -121,7 +119,9 @@ def test_the_readme_names_only_real_inputs_and_outputs() -> None:
     cells = " ".join(re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE))
     names = re.findall(r"`(\w+)`", cells)
     assert len(names) > 10
-    assert set(names) <= schemas["Input"]["properties"].keys() | schemas["Output"]["properties"].keys()
+    choices = schemas["output_format"]["enum"]
+    known = {*schemas["Input"]["properties"], *schemas["Output"]["anyOf"][0]["properties"], *choices}
+    assert set(names) <= known
 
 
 def test_the_readme_maps_every_room() -> None:
@@ -172,7 +172,8 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_that_a_page_names_exists(page: str) -> None:
     sources = [path.read_text(encoding="utf-8") for room in ROOMS[-3:] for path in (ROOT / room).glob("*.py")]
-    options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help", "--openapi-schema"}
+    options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
+    options |= {"--openapi-schema", "--upload-url", "--rm", "--gpus"}  # of Cog and Docker
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options
 
 

@@ -31,15 +31,15 @@ def data_url(content: bytes, kind: str = "application/octet-stream") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def content_of(output: dict[str, Any]) -> bytes:
+def content_of(answer: dict[str, Any]) -> bytes:
     """Return the file of an answer, which Cog's server sends as a data URL unless it is told where to upload it."""
-    head, _, body = output["file"].partition(",")
+    head, _, body = answer["output"].partition(",")
     assert head.startswith("data:") and head.endswith(";base64")
     return base64.b64decode(body)
 
 
-def table_of(output: dict[str, Any]) -> pa.Table:
-    return pq.read_table(io.BytesIO(content_of(output)))
+def table_of(answer: dict[str, Any]) -> pa.Table:
+    return pq.read_table(io.BytesIO(content_of(answer)))
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -49,8 +49,7 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
 def embed_file(server: Server, **inputs: Any) -> dict[str, Any]:
     answer = server.predict(inputs)
     assert answer["status"] == "succeeded", answer
-    assert "embedding" not in answer["output"]
-    return dict(answer["output"])
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +95,9 @@ def test_row_i_is_text_i(
 ) -> None:
     url, folder, _ = site
     corpora.write(folder / name, ROWS)
-    output = embed_file(server, file=f"{url}/{name}", output_file=output_file, embedding_dim=256, **COLUMNS)
-    assert output["rows"] == 30 and output["skipped"] == 0
-    content = content_of(output)
+    answer = embed_file(server, file=f"{url}/{name}", output_file=output_file, embedding_dim=256, **COLUMNS)
+    assert answer["metrics"]["rows"] == 30 and answer["metrics"]["skipped"] == 0
+    content = content_of(answer)
     if output_file == "npy":
         vectors = np.load(io.BytesIO(content))
     elif output_file == "jsonl":
@@ -106,9 +105,9 @@ def test_row_i_is_text_i(
         assert [line["id"] for line in lines] == [row["key"] for row in ROWS]
         vectors = np.array([line["embedding"] for line in lines])
     else:
-        table = table_of(output)
+        table = table_of(answer)
         assert table["id"].to_pylist() == [row["key"] for row in ROWS]
-        assert table.schema.metadata[b"model"].decode() == output["model"]
+        assert table.schema.metadata[b"model"].decode() == answer["metrics"]["model"]
         vectors = matrix(table["embedding"])
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
@@ -119,7 +118,7 @@ def test_a_file_within_the_request(server: Server) -> None:
     answer = server.predict({"file": lines, "task": "clustering", "precision": "int8"})
     assert answer["logs"].strip().startswith("INFO corpus.prediction: 20 of about 20 rows, ")
     assert answer["metrics"]["token_count"] > 20
-    table = table_of(answer["output"])
+    table = table_of(answer)
     alone = encoding.decode(server.predict({"texts": texts, "task": "clustering", "precision": "int8"}))
     # The last bit of a float may differ with the batch, and with it what it is rounded to.
     assert np.abs(matrix(table["embedding"]) - alone).max() <= 1
@@ -148,8 +147,8 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
     said = "file, line 3: text: it is a number; give a string. Mend it, or skip such rows with on_error 'skip'"
     assert answer["error"].endswith(said)
     answer = server.predict({"file": rows, "file_format": "jsonl", "on_error": "skip"})
-    assert answer["output"]["skipped"] == 2
-    assert table_of(answer["output"])["id"].to_pylist() == [1, 2, 4]
+    assert answer["metrics"]["skipped"] == 2
+    assert table_of(answer)["id"].to_pylist() == [1, 2, 4]
     assert "file, line 3: text: it is a number; give a string; skipped" in answer["logs"]
     assert "file, line 5: not JSON" in answer["logs"]
     assert "/tmp" not in answer["logs"]
@@ -220,4 +219,4 @@ def test_singles_are_answered_while_a_file_is_downloaded(
         time.sleep(0.5)
         assert server.predict({"text": "a question beside it"})["status"] == "succeeded"
         assert not running.done()
-        assert running.result()["rows"] == 2
+        assert running.result()["metrics"]["rows"] == 2

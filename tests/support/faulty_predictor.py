@@ -1,4 +1,7 @@
-"""The predictor with an engine that fails on demand: as the file that FAULT names says, once for each writing of it."""
+"""The predictor with an engine that fails on demand: as the file that FAULT names says, once for each writing of it.
+
+While that file says `wait`, the setup does not begin.
+"""
 
 import os
 import time
@@ -18,9 +21,11 @@ class ThreadDeath(BaseException):
 class Predictor(predict.Predictor):
     def setup(self) -> None:
         """Set up as usual, then put the faults in front of the engine."""
+        file = Path(os.environ["FAULT"])
+        while file.exists() and file.read_text(encoding="utf-8") == "wait":
+            time.sleep(0.05)
         super().setup()
         launch = self.service.engine.launch
-        file = Path(os.environ["FAULT"])
 
         def faulty(token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
             fault = file.read_text(encoding="utf-8") if file.exists() else ""

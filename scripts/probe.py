@@ -1,0 +1,72 @@
+"""Say whether a server can serve, for the health probes of a container: Cog answers 200 whatever its status is.
+
+    python scripts/probe.py             # exit status 0 if it takes predictions, 1 while it sets up or is unwell
+    python scripts/probe.py --live      # exit status 1 only if it must be started again
+    python scripts/probe.py --end 1     # if it must, end the process 1, so that whatever runs the container restarts it
+
+The image has this file; it needs nothing but Python.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+
+SERVES = ("READY", "BUSY")
+LIVES = (*SERVES, "STARTING")
+NO_ANSWER = "NO ANSWER"
+# Cog gives the predictor's own check five seconds.
+ANSWER_TIMEOUT_S = 8.0
+# One bad answer may be a moment's load. A server is ended after as many as this in a row.
+BAD_ANSWERS = 3
+PAUSE_S = 1.0
+
+
+def status(url: str) -> str:
+    """Return the status in the server's health check, NO_ANSWER if there is none."""
+    try:
+        with urllib.request.urlopen(f"{url}/health-check", timeout=ANSWER_TIMEOUT_S) as answer:
+            return str(json.load(answer)["status"])
+    except (OSError, HTTPException, ValueError, KeyError):
+        return NO_ANSWER
+
+
+def is_lost(url: str) -> bool:
+    """Return whether the server will not serve again: BAD_ANSWERS in a row, PAUSE_S apart."""
+    for _ in range(BAD_ANSWERS):
+        if status(url) in LIVES:
+            return False
+        time.sleep(PAUSE_S)
+    return True
+
+
+def end(pid: int) -> None:
+    """End a process, and at once what it started: a hanging worker would keep Cog's server waiting for its answers."""
+    with suppress(OSError):  # not Linux, or just gone
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+            os.kill(int(child), signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT', '5000')}")
+    parser.add_argument("--live", action="store_true", help="only fail if the server must be started again")
+    parser.add_argument("--end", type=int, metavar="PID", help="if it must, end this process")
+    args = parser.parse_args()
+    if args.end is not None and is_lost(args.url):
+        end(args.end)
+    found = status(args.url)
+    sys.stdout.write(f"{found}\n")
+    sys.exit(found not in (LIVES if args.live else SERVES))
+
+
+if __name__ == "__main__":
+    main()

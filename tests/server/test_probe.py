@@ -1,0 +1,101 @@
+"""scripts/probe.py, by which Docker and Kubernetes tell a server's state, against the server in each of them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scripts import server as servers
+from scripts.make_openapi import ROOT
+from scripts.server import Server, running_server
+from tests.support.processes import eventually, is_gone, tree, wait_until_ready, worker_of
+
+STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
+
+
+def probe(url: str, *options: str) -> tuple[int, str]:
+    """Return the probe's exit status and what it printed; only Python's own modules are at hand, as in any image."""
+    command = [sys.executable, "-I", "-S", str(ROOT / "scripts" / "probe.py"), "--url", url, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
+    return result.returncode, result.stdout.strip()
+
+
+@pytest.fixture
+def lost() -> Iterator[Server]:
+    """A server whose worker is dead."""
+    with running_server("small") as server:
+        worker_of(server.process.pid).kill()
+        eventually(lambda: health(server.url) == "UNHEALTHY", "the dead worker is noticed")
+        yield server
+
+
+def health(url: str) -> str:
+    answer = httpx.get(f"{url}/health-check", timeout=10)
+    assert answer.status_code == 200, "whatever the status"
+    return str(answer.json()["status"])
+
+
+def test_a_server_that_takes_predictions_is_ready_and_live(server: Server) -> None:
+    assert probe(server.url) == probe(server.url, "--live") == (0, "READY")
+    assert probe(server.url, "--end", str(server.process.pid)) == (0, "READY")
+    assert server.predict({"text": "still here"})["status"] == "succeeded"
+
+
+def test_a_server_that_sets_up_is_live_and_not_ready(tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    fault.write_text("wait", encoding="utf-8")
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = servers.start(port, "small", tmp_path / "log", settings=STUB | {"FAULT": str(fault)})
+    try:
+        eventually(lambda: probe(url)[1] != "NO ANSWER", "the server listens")
+        assert probe(url) == (1, "STARTING")
+        assert probe(url, "--end", str(process.pid)) == (1, "STARTING")
+        assert probe(url, "--live") == (0, "STARTING")
+        fault.unlink()
+        wait_until_ready(url)
+    finally:
+        servers.stop(process)
+
+
+def test_a_failed_setup_must_be_started_again(tmp_path: Path) -> None:
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = servers.start(port, str(tmp_path / "nothing"), tmp_path / "log")
+    try:
+        eventually(lambda: probe(url)[1] == "SETUP_FAILED", "the setup fails")
+        assert probe(url, "--live") == (1, "SETUP_FAILED")
+        probe(url, "--end", str(process.pid))
+        process.wait(30)
+    finally:
+        servers.stop(process)
+
+
+def test_a_server_without_its_worker_must_be_started_again(lost: Server) -> None:
+    assert probe(lost.url) == probe(lost.url, "--live") == (1, "UNHEALTHY")
+    answers = [httpx.post(f"{lost.url}/predictions", json={"input": {"text": "a"}}, timeout=30) for _ in range(300)]
+    assert answers[-1].status_code == 409, "Cog's server does not recover by itself"
+    assert health(lost.url) == "UNHEALTHY"
+
+
+def test_the_probe_ends_a_server_without_its_worker(lost: Server) -> None:
+    status, _ = probe(lost.url, "--end", str(lost.process.pid))
+    assert status == 1
+    assert lost.process.wait(30) == 0
+    assert probe(lost.url) == (1, "NO ANSWER")
+
+
+def test_the_probe_ends_a_server_whose_engine_is_dead_and_all_its_processes(tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    with running_server("small", settings=STUB | {"FAULT": str(fault)}) as server:
+        processes = tree(server.process.pid)
+        fault.write_text("die", encoding="utf-8")
+        assert server.predict({"text": "anybody there?"})["status"] == "failed"
+        eventually(lambda: health(server.url) == "UNHEALTHY", "the dead engine is noticed")
+        probe(server.url, "--end", str(server.process.pid))
+        server.process.wait(30)
+        eventually(lambda: all(map(is_gone, processes)), "no process is left")

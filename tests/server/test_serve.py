@@ -1,0 +1,145 @@
+"""`python -m scripts.server`: whoever ends it ends all of it after the accepted requests; what is lost starts again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from scripts.make_openapi import ROOT
+from scripts.server import free_port
+from tests.support.processes import eventually, is_gone, tree, wait_until_ready, worker_of
+
+
+def work(texts: int) -> dict[str, object]:
+    """Return the inputs of a prediction; ten texts take about a second on two cores."""
+    return {"texts": [f"{i} " + "word " * 3_000 for i in range(texts)]}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A command that keeps a server running, and the server's address."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def ask(self, inputs: dict[str, object]) -> str:
+        answer = httpx.post(f"{self.url}/predictions", json={"input": inputs}, timeout=120)
+        return str(answer.json()["status"])
+
+
+@contextmanager
+def served(log: Path, command: list[str], weights: str = "small") -> Iterator[Served]:
+    """Run a command with PORT and WEIGHTS set; in the end kill what is left of it."""
+    port = free_port()
+    environment = os.environ | {"PORT": str(port), "WEIGHTS": weights}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield Served(process, f"http://127.0.0.1:{port}")
+    finally:
+        for each in reversed(tree(process.pid)) if process.poll() is None else []:
+            each.kill()
+        process.wait()
+
+
+def to_the_command(served: Served) -> None:
+    served.process.terminate()
+
+
+def to_the_command_as_control_c(served: Served) -> None:
+    served.process.send_signal(signal.SIGINT)
+
+
+def to_every_process(served: Served) -> None:  # as systemd does
+    for each in tree(served.process.pid):
+        each.terminate()
+
+
+MODULE = [sys.executable, "-m", "scripts.server"]
+
+
+@pytest.mark.parametrize(
+    ("command", "end", "status"),
+    [
+        (MODULE, to_the_command, 0),
+        (MODULE, to_the_command_as_control_c, 0),
+        (MODULE, to_every_process, 0),
+        (["make", "serve", f"RUN={sys.executable}"], to_the_command, -signal.SIGTERM),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGTERM to all", "SIGTERM to make"],
+)
+def test_a_signal_ends_the_whole_tree_after_the_accepted_requests(
+    tmp_path: Path, command: list[str], end: Callable[[Served], None], status: int
+) -> None:
+    # make would otherwise set up another environment than the one that runs the tests
+    (tmp_path / "ready").touch()
+    command = [*command, f"READY={tmp_path / 'ready'}"] if command[0] == "make" else command
+    with served(tmp_path / "log", command) as running, ThreadPoolExecutor(1) as pool:
+        wait_until_ready(running.url)
+        processes = tree(running.process.pid)
+        assert len(processes) >= 3
+        accepted = pool.submit(running.ask, work(20))
+        time.sleep(0.5)
+        assert not accepted.done()
+        end(running)
+        assert accepted.result() == "succeeded"
+        assert running.process.wait(60) == status
+        eventually(lambda: all(map(is_gone, processes)), "no process is left")
+
+
+def test_a_second_signal_does_not_wait_for_requests(tmp_path: Path) -> None:
+    with served(tmp_path / "log", MODULE) as running, ThreadPoolExecutor(1) as pool:
+        wait_until_ready(running.url)
+        processes = tree(running.process.pid)
+        accepted = pool.submit(running.ask, work(2_000))
+        time.sleep(0.5)
+        for _ in range(2):
+            running.process.terminate()
+            time.sleep(0.2)
+        assert running.process.wait(30) == 0
+        assert isinstance(accepted.exception(), httpx.TransportError)
+        eventually(lambda: all(map(is_gone, processes)), "no process is left")
+
+
+def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
+    with served(tmp_path / "log", MODULE) as running:
+        wait_until_ready(running.url)
+        processes = tree(running.process.pid)
+        running.process.kill()
+        eventually(lambda: all(map(is_gone, processes)), "no process is left")
+
+
+def test_a_server_whose_worker_dies_fails_what_it_had_at_once_and_is_back_within_seconds(tmp_path: Path) -> None:
+    with served(tmp_path / "log", MODULE) as running, ThreadPoolExecutor(8) as pool:
+        wait_until_ready(running.url)
+        worker = worker_of(running.process.pid)
+        asked = [pool.submit(running.ask, work(500)) for _ in range(8)]
+        time.sleep(0.5)
+        died = time.monotonic()
+        worker.kill()
+        outcomes = [one.exception() or one.result() for one in asked]
+        assert all(one == "failed" or isinstance(one, httpx.TransportError) for one in outcomes)
+        assert time.monotonic() - died < 10  # computing them would have taken longer
+        eventually(lambda: is_gone(worker), "the worker is gone")
+        wait_until_ready(running.url)
+        assert worker_of(running.process.pid).pid != worker.pid
+        assert running.ask({"text": "Are you back?"}) == "succeeded"
+        print(f"back {time.monotonic() - died:.1f} s after its worker died")
+        assert "the server is lost; starting it again" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def test_weights_that_cannot_be_loaded_end_the_command(tmp_path: Path) -> None:
+    with served(tmp_path / "log", MODULE, weights=str(tmp_path / "nothing")) as running:
+        assert running.process.wait(120) == 1
+    assert "no such directory" in (tmp_path / "log").read_text(encoding="utf-8")
+    assert not [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"])]

@@ -1,0 +1,106 @@
+"""A file prediction where files are uploaded, as on Replicate: the answer is the file's URL, or fails cleanly."""
+
+import io
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow.parquet as pq
+import pytest
+
+from scripts.server import Server, running_server
+
+FILE = {"file": 'data:application/jsonl,{"text": "one"}%0A{"text": 2}%0A{"text": "three"}', "file_format": "jsonl"}
+
+
+@dataclass
+class Storage:
+    """Where a server uploads files to, and what it answers."""
+
+    url: str = ""
+    status: int = 201
+    open: threading.Event = field(default_factory=threading.Event)
+    """While it is not set, uploads are received and wait for their answer."""
+    asked: threading.Event = field(default_factory=threading.Event)
+    puts: list[tuple[str, str, bytes]] = field(default_factory=list)
+    """Path, content type and content of each upload."""
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Storage]:
+    state = Storage()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            state.asked.set()
+            state.open.wait(60)
+            state.puts.append((self.path, self.headers["Content-Type"], content))
+            self.send_response(state.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        state.url = f"http://127.0.0.1:{http.server_port}/files"
+        yield state
+        http.shutdown()
+
+
+@pytest.fixture(scope="module")
+def uploading(storage: Storage) -> Iterator[Server]:
+    with running_server("small", options=("--upload-url", storage.url)) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def fresh(storage: Storage) -> None:
+    storage.status = 201
+    storage.open.set()
+    storage.asked.clear()
+    storage.puts.clear()
+
+
+def test_the_file_is_uploaded_and_its_url_is_the_answer(uploading: Server, storage: Storage) -> None:
+    answer = uploading.predict(FILE | {"on_error": "skip"})
+    assert answer["output"] == f"{storage.url}/vectors.parquet"
+    [(path, kind, content)] = storage.puts
+    assert path == "/files/vectors.parquet" and "parquet" in kind
+    table = pq.read_table(io.BytesIO(content))
+    assert table["id"].to_pylist() == [1, 3]
+    metrics = answer["metrics"]
+    assert (metrics["rows"], metrics["skipped"]) == (2, 1) and metrics["token_count"] > 10
+    assert table.schema.metadata[b"model"].decode() == metrics["model"]
+    assert "file, line 2: text: it is a number; give a string; skipped" in answer["logs"]
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_refused_upload_fails_the_prediction_and_nothing_else(
+    uploading: Server, storage: Storage, status: int
+) -> None:
+    storage.status = status
+    answer = uploading.predict(FILE | {"on_error": "skip"})
+    assert answer["status"] == "failed" and "output" not in answer
+    assert f"upload returned status {status}" in answer["error"]
+    storage.status = 200
+    assert uploading.predict(FILE | {"on_error": "skip"})["status"] == "succeeded"
+
+
+def test_single_requests_are_answered_while_a_file_is_uploaded(uploading: Server, storage: Storage) -> None:
+    """The file is tens of megabytes, which in an object would be inlined and hold up everybody."""
+    storage.open.clear()
+    lines = "%0A".join(f"line {i}" for i in range(10_000))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(uploading.predict, {"file": f"data:text/plain,{lines}"})
+        assert storage.asked.wait(120), "the upload begins"
+        for i in range(20):
+            assert uploading.predict({"text": f"beside it {i}"}, timeout_s=5)["status"] == "succeeded"
+        assert not running.done()
+        storage.open.set()
+        assert running.result()["output"] == f"{storage.url}/vectors.parquet"
+    assert len(storage.puts[0][2]) > 20_000_000

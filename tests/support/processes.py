@@ -1,0 +1,40 @@
+"""Servers as processes of this machine: waiting for them, their trees, and what is left of them."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+from scripts import probe
+
+PATIENCE_S = 120.0
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something holds; fail after PATIENCE_S."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.05)
+
+
+def wait_until_ready(url: str) -> None:
+    """Wait until a server takes predictions."""
+    eventually(lambda: probe.status(url) in probe.SERVES, f"{url} is ready")
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all that it started, the youngest last."""
+    process = psutil.Process(pid)
+    return sorted([process, *process.children(recursive=True)], key=lambda each: each.create_time())
+
+
+def worker_of(pid: int) -> psutil.Process:
+    """Return the process in which Cog's server runs the predictor."""
+    [worker] = [each for each in tree(pid) if "_run_worker" in " ".join(each.cmdline())]
+    return worker
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
