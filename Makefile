@@ -77,4 +77,4 @@ $(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cog .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -11,7 +11,7 @@ from engine.contract import DeviceError
 if TYPE_CHECKING:
     import torch
 
-# The oldest compute capability that torch's builds for CUDA 13 have machine code for.
+# The oldest compute capability that torch's builds for CUDA 12.8 and 13 both have machine code for.
 OLDEST_CAPABILITY = (7, 5)
 
 

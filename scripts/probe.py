@@ -2,7 +2,7 @@
 
     python scripts/probe.py             # exit status 0 if it takes predictions, 1 while it sets up or is unwell
     python scripts/probe.py --live      # exit status 1 only if it must be started again
-    python scripts/probe.py --end 1     # if it must, end the process 1, so that whatever runs the container restarts it
+    python scripts/probe.py --end 1     # if it says so, end process 1: whatever runs the container starts it again
 
 The image has this file; it needs nothing but Python.
 """
@@ -18,6 +18,8 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
+# The server is on this machine, whatever proxy the environment names.
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 SERVES = ("READY", "BUSY")
 LIVES = (*SERVES, "STARTING")
 NO_ANSWER = "NO ANSWER"
@@ -31,16 +33,19 @@ PAUSE_S = 1.0
 def status(url: str) -> str:
     """Return the status in the server's health check, NO_ANSWER if there is none."""
     try:
-        with urllib.request.urlopen(f"{url}/health-check", timeout=ANSWER_TIMEOUT_S) as answer:
+        with DIRECTLY.open(f"{url}/health-check", timeout=ANSWER_TIMEOUT_S) as answer:
             return str(json.load(answer)["status"])
     except (OSError, HTTPException, ValueError, KeyError):
         return NO_ANSWER
 
 
 def is_lost(url: str) -> bool:
-    """Return whether the server will not serve again: BAD_ANSWERS in a row, PAUSE_S apart."""
+    """Return whether the server will not serve again: BAD_ANSWERS in a row, PAUSE_S apart.
+
+    One that does not answer begins, or ends as it was told to and finishes its last requests.
+    """
     for _ in range(BAD_ANSWERS):
-        if status(url) in LIVES:
+        if status(url) in (*LIVES, NO_ANSWER):
             return False
         time.sleep(PAUSE_S)
     return True
@@ -59,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT', '5000')}")
     parser.add_argument("--live", action="store_true", help="only fail if the server must be started again")
-    parser.add_argument("--end", type=int, metavar="PID", help="if it must, end this process")
+    parser.add_argument("--end", type=int, metavar="PID", help="if it says so, end this process")
     args = parser.parse_args()
     if args.end is not None and is_lost(args.url):
         end(args.end)

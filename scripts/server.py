@@ -124,9 +124,9 @@ def running_server(
 
 def free_port() -> int:
     """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _wait_until_ready(server: Server) -> None:
@@ -189,12 +189,11 @@ def serve(port: int, weights: str | None, host: str) -> int:
 
 def _watch(process: subprocess.Popen[bytes], url: str, signals: Sequence[int]) -> bool:
     """Wait for a signal or until the server is lost; return whether it was ready."""
-    answered = was_ready = False
+    was_ready = False
     while not signals and process.poll() is None:
         status = probe.status(url)
         was_ready |= status in (*probe.SERVES, "UNHEALTHY")
-        answered |= status != probe.NO_ANSWER
-        if answered and status not in probe.LIVES and probe.is_lost(url):
+        if status not in probe.LIVES and probe.is_lost(url):
             break
         time.sleep(WATCH_EVERY_S)
     return was_ready

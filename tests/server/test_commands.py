@@ -44,6 +44,12 @@ def test_a_failed_prediction_is_printed_and_exits_with_one(server: Server) -> No
     assert "text: the text is empty or blank" in json.loads(result.stdout)["error"]
 
 
+def test_only_a_file_is_written_to_a_file(server: Server, tmp_path: Path) -> None:
+    result = run("--url", server.url, "-i", "text=a", "-o", str(tmp_path / "a"))
+    assert result.returncode == 1 and "the answer is no file; give -i file=@..., or leave -o out" in result.stderr
+    assert not (tmp_path / "a").exists()
+
+
 def test_no_server_at_the_url_is_said_so() -> None:
     result = run("--url", "http://127.0.0.1:9", "-i", "text=a")
     assert result.returncode == 1

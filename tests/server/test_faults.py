@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,10 @@ import pytest
 
 import encoding
 from prediction_folders import FOLDER, PredictionFolders
+from scripts import probe
+from scripts.make_openapi import ROOT
 from scripts.server import Server, running_server
+from tests.support.processes import eventually, is_gone, tree
 
 STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
 
@@ -134,10 +139,13 @@ def test_a_dead_engine_thread_is_reported(faulty: Server, fault: Path) -> None:
     for _ in range(2):
         answer = faulty.predict({"text": "anybody there?"}, timeout_s=20)
         assert answer["status"] == "failed" and "start the server again" in answer["error"]
-    deadline = time.monotonic() + 120
-    while httpx.get(f"{faulty.url}/health-check", timeout=10).json()["status"] != "UNHEALTHY":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    eventually(lambda: probe.status(faulty.url) == "UNHEALTHY", "the dead engine is noticed")
+    # What Docker's health check runs ends a server whose worker still lives, and that worker.
+    processes = tree(faulty.process.pid)
+    command = [sys.executable, "scripts/probe.py", "--url", faulty.url, "--end", str(faulty.process.pid)]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 1
+    faulty.process.wait(30)
+    eventually(lambda: all(map(is_gone, processes)), "no process is left")
 
 
 def test_overload_is_said_at_once_and_passes(fault: Path) -> None:

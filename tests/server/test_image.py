@@ -183,11 +183,12 @@ def test_make_push_wants_a_name_before_anything_else(checkout: Path, small: Path
     assert (image / ".cog" / "openapi_schema.json").read_bytes() == (ROOT / "openapi.json").read_bytes()
 
 
-def test_the_weights_that_are_baked_by_default_are_the_genuine_ones(checkout: Path) -> None:
-    with running_hub(checkout) as hub:
-        hub.faults.refusal = (404, "RepoNotFound")
-        refused = make(checkout, "bake", HF_ENDPOINT=hub.url, HF_TOKEN="hf_x", HTTPS_PROXY="http://127.0.0.1:9")
-    assert refused.returncode != 0 and "WEIGHTS unset, google/embeddinggemma-300m" in refused.stderr
+@pytest.mark.parametrize(("arguments", "weights"), [((), ""), (("WEIGHTS=some/model",), "some/model")])
+def test_the_weights_that_are_baked_by_default_are_the_genuine_ones(
+    checkout: Path, arguments: tuple[str, ...], weights: str
+) -> None:
+    commands = make(checkout, "bake", "--dry-run", *arguments).stdout
+    assert f"WEIGHTS={weights} {sys.executable} -m scripts.fetch_weights --bake" in commands
 
 
 def test_a_folder_is_not_baked(checkout: Path) -> None:

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -11,7 +13,7 @@ import pytest
 from scripts import server as servers
 from scripts.make_openapi import ROOT
 from scripts.server import Server, running_server
-from tests.support.processes import eventually, is_gone, tree, wait_until_ready, worker_of
+from tests.support.processes import eventually, wait_until_ready, worker_of
 
 STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
 
@@ -77,9 +79,30 @@ def test_a_failed_setup_must_be_started_again(tmp_path: Path) -> None:
 
 def test_a_server_without_its_worker_must_be_started_again(lost: Server) -> None:
     assert probe(lost.url) == probe(lost.url, "--live") == (1, "UNHEALTHY")
-    answers = [httpx.post(f"{lost.url}/predictions", json={"input": {"text": "a"}}, timeout=30) for _ in range(300)]
+    with httpx.Client(timeout=30) as client:
+        answers = [client.post(f"{lost.url}/predictions", json={"input": {"text": "a"}}) for _ in range(300)]
     assert answers[-1].status_code == 409, "Cog's server does not recover by itself"
     assert health(lost.url) == "UNHEALTHY"
+
+
+def test_the_probe_leaves_a_server_that_finishes_its_last_requests(tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    with (
+        running_server("small", settings=STUB | {"FAULT": str(fault)}) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        fault.write_text("sleep 5", encoding="utf-8")
+        accepted = pool.submit(server.predict, {"text": "finish what you began"})
+        time.sleep(1)
+        server.process.terminate()
+        eventually(lambda: probe(server.url)[1] == "NO ANSWER", "the server no longer listens")
+        assert probe(server.url, "--end", str(server.process.pid)) == (1, "NO ANSWER")
+        assert accepted.result()["status"] == "succeeded"
+
+
+def test_a_proxy_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert probe(server.url) == (0, "READY")
 
 
 def test_the_probe_ends_a_server_without_its_worker(lost: Server) -> None:
@@ -87,15 +110,3 @@ def test_the_probe_ends_a_server_without_its_worker(lost: Server) -> None:
     assert status == 1
     assert lost.process.wait(30) == 0
     assert probe(lost.url) == (1, "NO ANSWER")
-
-
-def test_the_probe_ends_a_server_whose_engine_is_dead_and_all_its_processes(tmp_path: Path) -> None:
-    fault = tmp_path / "fault"
-    with running_server("small", settings=STUB | {"FAULT": str(fault)}) as server:
-        processes = tree(server.process.pid)
-        fault.write_text("die", encoding="utf-8")
-        assert server.predict({"text": "anybody there?"})["status"] == "failed"
-        eventually(lambda: health(server.url) == "UNHEALTHY", "the dead engine is noticed")
-        probe(server.url, "--end", str(server.process.pid))
-        server.process.wait(30)
-        eventually(lambda: all(map(is_gone, processes)), "no process is left")
