@@ -80,10 +80,10 @@ def start(
     shutil.copyfile(OPENAPI, schema)
     run = find_run(ast.parse(PREDICT.read_text(encoding="utf-8")))
     config = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
-    environment = dict(line.split("=", 1) for line in config["environment"]) | os.environ
+    environment = dict(line.split("=", 1) for line in config["environment"])
+    environment |= {"COG_PREDICT_TYPE_STUB": config["run"], "COG_MAX_CONCURRENCY": str(concurrency(run))}
+    environment |= os.environ
     environment |= {
-        "COG_PREDICT_TYPE_STUB": config["run"],
-        "COG_MAX_CONCURRENCY": str(concurrency(run)),
         "PORT": str(port),
         # coglet starts its worker as plain `python`, which must be this one.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

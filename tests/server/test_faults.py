@@ -21,9 +21,7 @@ from prediction_folders import FOLDER, PredictionFolders
 from scripts import probe
 from scripts.make_openapi import ROOT
 from scripts.server import Server, running_server
-from tests.support.processes import eventually, is_gone, tree
-
-STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
+from tests.support.servers import STUB, eventually, is_gone, order, tree
 
 
 @pytest.fixture
@@ -35,13 +33,6 @@ def fault(tmp_path: Path) -> Path:
 def faulty(fault: Path) -> Iterator[Server]:
     with running_server("small", settings=STUB | {"FAULT": str(fault), "CACHE_MB": "0"}) as running:
         yield running
-
-
-def order(fault: Path, what: str) -> None:
-    """Let the next batch do `what`."""
-    written = fault.with_suffix(".new")
-    written.write_text(what, encoding="utf-8")
-    written.rename(fault)
 
 
 def ask(server: Server, **inputs: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ from scripts import probe
 from scripts.make_openapi import ROOT
 from scripts.server import free_port
 from tests.support.hub import running_hub
-from tests.support.processes import eventually
+from tests.support.servers import eventually
 
 # What lies in a folder in which somebody works.
 STRAY = (

@@ -13,9 +13,7 @@ import pytest
 from scripts import server as servers
 from scripts.make_openapi import ROOT
 from scripts.server import Server, running_server
-from tests.support.processes import eventually, wait_until_ready, worker_of
-
-STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
+from tests.support.servers import STUB, eventually, order, wait_until_ready, worker_of
 
 
 def probe(url: str, *options: str) -> tuple[int, str]:
@@ -49,7 +47,7 @@ def test_a_server_that_takes_predictions_is_ready_and_live(server: Server) -> No
 
 def test_a_server_that_sets_up_is_live_and_not_ready(tmp_path: Path) -> None:
     fault = tmp_path / "fault"
-    fault.write_text("wait", encoding="utf-8")
+    order(fault, "wait")
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
     process = servers.start(port, "small", tmp_path / "log", settings=STUB | {"FAULT": str(fault)})
@@ -91,7 +89,7 @@ def test_the_probe_leaves_a_server_that_finishes_its_last_requests(tmp_path: Pat
         running_server("small", settings=STUB | {"FAULT": str(fault)}) as server,
         ThreadPoolExecutor(1) as pool,
     ):
-        fault.write_text("sleep 5", encoding="utf-8")
+        order(fault, "sleep 5")
         accepted = pool.submit(server.predict, {"text": "finish what you began"})
         time.sleep(1)
         server.process.terminate()

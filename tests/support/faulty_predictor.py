@@ -6,6 +6,7 @@ While that file says `wait`, the setup does not begin.
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ class Predictor(predict.Predictor):
     def setup(self) -> None:
         """Set up as usual, then put the faults in front of the engine."""
         file = Path(os.environ["FAULT"])
-        while file.exists() and file.read_text(encoding="utf-8") == "wait":
-            time.sleep(0.05)
+        with suppress(FileNotFoundError):
+            while file.read_text(encoding="utf-8") == "wait":
+                time.sleep(0.05)
         super().setup()
         launch = self.service.engine.launch
 

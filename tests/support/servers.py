@@ -1,13 +1,23 @@
-"""Servers as processes of this machine: waiting for them, their trees, and what is left of them."""
+"""Servers as processes of this machine: making them fail, waiting for them, and what is left of them."""
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
 from scripts import probe
 
+# With it a server does what the file says that the variable FAULT names.
+STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
 PATIENCE_S = 120.0
+
+
+def order(fault: Path, what: str) -> None:
+    """Let the next batch do `what`."""
+    written = fault.with_suffix(".new")
+    written.write_text(what, encoding="utf-8")
+    written.rename(fault)
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
