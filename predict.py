@@ -190,6 +190,7 @@ class Predictor(BaseRunner):
             path = self.folders.make() / f"vectors.{source.output_format}"
             tokenizer, model = self.service.engine.tokenizer, self.service.model
             written = await embed_file(source, path, options, tokenizer, self.service.batcher.embed, model)
+        logger.info("%d rows, %d skipped, %d tokens, by %s", written.rows, written.skipped, written.tokens, model)
         facts = {"rows": written.rows, "skipped": written.skipped, "token_count": written.tokens, "model": model}
         for metric, value in facts.items():
             self.record_metric(metric, value)

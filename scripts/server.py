@@ -166,17 +166,17 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def serve(port: int, weights: str | None, host: str) -> int:
+def serve(port: int, weights: str | None, host: str, options: Sequence[str] = ()) -> int:
     """Run a server until SIGTERM, SIGINT or SIGHUP, and start it again when it is lost; return the exit status.
 
-    A server that was never ready is not started again: 1.
+    `options` are those of `start` but for the host. A server that was never ready is not started again: 1.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
     was_ready = False
     while True:
-        process = start(port, weights, options=("--host", host))
+        process = start(port, weights, options=("--host", host, *options))
         was_ready |= _watch(process, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", signals)
         if signals:
             stop(process, signals)
@@ -207,8 +207,9 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "5000")))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--upload-url", help="where to PUT the files that predictions answer with")
     args = parser.parse_args()
-    sys.exit(serve(args.port, args.weights, args.host))
+    sys.exit(serve(args.port, args.weights, args.host, ["--upload-url", args.upload_url] if args.upload_url else []))
 
 
 if __name__ == "__main__":

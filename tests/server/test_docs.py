@@ -173,7 +173,7 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 def test_every_option_that_a_page_names_exists(page: str) -> None:
     sources = [path.read_text(encoding="utf-8") for room in ROOMS[-3:] for path in (ROOT / room).glob("*.py")]
     options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
-    options |= {"--openapi-schema", "--upload-url", "--rm", "--gpus"}  # of Cog and Docker
+    options |= {"--openapi-schema", "--rm", "--gpus"}  # of Cog and Docker
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options
 
 

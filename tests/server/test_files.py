@@ -117,7 +117,9 @@ def test_a_file_within_the_request(server: Server) -> None:
     lines = data_url("".join(f"{text}\n" for text in texts).encode(), "text/plain")
     answer = server.predict({"file": lines, "task": "clustering", "precision": "int8"})
     assert answer["logs"].strip().startswith("INFO corpus.prediction: 20 of about 20 rows, ")
-    assert answer["metrics"]["token_count"] > 20
+    tokens, model = answer["metrics"]["token_count"], answer["metrics"]["model"]
+    assert tokens > 20 and model.startswith("small@")
+    assert f"INFO predict: 20 rows, 0 skipped, {tokens} tokens, by {model}" in answer["logs"]
     table = table_of(answer)
     alone = encoding.decode(server.predict({"texts": texts, "task": "clustering", "precision": "int8"}))
     # The last bit of a float may differ with the batch, and with it what it is rounded to.

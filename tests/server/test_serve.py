@@ -18,6 +18,7 @@ import pytest
 from scripts.make_openapi import ROOT
 from scripts.server import free_port
 from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_ready, worker_of
+from tests.support.storage import running_storage
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,24 @@ def test_a_signal_ends_the_whole_tree_after_the_accepted_requests(
         assert accepted.result() == "succeeded"
         assert running.process.wait(60) == status
         eventually(lambda: all(map(is_gone, processes)), "no process is left")
+
+
+def test_make_serve_listens_where_its_command_line_says_and_nowhere_else() -> None:
+    def command(*arguments: str) -> str:
+        environment = os.environ | {"HOST": "example.com"}  # as some systems set it
+        run = ["make", "--dry-run", "serve", *arguments]
+        return subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+
+    assert "-m scripts.server --host 127.0.0.1\n" in command()
+    assert "-m scripts.server --host 0.0.0.0\n" in command("HOST=0.0.0.0")
+
+
+def test_files_are_uploaded_where_the_command_says(tmp_path: Path) -> None:
+    with running_storage() as storage, served(tmp_path, [*MODULE, "--upload-url", storage.url]) as running:
+        wait_until_ready(running.url)
+        inputs = {"file": "data:text/plain,one"}
+        answer = httpx.post(f"{running.url}/predictions", json={"input": inputs}, timeout=60).json()
+        assert answer["output"] == f"{storage.url}/vectors.parquet"
 
 
 def test_a_second_signal_does_not_wait_for_requests(tmp_path: Path) -> None:
