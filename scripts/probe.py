@@ -53,9 +53,10 @@ def is_lost(url: str) -> bool:
 
 def end(pid: int) -> None:
     """End a process, and at once what it started: a hanging worker would keep Cog's server waiting for its answers."""
-    with suppress(OSError):  # not Linux, or just gone
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-            os.kill(int(child), signal.SIGKILL)
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # of each of its threads
+        with suppress(OSError):  # just gone
+            for child in children.read_text(encoding="ascii").split():
+                os.kill(int(child), signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
 

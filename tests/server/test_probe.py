@@ -12,8 +12,9 @@ import pytest
 
 from scripts import server as servers
 from scripts.make_openapi import ROOT
+from scripts.probe import end
 from scripts.server import Server, running_server
-from tests.support.servers import STUB, eventually, order, wait_until_ready, worker_of
+from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_ready, worker_of
 
 
 def probe(url: str, *options: str) -> tuple[int, str]:
@@ -108,3 +109,15 @@ def test_the_probe_ends_a_server_without_its_worker(lost: Server) -> None:
     assert status == 1
     assert lost.process.wait(30) == 0
     assert probe(lost.url) == (1, "NO ANSWER")
+
+
+def test_ending_a_server_does_not_wait_for_a_worker_that_hangs() -> None:
+    with running_server("small") as server, ThreadPoolExecutor(1) as pool:
+        processes = tree(server.process.pid)
+        worker_of(server.process.pid).suspend()
+        asked = pool.submit(server.predict, {"text": "for ever"}, timeout_s=60)
+        time.sleep(0.5)
+        end(server.process.pid)
+        assert server.process.wait(20) == 0
+        assert asked.exception() or asked.result()["error"] == "Worker crashed"
+        eventually(lambda: all(map(is_gone, processes)), "no process is left")
