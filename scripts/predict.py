@@ -69,7 +69,10 @@ def _from_json(name: str, value: str, kind: str) -> Any:
 
 def _save_file(answer: dict[str, Any], path: Path) -> None:
     """Write the file that an answer has as a data URL, and put its path in the answer. Raises ValueError, OSError."""
-    kind, comma, content = str(answer.get("output")).partition(";base64,")
+    output = str(answer.get("output"))
+    if output.startswith(("http://", "https://")):
+        raise ValueError(f"-o {path}: the server has stored the file; download it from {output}")
+    kind, comma, content = output.partition(";base64,")
     if not comma or not kind.startswith("data:"):
         raise ValueError(f"-o {path}: the answer is no file; give -i file=@..., or leave -o out")
     path.write_bytes(base64.b64decode(content))

@@ -17,6 +17,7 @@ import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 # The server is on this machine, whatever proxy the environment names.
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -30,13 +31,18 @@ BAD_ANSWERS = 3
 PAUSE_S = 1.0
 
 
-def status(url: str) -> str:
-    """Return the status in the server's health check, NO_ANSWER if there is none."""
+def health(url: str) -> dict[str, Any]:
+    """Return the server's health check, of which only the `status` NO_ANSWER where there is none."""
     try:
         with DIRECTLY.open(f"{url}/health-check", timeout=ANSWER_TIMEOUT_S) as answer:
-            return str(json.load(answer)["status"])
-    except (OSError, HTTPException, ValueError, KeyError):
-        return NO_ANSWER
+            return dict(json.load(answer))
+    except (OSError, HTTPException, ValueError, TypeError):
+        return {"status": NO_ANSWER}
+
+
+def status(url: str) -> str:
+    """Return the status in the server's health check, NO_ANSWER if there is none."""
+    return str(health(url).get("status", NO_ANSWER))
 
 
 def is_lost(url: str) -> bool:

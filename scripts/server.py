@@ -134,10 +134,7 @@ def _wait_until_ready(server: Server) -> None:
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise ServerError(f"the server stopped with exit code {server.process.returncode}:\n{_tail(server.log)}")
-        try:
-            health = httpx.get(f"{server.url}/health-check", timeout=5).json()
-        except httpx.TransportError:
-            health = {"status": "STARTING"}
+        health = probe.health(server.url)
         if health["status"] == "READY":
             return
         if health["status"] == "SETUP_FAILED":

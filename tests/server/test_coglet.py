@@ -32,7 +32,7 @@ def test_a_path_is_uploaded_bare_and_inlined_in_an_object() -> None:
         assert [content for _, _, content in storage.puts] == [b"content"]
 
 
-def test_a_term_signal_is_waited_out_without_limit_and_a_second_one_changes_nothing(toy: Server) -> None:
+def test_a_term_signal_is_waited_out_and_a_second_one_changes_nothing(toy: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(toy.predict, {"text": "sleep 5"})
         time.sleep(0.5)

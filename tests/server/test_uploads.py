@@ -1,12 +1,16 @@
 """A file prediction where files are uploaded, as on Replicate: the answer is the file's URL, or fails cleanly."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from scripts.make_openapi import ROOT
 from scripts.server import Server, running_server
 from tests.support.storage import Storage, running_storage
 
@@ -71,3 +75,10 @@ def test_single_requests_are_answered_while_a_file_is_uploaded(uploading: Server
         storage.open.set()
         assert running.result()["output"] == f"{storage.url}/vectors.parquet"
     assert len(storage.puts[0][2]) > 10_000_000
+
+
+def test_the_command_names_the_url_of_a_stored_file(uploading: Server, storage: Storage, tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/predict.py", "--url", uploading.url, "-o", str(tmp_path / "a")]
+    result = subprocess.run([*command, "-i", "file=data:text/plain,one"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"the server has stored the file; download it from {storage.url}/vectors.parquet" in result.stderr
