@@ -6,11 +6,9 @@ head_dim], the texts' segments, the largest visible |i - j| (None where all is v
 return [tokens, heads, head_dim].
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,21 +38,15 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, windo
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None, scale: float) -> Tensor:
     """Attend in one kernel for the whole batch, without reading lengths on the host.
 
-    For CUDA devices of compute capability 8.0 and up, float16 and bfloat16, head_dim up to 256.
+    For CUDA devices of compute capability 8.0 and up, float16 and bfloat16, head_dim up to 256. This is the operator
+    that `torch.nn.attention.varlen.varlen_attn` calls, without what that does around it for training.
     """
-    from torch.nn.attention.varlen import varlen_attn  # takes a second, which a CPU need not spend
-
-    cu_seqlens, longest = segments.cu_seqlens, segments.longest
-    sides = (-1, -1) if window is None else (window, window)
-    options: dict[str, Any] = {"scale": scale, "window_size": sides} | _gqa_option(varlen_attn)
-    out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+    cu_seqlens, longest, side = segments.cu_seqlens, segments.longest, -1 if window is None else window
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, 0.0, False, False,
+        scale=scale, window_size_left=side, window_size_right=side,
+    )[0]  # fmt: skip
     return out
-
-
-@cache
-def _gqa_option(varlen_attn: Callable[..., Any]) -> dict[str, Any]:
-    """Return enable_gqa for torch 2.13, which must be told of fewer key/value heads; torch 2.11 has no such option."""
-    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, out: Tensor, window: int, scale: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Parameter
 
 from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
 from engine.model import Architecture, Network, NumberFormat
@@ -182,8 +183,14 @@ def _read_dense(directories: list[Path], columns: int) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def load_network(directory: Path, architecture: Architecture, numbers: NumberFormat, device: torch.device) -> Network:
-    """Return the network with the checkpoint's weights, on `device`.
+def load_network(
+    directory: Path,
+    architecture: Architecture,
+    numbers: NumberFormat,
+    device: torch.device,
+    table: Parameter | None = None,
+) -> Network:
+    """Return the network with the checkpoint's weights, on `device`; `table` is another network's embedding table.
 
     On a CPU the embedding table stays the mapped file, of which only the rows that texts need are ever read; the file
     must not be overwritten while the network lives. Raises CheckpointError when a file is not what the configs say.
@@ -191,17 +198,21 @@ def load_network(directory: Path, architecture: Architecture, numbers: NumberFor
     with torch.device(device):
         network = Network(architecture, numbers).eval()
     path = directory / "model.safetensors"
-    mapped = _Tensors(path).get(EMBEDDING_TABLE, (architecture.vocab_size, architecture.hidden))
-    if device.type == "cpu":
-        network.embedding.table.data = mapped
-    else:
-        network.embedding.table.data = torch.empty(mapped.shape, dtype=numbers.dtype, device=device)
-        _copy(mapped, network.embedding.table)
+    network.embedding.table = _load_table(path, architecture, numbers.dtype, device) if table is None else table
     _copy_tensors(path, network.destinations(), also={EMBEDDING_TABLE})
     for module, dense in zip(_read_modules(directory)[1:], network.dense, strict=True):
         _copy_tensors(module / "model.safetensors", {"linear.weight": dense.get_parameter("weight")})
     network.finish()
     return network
+
+
+def _load_table(path: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Parameter:
+    mapped = _Tensors(path).get(EMBEDDING_TABLE, (architecture.vocab_size, architecture.hidden))
+    table = mapped
+    if device.type != "cpu":
+        table = torch.empty(mapped.shape, dtype=dtype, device=device)
+        _copy(mapped, table)
+    return Parameter(table, requires_grad=False)
 
 
 def _copy_tensors(path: Path, destinations: Mapping[str, Tensor], also: Collection[str] = ()) -> None:

@@ -18,7 +18,7 @@ OLDEST_CAPABILITY = (7, 5)
 def choose_device(name: str | None = None) -> "torch.device":
     """Return the device of that name, or the GPU if there is one, else the CPU.
 
-    Raises DeviceError when there is a GPU that cannot be used, because it or its driver is too old.
+    Raises DeviceError when there is a GPU that cannot be used: it or its driver is too old, or it is too new.
     """
     import torch
 
@@ -27,7 +27,9 @@ def choose_device(name: str | None = None) -> "torch.device":
     if "too old" in fault:
         raise DeviceError(
             f"torch {torch.__version__} cannot use this machine's GPU: {fault} Update the NVIDIA driver to one that "
-            f"supports CUDA {torch.version.cuda}, or set CUDA_VISIBLE_DEVICES=-1 to compute on the CPU"
+            f"supports CUDA {torch.version.cuda}; on Replicate, where the driver is the host's, choose other hardware "
+            "in the settings of the model or deployment, or push an image without CUDA (make push CPU=1). With "
+            "CUDA_VISIBLE_DEVICES=-1 this one computes on the CPU"
         )
     if device.type == "cpu":
         return device
@@ -40,7 +42,26 @@ def choose_device(name: str | None = None) -> "torch.device":
             f"{torch.cuda.get_device_name(device)} has compute capability {actual}; {needed} (Turing) or newer is "
             "needed. Use a newer GPU, or set CUDA_VISIBLE_DEVICES=-1 to compute on the CPU"
         )
+    try:
+        _compute(device)
+    except RuntimeError as error:
+        name = torch.cuda.get_device_name(device)
+        raise DeviceError(
+            f"{name} cannot run this build of torch {torch.__version__} for CUDA {torch.version.cuda}: "
+            f"{_first_line(error)}. Where it says that there is no kernel image, the GPU is newer than the build; use "
+            "an older GPU, or a newer torch in requirements.txt"
+        ) from error
     return device
+
+
+def check_format(dtype: "torch.dtype", device: "torch.device") -> None:
+    """Raise DeviceError when the device has no matmul of this format."""
+    import torch
+
+    if dtype == torch.bfloat16 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise DeviceError(
+            f"DTYPE is bfloat16, which {torch.cuda.get_device_name(device)} has not; set DTYPE to float16 or float32"
+        )
 
 
 def _fault() -> str:
@@ -54,8 +75,18 @@ def _fault() -> str:
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return str(error).split("\n")[0]
+        return _first_line(error)
     return "torch sees no GPU"
+
+
+def _compute(device: "torch.device") -> None:
+    import torch
+
+    torch.ones(1, device=device).add_(1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
 
 
 def device_shares(count: int | None = None) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
-"""The forward pass of small batches as CUDA graphs: one launch from the host instead of hundreds.
+"""The forward pass as CUDA graphs: one launch from the host instead of hundreds.
 
-A graph computes with fixed sizes and at fixed addresses. So there is a graph for each of a few numbers of tokens, and
-all of them read one static buffer, into which every batch is copied. `Layout.fill` says how a smaller batch fits.
+A graph computes with fixed sizes and at fixed addresses. So there is a graph for each of a few layouts, and all of them
+read one static buffer, into which every batch is copied. `Layout.fill` says how a smaller batch fits.
 """
 
 import logging
@@ -18,15 +18,26 @@ logger = logging.getLogger(__name__)
 
 Run = Callable[[], Tensor]
 
-BUCKETS = tuple(
-    Layout(tokens, texts=max(4, tokens // 8))
-    for tokens in (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-)
-# Captured in setup, for single queries. Larger buckets are captured when they are first needed: setup stays short.
-COMMON_TOKENS = 128
-# Largest relative difference of a replay from the pass it was captured from. The kernels are the same, so only the
-# order of additions may differ.
+# Steps of a half and a third: at most a third of a replay is padding.
+TOKENS = (
+    32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384
+)  # fmt: skip
+# FlashAttention starts a block of threads for every 64 tokens of the longest text, in each text. So a layout has room
+# for many short texts or for few long ones, 16 of the longest at the least; a quarter as many blocks as tokens.
+LONGEST = (128, 512, 2048)
+TEXTS_OF_LONGEST = 16
+# Largest relative difference of a replay from the same pass launched kernel by kernel. The kernels are the same, so
+# only the order of additions may differ.
 REPLAY_ERROR = 1e-2
+# Token ids that every vocabulary has, as many as the longest text.
+SYNTHETIC_IDS = (np.arange(max(LONGEST)) % 2000 + 500).tolist()
+
+
+def buckets(most_tokens: int) -> list[Layout]:
+    """Return the layouts of up to `most_tokens`, smallest first."""
+    sizes = sorted({(tokens, min(tokens, longest)) for tokens in TOKENS for longest in LONGEST})
+    rooms = [(tokens, tokens * TEXTS_OF_LONGEST // longest, longest) for tokens, longest in sizes]
+    return [Layout(tokens, texts, texts, longest) for tokens, texts, longest in rooms if tokens <= most_tokens]
 
 
 def capturable(kernels: Kernels) -> bool:
@@ -54,56 +65,57 @@ def cuda_capture() -> Callable[[Run], Run]:
 
 
 class Graphs:
-    """Replays of a network's forward pass, each captured when it is first needed."""
+    """Replays of a network's forward pass, all captured at once, on token ids that say nothing."""
 
     def __init__(
         self,
         network: Callable[[Tensor, Segments], Tensor],
         device: torch.device,
         capture: Callable[[Run], Run],
-        buckets: Sequence[Layout] = BUCKETS,
+        layouts: Sequence[Layout],
     ) -> None:
-        self.buckets = sorted(buckets, key=lambda bucket: bucket.tokens)
+        """Capture the layouts, largest first: the smaller ones fit into its memory. One that fails is left out."""
         self._network, self._capture = network, capture
-        self._static = torch.zeros(max(bucket.size for bucket in buckets), dtype=torch.int32, device=device)
-        self._replays: dict[Layout, Run | None] = {}
+        self._static = torch.zeros(max(layout.size for layout in layouts), dtype=torch.int32, device=device)
+        largest_first = sorted(layouts, key=lambda layout: (layout.tokens, layout.longest), reverse=True)
+        captured = ((layout, self._checked_replay(layout)) for layout in largest_first)
+        self._replays = {layout: replay for layout, replay in captured if replay}
+        self.buckets = list(reversed(self._replays))
+        """The layouts that were captured, smallest first."""
 
-    def bucket(self, tokens: int, texts: int) -> Layout | None:
-        """Return the smallest bucket that holds so much and has not failed to be captured."""
-        fitting = (bucket for bucket in self.buckets if bucket.holds(tokens, texts))
-        return next((bucket for bucket in fitting if self._replays.get(bucket, True)), None)
+    def bucket(self, batch: Layout) -> Layout | None:
+        """Return the smallest bucket that holds such a batch."""
+        return next((bucket for bucket in self.buckets if bucket.holds(batch)), None)
 
-    def prepare(self, most_tokens: int = COMMON_TOKENS) -> None:
-        """Capture the buckets of up to `most_tokens`, largest first: the smaller ones fit into its memory."""
-        for bucket in reversed(self.buckets):
-            if bucket.tokens <= most_tokens:
-                self.run(bucket, bucket.pack([np.arange(2, bucket.tokens // 2).tolist(), [2, 1]]))
-
-    def run(self, bucket: Layout, host: Tensor) -> Tensor | None:
-        """Return float32 [bucket.texts, 768] for a buffer that the bucket packed; None if it cannot be captured.
+    def run(self, bucket: Layout, host: Tensor) -> Tensor:
+        """Return float32 [bucket.vectors, 768] for a buffer that the bucket packed.
 
         The result lies in static memory: copy it, on the same CUDA stream, before the next run.
         """
-        self._static[: bucket.size].copy_(host, non_blocking=True)
-        if bucket not in self._replays:
-            self._replays[bucket] = self._checked_replay(bucket)
-        replay = self._replays[bucket]
-        return replay() if replay else None
+        self._fill(host)
+        return self._replays[bucket]()
 
-    def _forward(self, bucket: Layout) -> Tensor:
-        token_ids, positions, cu_seqlens = bucket.parts(self._static)
-        return self._network(token_ids, Segments(cu_seqlens, positions, longest=bucket.tokens))
+    def _fill(self, host: Tensor) -> None:
+        self._static[: len(host)].copy_(host, non_blocking=True)
 
-    def _checked_replay(self, bucket: Layout) -> Run | None:
-        """Capture the pass over what the static buffer holds. Warns and returns None if that fails or replays wrong."""
+    def _forward(self, layout: Layout) -> Tensor:
+        return self._network(*layout.segments(self._static))
+
+    def _checked_replay(self, layout: Layout) -> Run | None:
+        """Capture the pass over one batch and replay it over another. Warns and returns None if either fails."""
         try:
-            expected = self._forward(bucket)  # compiles the kernels, which must not happen during a capture
-            replay = self._capture(lambda: self._forward(bucket))
-            error = ((replay() - expected).norm() / expected.norm()).item()
+            self._fill(layout.pack([SYNTHETIC_IDS[: layout.longest]]))
+            self._forward(layout)  # compiles the kernels, which must not happen during a capture
+            replay = self._capture(lambda: self._forward(layout))
+            half = -(-layout.longest // 2)
+            self._fill(layout.pack([SYNTHETIC_IDS[-half:], SYNTHETIC_IDS[: layout.longest - half]]))
+            expected = self._forward(layout)
+            rows = expected.isfinite().all(dim=1)  # a text may overflow float16
+            error = ((replay() - expected)[rows].norm() / expected[rows].norm()).item()
         except RuntimeError as raised:
-            logger.warning("no CUDA graph for %d tokens, each kernel is launched by itself: %s", bucket.tokens, raised)
+            logger.warning("no CUDA graph for %d tokens, each kernel is launched by itself: %s", layout.tokens, raised)
             return None
         if not error <= REPLAY_ERROR:
-            logger.warning("the CUDA graph for %d tokens is off by %.1e and is not used", bucket.tokens, error)
+            logger.warning("the CUDA graph for %d tokens is off by %.1e and is not used", layout.tokens, error)
             return None
         return replay

@@ -50,6 +50,7 @@ class NumberFormat:
 FLOAT32 = NumberFormat(torch.float32)
 BFLOAT16 = NumberFormat(torch.bfloat16)
 FLOAT16 = NumberFormat(torch.float16, shift=7)
+FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 
 class Linear(nn.Module):
@@ -186,7 +187,7 @@ class Network(nn.Module):
         self.dense = nn.ModuleList((Linear(inner, a.hidden, torch.float32), Linear(outer, inner, torch.float32)))
 
     def forward(self, token_ids: Tensor, segments: Segments) -> Tensor:
-        """Return float32 [texts, 768] for integer `token_ids` [tokens], or a row for each of `segments.pooled`."""
+        """Return float32 [vectors, 768] for integer `token_ids` [tokens]."""
         a, kernels, embedding = self.architecture, self.kernels, self.embedding
         full = Rotation(segments.positions, segments.longest, a.full_theta, a.head_dim)
         sliding = Rotation(segments.positions, segments.longest, a.sliding_theta, a.head_dim)
@@ -195,12 +196,9 @@ class Network(nn.Module):
         x, normed = kernels.embed_norm(token_ids, embedding.table, embedding.scale, norms[0])  # both [tokens, hidden]
         for layer, window, next_norm in zip(self.layers, a.windows, norms[1:], strict=True):
             normed = layer(x, normed, full if window is None else sliding, segments, next_norm, kernels)
-        if segments.pooled is None:
-            pooled = kernels.segment_mean(normed, segments.cu_seqlens)  # float32 [texts, hidden]
-        else:
-            pooled = torch.stack([normed[tokens].mean(dim=0) for tokens in segments.pooled])
+        pooled = kernels.segment_mean(normed, segments)  # float32 [vectors, hidden]
         for dense in self.dense:
-            pooled = dense(pooled)  # [texts, 3072], then [texts, 768]
+            pooled = dense(pooled)  # [vectors, 3072], then [vectors, 768]
         return pooled
 
     def destinations(self) -> dict[str, Tensor]:

@@ -2,8 +2,11 @@
 
 import logging
 import math
+import sys
+import time
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +14,37 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import load_network, read_architecture
-from engine.contract import DeviceError, Engine, Ranges
-from engine.device import choose_device
-from engine.graphs import Graphs, capturable, cuda_capture
+from engine.contract import DeviceError, Engine, Ranges, split_by_tokens, vector_rows
+from engine.device import check_format, choose_device
+from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
 from engine.kernels import Kernels
 from engine.kernels.selection import candidates, describe, install
-from engine.model import FLOAT16, FLOAT32, NumberFormat
-from engine.packing import Layout, Segments
+from engine.model import BFLOAT16, FLOAT16, FLOAT32, Network, NumberFormat
+from engine.packing import layout_of, spans_of
 from engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Tokens in one forward pass. On a CPU activations should stay in the caches; a GPU should be filled.
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
+# float16 has eight times the precision of bfloat16, at the same speed.
+AUTO = {"cpu": FLOAT32, "cuda": FLOAT16}
+# Tokens in one forward pass. On a CPU activations should stay in the caches.
+BATCH_TOKENS = 1_024
+# A GPU should be filled. An old one gets fewer tokens, so no pass takes longer: a query waits for the pass before it.
+GPU_BATCH_TOKENS, PASS_S = 16_384, 0.1
 # A CPU's batches are padded to a multiple of 8 tokens, beyond 256 tokens to one of 32: oneDNN makes and keeps a kernel
 # for each number of rows. No text's attention or mean sees the padding.
 ROUNDED, ROUNDED_FINELY = (8, 32), 256
+# Seconds after which the thread that launches a pass gets the interpreter's lock. With Python's own 5 ms, a pass of
+# hundreds of launches can take a hundred times as long beside a busy event loop (benchmarks/launching.py).
+SWITCH_S = 1e-3
+# Tokens in one pass of texts that are computed again in float32.
+PRECISE_TOKENS = 2_048
+# Seconds between two lines of the log about texts that are computed again.
+LOG_EVERY_S = 60.0
 
 
 class PackedEngine(Engine):
-    """float32 on a CPU, float16 on a GPU; batches of texts of like length, cut by tokens, with no text padded."""
+    """The network on batches of texts of like length, cut by tokens, with no text padded."""
 
     def __init__(
         self,
@@ -42,43 +56,72 @@ class PackedEngine(Engine):
     ) -> None:
         """Load the sentence-transformers directory. `kernels` and `graphs` are for measuring what each is worth.
 
-        Raises CheckpointError or TokenizerError when it cannot be used, DeviceError when the GPU cannot.
+        Without `numbers` a CPU computes in float32, and a GPU in float16 unless the checkpoint overflows there. Raises
+        CheckpointError or TokenizerError when the checkpoint cannot be used, DeviceError when the GPU cannot.
         """
         self.device = choose_device(device)
         self._on_gpu = self.device.type == "cuda"
-        numbers = numbers or (FLOAT16 if self._on_gpu else FLOAT32)
+        if self._on_gpu:
+            sys.setswitchinterval(SWITCH_S)
+        # In matmuls of 16-bit numbers torch lets cuBLAS add up in 16 bits where that is faster.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.tokenizer = Tokenizer(directory)
-        self.network = load_network(directory, read_architecture(directory), numbers, self.device)
-        if kernels is None:
-            install(self.network, candidates(numbers.dtype, self.device))
-        else:
-            self.network.kernels = kernels
+        self._load = partial(load_network, directory, read_architecture(directory), device=self.device)
+        self.network = self._install(numbers, kernels)
+        dtype = self.network.numbers.dtype
+        self.number_format = str(dtype).removeprefix("torch.")
+        self.batch_tokens = affordable_tokens(self._s_per_token()) if self._on_gpu else BATCH_TOKENS
+        self.batches_in_flight = 2 if self._on_gpu else 1
+        self._most_tokens: float = math.inf  # in one pass; known once memory has run out
         self.graphs: Graphs | None = None
         if graphs and capturable(self.network.kernels):
             self.graphs = self._prepared_graphs()
-        self.batch_tokens = BATCH_TOKENS[self.device.type]
-        self.batches_in_flight = 2 if self._on_gpu else 1
-        self._most_tokens: float = math.inf  # in one pass; known once memory has run out
-        self.number_format = str(numbers.dtype).removeprefix("torch.")
+        self.recomputed = 0
+        """Texts whose vectors were not finite in float16 and were computed again in float32."""
+        self._logged_at = -math.inf
         parts = ["packed", self.number_format, self.device.type]
         parts += [describe(self.network.kernels)] if self._on_gpu else []
-        self.description = ", ".join([*parts, "graphs"] if self.graphs else parts)
+        self.description = ", ".join([*parts, f"{len(self.graphs.buckets)} graphs"] if self.graphs else parts)
+
+    def _install(self, numbers: NumberFormat | None, kernels: Kernels | None) -> Network:
+        """Return the network with its kernels; without `numbers` in the format that suits device and checkpoint."""
+        chosen = numbers or AUTO[self.device.type]
+        check_format(chosen.dtype, self.device)
+        network = self._load(chosen)
+        if kernels is not None:
+            network.kernels = kernels
+        elif not install(network, candidates(chosen.dtype, self.device)) and numbers is None:
+            logger.warning("float16 overflows with this checkpoint: computing in bfloat16")
+            return self._install(BFLOAT16, kernels)
+        return network
+
+    @torch.inference_mode()
+    def _s_per_token(self) -> float:
+        """Return the seconds that a token takes in a pass of some short texts."""
+        seconds = []
+        for _ in range(4):  # the first ones find a GPU asleep
+            start = time.perf_counter()
+            self._forward(self.network, [SYNTHETIC_IDS[:128]] * 16, None)[0].cpu()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / (16 * 128)
 
     @torch.inference_mode()
     def _prepared_graphs(self) -> Graphs:
-        graphs = Graphs(self.network, self.device, cuda_capture())
-        graphs.prepare()
-        return graphs
+        return Graphs(self.network, self.device, cuda_capture(), buckets(self.batch_tokens))
 
     def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Run one forward pass over the texts together, or several where memory is short; see `Engine.launch`.
 
+        In float16, texts whose vectors are not finite are computed again in float32 by the function that is returned.
         Raises DeviceError when there is not enough memory for one text alone.
         """
         tokens = sum(len(ids) for ids in token_ids)
         if tokens <= self._most_tokens or len(token_ids) == 1:
             try:
-                return self._start(token_ids, ranges)
+                wait = self._start(token_ids, ranges)
+                in_float16 = self.network.numbers.dtype == torch.float16
+                return partial(self._finite, wait, token_ids, ranges) if in_float16 else wait
             except torch.OutOfMemoryError as error:
                 self._lower_budget(tokens, len(token_ids), str(error))
         # Outside the handler: an error that is being handled keeps the tensors of the pass that failed.
@@ -99,20 +142,26 @@ class PackedEngine(Engine):
 
     @torch.inference_mode()
     def _start(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> Callable[[], np.ndarray]:
-        texts, lengths = len(token_ids), tuple(len(ids) for ids in token_ids)
-        tokens = sum(lengths)
-        if self.graphs and ranges is None and (bucket := self.graphs.bucket(tokens, texts)):
-            host = bucket.pack(token_ids, pin_memory=self._on_gpu)
-            replayed = self.graphs.run(bucket, host)
-            if replayed is not None:
-                return self._fetch(replayed[:texts], host)
-        padding = 0 if self._on_gpu else -tokens % (ROUNDED[0] if tokens <= ROUNDED_FINELY else ROUNDED[1])
-        layout = Layout(tokens + padding, texts + (padding > 0))
-        host = layout.pack(token_ids, pin_memory=self._on_gpu)
-        packed_ids, positions, cu_seqlens = layout.parts(host.to(self.device, non_blocking=True))
-        pooled = None if ranges is None else _batch_slices(lengths, ranges)
-        vectors = self.network(packed_ids, Segments(cu_seqlens, positions, max(*lengths, padding), lengths, pooled))
-        return self._fetch(vectors if pooled else vectors[:texts], host)
+        batch = layout_of([len(ids) for ids in token_ids], ranges)
+        if self.graphs and (bucket := self.graphs.bucket(batch)):
+            host = bucket.pack(token_ids, ranges, pin_memory=self._on_gpu)
+            return self._fetch(self.graphs.run(bucket, host)[: batch.vectors], host)
+        return self._fetch(*self._forward(self.network, token_ids, ranges))
+
+    def _forward(
+        self, network: Network, token_ids: Sequence[Sequence[int]], ranges: Ranges | None
+    ) -> tuple[Tensor, Tensor]:
+        """Launch a pass kernel by kernel; return its vectors on the device and the buffer that it copies from."""
+        lengths = [len(ids) for ids in token_ids]
+        layout = layout_of(lengths, ranges)
+        finely = layout.tokens <= ROUNDED_FINELY
+        padding = 0 if self._on_gpu else -layout.tokens % ROUNDED[0 if finely else 1]
+        if padding:
+            longest = max(padding, layout.longest)
+            layout = replace(layout, tokens=layout.tokens + padding, texts=layout.texts + 1, longest=longest)
+        host = layout.pack(token_ids, ranges, pin_memory=self._on_gpu)
+        buffer = host.to(self.device, non_blocking=True)
+        return network(*layout.segments(buffer, lengths, spans_of(lengths, ranges))), host
 
     def _fetch(self, vectors: Tensor, host: Tensor) -> Callable[[], np.ndarray]:
         """Start copying the vectors to the host and return a function that waits for them.
@@ -132,12 +181,43 @@ class PackedEngine(Engine):
 
         return wait
 
+    @torch.inference_mode()
+    def _finite(
+        self, wait: Callable[[], np.ndarray], token_ids: Sequence[Sequence[int]], ranges: Ranges | None
+    ) -> np.ndarray:
+        """Return what `wait` does, but in float32 the vectors of each text of which one is not finite."""
+        vectors = wait()
+        finite, rows = np.isfinite(vectors).all(axis=1), vector_rows(len(token_ids), ranges)
+        overflowed = [i for i, of_text in enumerate(rows) if not finite[of_text.start : of_text.stop].all()]
+        for batch in split_by_tokens([len(token_ids[i]) for i in overflowed], PRECISE_TOKENS):
+            texts = [overflowed[i] for i in batch]
+            text_ranges = None if ranges is None else [ranges[i] for i in texts]
+            again, _ = self._forward(self._precise, [token_ids[i] for i in texts], text_ranges)
+            vectors[[row for i in texts for row in rows[i]]] = again.cpu().numpy()
+        if overflowed:
+            self._count_recomputed(len(overflowed))
+        return vectors
 
-def _batch_slices(lengths: Sequence[int], ranges: Ranges) -> tuple[slice, ...]:
-    """Return the ranges of all texts as slices of the batch's tokens."""
-    starts = accumulate(lengths, initial=0)
-    return tuple(
-        slice(start + first, start + last)
-        for start, of_text in zip(starts, ranges, strict=False)
-        for first, last in of_text
-    )
+    @cached_property
+    def _precise(self) -> Network:
+        """The network in float32, loaded when it is first needed; it shares the embedding table."""
+        return self._load(FLOAT32, table=self.network.embedding.table)
+
+    def _count_recomputed(self, texts: int) -> None:
+        self.recomputed += texts
+        if time.monotonic() - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.warning(
+                "float16 overflowed: %d texts so far were computed again in float32, which takes much longer; "
+                "DTYPE=bfloat16 computes all of them in a format that holds them",
+                self.recomputed,
+            )
+
+
+def affordable_tokens(s_per_token: float) -> int:
+    """Return the largest power of two of tokens that take at most PASS_S, from 1,024 to GPU_BATCH_TOKENS.
+
+    A power of two, so that a GPU mostly gets the same in every process: a text's last bits depend on its batch.
+    """
+    affordable = 2 ** int(math.log2(max(1.0, PASS_S / s_per_token)))
+    return min(max(affordable, 1_024), GPU_BATCH_TOKENS)

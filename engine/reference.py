@@ -20,14 +20,15 @@ PIPELINE = [Transformer, Pooling, Dense, Dense, Normalize]
 
 
 class ReferenceEngine(Engine):
-    """sentence-transformers in float32 on a CPU and bfloat16 on a GPU, over padded batches of like length."""
+    """sentence-transformers, unless asked float32 on a CPU and bfloat16 on a GPU; padded batches of like length."""
 
     pools_ranges = False
 
-    def __init__(self, directory: Path, device: str | None = None) -> None:
+    def __init__(self, directory: Path, device: str | None = None, dtype: str = "auto") -> None:
         """Load the sentence-transformers directory. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
         self.device = choose_device(device)
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        if dtype == "auto":
+            dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.tokenizer = Tokenizer(directory)
         disable_progress_bar()  # it would fill the setup log
         self._model = SentenceTransformer(
@@ -37,8 +38,8 @@ class ReferenceEngine(Engine):
         # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
         del self._model[-1]
         self.batch_tokens = BATCH_TOKENS[self.device.type]
-        self.number_format = str(dtype).removeprefix("torch.")
-        self.description = f"sentence-transformers, {self.number_format}, {self.device.type}"
+        self.number_format = dtype
+        self.description = f"sentence-transformers, {dtype}, {self.device.type}"
 
     @torch.inference_mode()
     def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:

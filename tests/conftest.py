@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 from checkpoints.make_random import make
 from engine.packed import PackedEngine
+from tests.support.flash_attention import flash_attention
 from tests.support.predictions import Predict, call
 from weights import SMALL
 
@@ -82,6 +83,15 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Triton's interpreter wants to find in the environment while it runs a kernel."""
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def flash_on_cpu() -> Iterator[None]:
+    """Let torch's operator for FlashAttention compute on a CPU."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", flash_attention, "CPU")
+    yield
+    library._destroy()
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Attention against its definition: a dense softmax for each text, the window as |i - j| <= window."""
 
-import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import varlen
 
 from engine.attention import grouped_attention, varlen_attention
 from engine.packing import Segments
@@ -98,38 +97,11 @@ def test_a_text_without_tokens_is_refused() -> None:
         segments_of([3, 0])
 
 
-def varlen_attn_of_2_11(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
-    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
-    seqused_k: Tensor | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    return locals()
-
-
-def varlen_attn_of_2_13(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor | None, max_q: int, max_k: int, *,
-    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False, seqused_k: Tensor | None = None, block_table: Tensor | None = None,
-    num_splits: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    return locals()
-
-
-@pytest.mark.parametrize("varlen_attn", [varlen_attn_of_2_11, varlen_attn_of_2_13])
-@pytest.mark.parametrize(("window", "sides"), [(None, (-1, -1)), (256, (256, 256))])
-def test_flash_attention_is_called_as_its_release_wants(
-    varlen_attn: Any, window: int | None, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    q, k, v, segments = random_batch([3, 1])
-    static = Segments(segments.cu_seqlens, segments.positions, longest=32)  # as in a graph: no lengths on the host
-    called: dict[str, Any] = varlen_attention(q, k, v, static, window, 0.5)  # type: ignore[assignment]
-    assert called["query"] is q and called["key"] is k and called["value"] is v
-    assert called["cu_seq_q"] is called["cu_seq_k"] is segments.cu_seqlens
-    assert called["max_q"] == called["max_k"] == 32 and called["scale"] == 0.5
-    assert called["window_size"] == sides and called.get("enable_gqa", True) is True
-
-
-def test_the_installed_torch_has_one_of_these_signatures() -> None:
-    known = {"scale", "window_size", "enable_gqa"} & inspect.signature(varlen.varlen_attn).parameters.keys()
-    assert known >= {"scale", "window_size"}
+@pytest.mark.usefixtures("flash_on_cpu")
+@pytest.mark.parametrize("window", [None, 256, 5])
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_flash_attention_is_asked_for_the_same(window: int | None, kv_heads: int) -> None:
+    q, k, v, segments = random_batch([600, 258, 17, 1, 2], kv_heads)
+    static = replace(segments, longest=2048, lengths=())  # as in a graph: the host knows no lengths
+    mixed = varlen_attention(q, k, v, static, window, 0.1)
+    assert (mixed - grouped_attention(q, k, v, segments, window, 0.1)).abs().max() < 2e-6

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from engine.contract import DeviceError
-from engine.device import choose_device, device_shares
+from engine.device import check_format, choose_device, device_shares
 from engine.packed import PackedEngine
 from weights import SMALL
 
@@ -21,6 +22,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr("engine.device._compute", lambda device: None)
     return monkeypatch
 
 
@@ -61,7 +63,30 @@ def test_an_old_driver_is_refused_in_a_sentence(gpu: pytest.MonkeyPatch, name: s
         PackedEngine(SMALL, name)
     message = str(caught.value)
     assert DRIVER in message and "Update the NVIDIA driver to one that supports CUDA 13.0" in message
-    assert "\n" not in message
+    assert "on Replicate, where the driver is the host's, choose other hardware" in message
+    assert "CUDA_VISIBLE_DEVICES=-1" in message and "\n" not in message
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_refused_in_a_sentence(gpu: pytest.MonkeyPatch) -> None:
+    def compute(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    gpu.setattr("engine.device._compute", compute)
+    with pytest.raises(DeviceError) as caught:
+        choose_device()
+    message = str(caught.value)
+    assert "for CUDA 13.0: CUDA error: no kernel image is available for execution on the device. Where" in message
+    assert "use an older GPU, or a newer torch in requirements.txt" in message and "\n" not in message
+
+
+def test_bfloat16_is_refused_where_matmuls_have_none(gpu: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    for capability, refused in (((7, 5), True), ((8, 0), False)):
+        gpu.setattr(torch.cuda, "get_device_capability", lambda device, version=capability: version)
+        check_format(torch.float16, cuda)
+        check_format(torch.bfloat16, torch.device("cpu"))
+        with pytest.raises(DeviceError, match="set DTYPE to float16") if refused else nullcontext():
+            check_format(torch.bfloat16, cuda)
 
 
 @pytest.mark.parametrize("words", ["Found no NVIDIA driver on your system.", "No CUDA GPUs are available"])

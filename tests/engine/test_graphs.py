@@ -6,54 +6,52 @@ Here a replay is the forward pass over the same buffers; tests/engine/test_gpu.p
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
 
 from engine.checkpoint import load_network, read_architecture
-from engine.graphs import BUCKETS, COMMON_TOKENS, Graphs, Run, capturable
+from engine.contract import Ranges
+from engine.graphs import Graphs, Run, buckets, capturable
 from engine.kernels import FUSED, PLAIN
 from engine.model import FLOAT32, Network
-from engine.packed import PackedEngine
-from engine.packing import Layout, Segments
+from engine.packed import GPU_BATCH_TOKENS, PackedEngine
+from engine.packing import Layout, Segments, layout_of
 from tests.support.vectors import errors, random_ids, unit
 from weights import SMALL
 
 CPU = torch.device("cpu")
-SMALL_BUCKETS = [Layout(600, 20), Layout(40, 5), Layout(100, 8)]
+SMALL_BUCKETS = [Layout(600, 20, 20, 600), Layout(40, 5, 5, 40), Layout(100, 16, 12, 30), Layout(100, 8, 8, 100)]
 NAN_ID = 5000
+
+pytestmark = pytest.mark.usefixtures("flash_on_cpu")
 
 
 def as_it_is(forward: Run) -> Run:
     return forward
 
 
-def varlen_attn(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor | None, max_q: int, max_k: int, *,
-    scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """What FlashAttention computes, by definition, for CPUs: from cu_seqlens alone. Rows outside stay NaN."""
-    out = torch.full_like(query, torch.nan)
-    for start, end in pairwise(cu_seq_q.tolist()):
-        assert end - start <= max_q == max_k and enable_gqa
-        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
-        positions = torch.arange(end - start)
-        seen = (positions[:, None] - positions).abs() <= (window_size[0] if window_size[0] >= 0 else end)
-        out[start:end] = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, seen, scale=scale, enable_gqa=True
-        ).transpose(0, 1)
-    return out
+class Recorder:
+    """Captures a pass as it is; `replayed` has the number of rows of each replay."""
+
+    def __init__(self) -> None:
+        self.replayed: list[int] = []
+
+    def capture(self, forward: Run) -> Run:
+        def run() -> Tensor:
+            out = forward()
+            self.replayed.append(len(out))
+            return out
+
+        return run
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+def network() -> Network:
     """The small checkpoint as a GPU runs it: its attention reads lengths from cu_seqlens alone. One token is NaN."""
-    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     network = load_network(SMALL, read_architecture(SMALL), FLOAT32, CPU)
     network.kernels = replace(PLAIN, attention=FUSED.attention)
     table = network.embedding.table.clone()
@@ -62,92 +60,106 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     return network
 
 
+def ones(ids: Tensor, segments: Segments) -> Tensor:
+    """A network that computes nothing."""
+    return torch.ones(len(segments.starts), 768)
+
+
 def texts_of(*lengths: int) -> list[list[int]]:
     return [[6 if i == NAN_ID else i for i in random_ids(length)] for length in lengths]
 
 
 def test_the_smallest_bucket_that_fits() -> None:
-    graphs = Graphs(lambda ids, segments: ids, CPU, as_it_is, SMALL_BUCKETS)
-    chosen = [graphs.bucket(*size) for size in [(1, 1), (40, 5), (40, 6), (39, 5), (101, 1), (600, 20), (600, 21)]]
-    tokens = [bucket.tokens if bucket else None for bucket in chosen]
-    assert tokens == [40, 40, 100, 100, 600, 600, None]
-    assert graphs.bucket(601, 1) is None
+    graphs = Graphs(ones, CPU, as_it_is, SMALL_BUCKETS)
+    assert graphs.buckets == [SMALL_BUCKETS[i] for i in (1, 2, 3, 0)]
+    sizes = [(40,), (8,) * 5, (8,) * 6, (31, 9, 1), (15,) * 6, (7,) * 14, (1,) * 16, (101,), (50, 5, 45), (600,)]
+    chosen = [graphs.bucket(layout_of(lengths, None)) for lengths in sizes]
+    found = [(bucket.tokens, bucket.longest) if bucket else None for bucket in chosen]
+    assert found == [
+        (40, 40), (40, 40), (100, 30), (100, 100), (100, 30), (600, 600), (600, 600), (600, 600), (100, 100), (600, 600)
+    ]  # fmt: skip
+    assert graphs.bucket(layout_of([601], None)) is None and graphs.bucket(layout_of([9] * 21, None)) is None
 
 
-def test_the_default_buckets_hold_single_texts_and_batches_of_short_ones() -> None:
-    graphs = Graphs(lambda ids, segments: ids, CPU, as_it_is)
+@pytest.mark.parametrize("tokens", [16_384, 4_096])
+def test_every_full_batch_and_every_single_text_is_one_launch(tokens: int) -> None:
+    """A batch has texts of like length, as the scheduler forms them, and is full as far as whole texts can fill it."""
+    graphs = Graphs(ones, CPU, as_it_is, buckets(tokens))
     for length in (2, 31, 32, 33, 64, 500, 2048):
-        bucket = graphs.bucket(length, 1)
+        bucket = graphs.bucket(layout_of([length], None))
         assert bucket and bucket.tokens < max(33, 1.6 * length)
-    assert graphs.bucket(16 * 20, 16) and graphs.bucket(2049, 1) is None
-    assert [bucket.tokens for bucket in BUCKETS if bucket.tokens <= COMMON_TOKENS] == [32, 48, 64, 96, 128]
+    generator = np.random.default_rng(0)
+    for longest in (16, 40, 128, 300, 600, 1200, 2048):
+        lengths: list[int] = []
+        while sum(lengths) < tokens - longest:
+            lengths.append(int(generator.integers(longest // 2 + 1, longest + 1)))
+        bucket = graphs.bucket(layout_of(lengths, None))
+        assert bucket and bucket.tokens <= max(1.5 * sum(lengths), tokens)
+    assert graphs.bucket(layout_of([2049], None)) is None
+
+
+def test_few_blocks_of_attention_are_started_for_nothing() -> None:
+    """FlashAttention starts one for every 64 tokens of the longest text, in each text."""
+    for bucket in buckets(GPU_BATCH_TOKENS):
+        assert bucket.texts * -(-bucket.longest // 64) <= max(16, bucket.tokens / 2)
 
 
 def test_batches_that_shrink_and_grow_in_poisoned_buffers(network: Network) -> None:
     plain = PackedEngine(SMALL, "cpu")
     with torch.inference_mode():
         graphs = Graphs(network, CPU, as_it_is, SMALL_BUCKETS)
-        graphs.prepare(most_tokens=600)
         for lengths in [(300, 290, 10), (30,), (5, 4, 3), (90, 5), (600,), (2,), (40,), (7, 33), (1, 1, 1, 37)]:
             texts = texts_of(*lengths)
-            bucket = graphs.bucket(sum(lengths), len(lengths))
+            bucket = graphs.bucket(layout_of(lengths, None))
             assert bucket
-            poisoned = graphs.run(bucket, bucket.pack([[NAN_ID] * bucket.tokens]))  # what this batch overwrites
-            assert poisoned is not None and poisoned[0].isnan().all()
+            poisoned = graphs.run(bucket, bucket.pack([[NAN_ID] * bucket.longest]))  # what this batch overwrites
+            assert poisoned[0].isnan().all()
             host = torch.full((bucket.size,), NAN_ID, dtype=torch.int32)
             bucket.fill(host.numpy(), texts)
             replayed = graphs.run(bucket, host)
-            assert replayed is not None and replayed.shape == (bucket.texts, 768)
+            assert replayed.shape == (bucket.vectors, 768)
             vectors, expected = replayed[: len(texts)].numpy(), plain.embed(texts)
             assert np.isfinite(vectors).all() and errors(vectors, expected)[0] <= 1e-6, lengths
             assert np.abs(unit(vectors) - unit(expected)).max() <= 1e-6
 
 
-def test_a_poisoned_text_stays_alone(network: Network) -> None:
-    layout, texts = Layout(40, 5), texts_of(9, 12, 4)
+def test_a_poisoned_text_stays_alone_and_its_graph_in_use(network: Network) -> None:
+    engine, texts = PackedEngine(SMALL, "cpu"), texts_of(9, 12, 4)
+    engine.network, recorder = network, Recorder()
     with torch.inference_mode():
-        graphs = Graphs(network, CPU, as_it_is, [layout])
-        clean = graphs.run(layout, layout.pack(texts))
-        texts[1][3] = NAN_ID
-        poisoned = graphs.run(layout, layout.pack(texts))
-    assert clean is not None and poisoned is not None
-    assert poisoned[1].isnan().all() and torch.equal(poisoned[[0, 2]], clean[[0, 2]])
+        engine.graphs = Graphs(network, CPU, recorder.capture, [Layout(40, 5, 5, 40)])
+    clean = engine.embed(texts)
+    texts[1][3] = NAN_ID
+    poisoned = engine.embed(texts)
+    assert np.isnan(poisoned[1]).all() and np.array_equal(poisoned[[0, 2]], clean[[0, 2]])
+    recorder.replayed.clear()
+    assert np.array_equal(engine.embed(texts_of(9, 12, 4)), clean) and recorder.replayed == [5]
 
 
-def test_the_engine_replays_small_batches_and_only_those(network: Network) -> None:
-    plain, engine = PackedEngine(SMALL, "cpu"), PackedEngine(SMALL, "cpu")
-    replayed: list[int] = []
+RANGES = [[(0, 20), (3, 7), (5, 20)], [(1, 9)]]
 
-    def counting(forward: Run) -> Run:
-        def run() -> Tensor:
-            out = forward()
-            replayed.append(len(out))
-            return out
 
-        return run
-
-    engine.graphs = Graphs(network, CPU, counting, SMALL_BUCKETS)
-    for lengths, times in (((20, 10), 2), ((21, 9), 1), ((700,), 0), ((500, 50), 2)):
-        replayed.clear()
+def test_the_engine_replays_what_a_bucket_holds_ranges_too(network: Network) -> None:
+    plain, engine, recorder = PackedEngine(SMALL, "cpu"), PackedEngine(SMALL, "cpu"), Recorder()
+    with torch.inference_mode():
+        engine.graphs = Graphs(network, CPU, recorder.capture, SMALL_BUCKETS)
+    cases: list[tuple[tuple[int, ...], Ranges | None, list[int]]] = [
+        ((20, 10), None, [5]), ((700,), None, []), ((500, 50), None, [20]), ((20, 10), RANGES, [5]),
+        ((20, 10), [RANGES[0] * 2, RANGES[1]], [12]), ((20, 10), [RANGES[0] * 7, RANGES[1]], []),
+    ]  # fmt: skip
+    for lengths, ranges, rows in cases:
+        recorder.replayed.clear()
         texts = texts_of(*lengths)
-        assert errors(engine.embed(texts), plain.embed(texts))[0] <= 1e-6
-        assert len(replayed) == times  # once more when it is captured, for the comparison
+        assert errors(engine.embed(texts, ranges), plain.embed(texts, ranges))[0] <= 1e-6
+        assert recorder.replayed == rows
 
 
-def test_the_largest_is_captured_first_and_the_rest_when_needed(network: Network) -> None:
-    order: list[int] = []
-
-    def counting(forward: Run) -> Run:
-        order.append(len(forward()))
-        return forward
-
-    with torch.inference_mode():
-        graphs = Graphs(network, CPU, counting, SMALL_BUCKETS)
-        graphs.prepare(most_tokens=100)
-        assert order == [8, 5]
-        for _ in range(2):
-            graphs.run(Layout(600, 20), Layout(600, 20).pack(texts_of(300)))
-    assert order == [8, 5, 20]
+def test_all_are_captured_at_once_and_the_largest_first() -> None:
+    recorder = Recorder()
+    graphs = Graphs(ones, CPU, recorder.capture, SMALL_BUCKETS)
+    assert recorder.replayed == [20, 8, 12, 5]  # for the comparison
+    graphs.run(SMALL_BUCKETS[0], SMALL_BUCKETS[0].pack(texts_of(300)))
+    assert recorder.replayed == [20, 8, 12, 5, 20]
 
 
 def failing(forward: Run) -> Run:
@@ -158,22 +170,39 @@ def wrong(forward: Run) -> Run:
     return lambda: forward() * 1.1
 
 
+def frozen(forward: Run) -> Run:
+    """What a capture is that has read a length on the host: the same whatever the buffers hold."""
+    out = forward()
+    return lambda: out
+
+
 @pytest.mark.parametrize(
     ("capture", "words"),
     [(failing, "no CUDA graph for 40 tokens, each kernel is launched by itself: operation not permitted"),
      (wrong, "the CUDA graph for 40 tokens is off by 1.0e-01 and is not used"),
+     (frozen, "the CUDA graph for 40 tokens is off by "),
      (lambda forward: lambda: forward() * torch.nan, "is off by nan and is not used")],
 )  # fmt: skip
 def test_a_graph_that_fails_is_not_used(
     network: Network, capture: Callable[[Run], Run], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = PackedEngine(SMALL, "cpu")
-    engine.graphs = Graphs(network, CPU, capture, [Layout(40, 5)])
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        engine.graphs = Graphs(network, CPU, capture, [Layout(40, 5, 5, 40)])
     texts = texts_of(20, 10)
-    with caplog.at_level(logging.WARNING):
-        assert errors(engine.embed(texts), PackedEngine(SMALL, "cpu").embed(texts))[0] <= 1e-6
-    assert words in caplog.text
-    assert engine.graphs.bucket(30, 2) is None
+    assert words in caplog.text and engine.graphs.buckets == []
+    assert errors(engine.embed(texts), PackedEngine(SMALL, "cpu").embed(texts))[0] <= 1e-6
+
+
+def test_a_text_that_overflows_says_nothing_about_a_graph(caplog: pytest.LogCaptureFixture) -> None:
+    """One of the two that are compared does, in float16."""
+
+    def network(ids: Tensor, segments: Segments) -> Tensor:
+        vectors = ids[segments.starts.int()][:, None] * torch.ones(768)
+        vectors[0] = torch.inf
+        return vectors
+
+    assert len(Graphs(network, CPU, as_it_is, SMALL_BUCKETS).buckets) == 4 and not caplog.records
 
 
 def test_what_can_be_captured() -> None:
@@ -188,8 +217,7 @@ def test_the_static_segments_know_no_lengths() -> None:
 
     def network(ids: Tensor, segments: Segments) -> Tensor:
         seen.append(segments)
-        return torch.ones(4, 768)
+        return ones(ids, segments)
 
-    graphs = Graphs(network, CPU, as_it_is, [Layout(32, 4)])
-    graphs.prepare()
-    assert seen[0].lengths == () and seen[0].longest == 32
+    Graphs(network, CPU, as_it_is, [Layout(32, 4, 4, 16)])
+    assert all(segments.lengths == segments.spans == () and segments.longest == 16 for segments in seen)

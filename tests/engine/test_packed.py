@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 import engine
 from engine.contract import DeviceError, split_by_tokens
-from engine.packed import PackedEngine
+from engine.packed import PackedEngine, affordable_tokens
 from engine.packing import Segments
 from engine.reference import ReferenceEngine
 from tasks import PROMPTS
@@ -168,6 +169,50 @@ def test_a_text_that_does_not_fit_alone_is_refused_in_a_sentence(monkeypatch: py
         engine.embed([random_ids(100)])
     assert str(caught.value).startswith("there is not memory enough for a text of 100 tokens alone; end other programs")
     check("the next text", engine.embed([random_ids(99)]), PackedEngine(SMALL, "cpu").embed([random_ids(99)]))
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "tokens"),
+    [(1e9, 16_384), (200_000, 16_384), (163_000, 8_192), (50_000, 4_096), (20_000, 1_024), (100, 1_024)],
+)
+def test_a_slow_gpu_gets_passes_of_a_tenth_of_a_second(tokens_per_s: float, tokens: int) -> None:
+    assert affordable_tokens(1 / tokens_per_s) == tokens
+
+
+def test_a_pass_is_timed(small_packed: PackedEngine) -> None:
+    assert 0 < small_packed._s_per_token() < 1
+
+
+def test_texts_of_equal_length_share_a_call_of_attention(
+    small_packed: PackedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def counting(q: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        calls.append(len(q))
+        return attend(q, *others, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    lengths = np.random.default_rng(0).permutation([5] * 7 + [9] * 4 + [30] * 3)
+    small_packed.embed([random_ids(int(length), seed=i) for i, length in enumerate(lengths)])
+    assert calls == [3, 4, 7] * len(small_packed.network.layers)
+
+
+def test_the_host_reads_nothing_while_a_pass_is_launched(
+    small_packed: PackedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading from a device would wait for the batch that it still computes."""
+
+    def reading(tensor: torch.Tensor) -> None:
+        raise AssertionError("waits for the device")
+
+    texts = [random_ids(5), random_ids(300)]
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, reading)
+    waits = [small_packed.launch(texts), small_packed.launch(texts, [[(0, 2), (1, 5)], [(3, 9)]])]
+    monkeypatch.undo()
+    assert [len(wait()) for wait in waits] == [2, 3]
 
 
 def test_no_texts_no_vectors(small_packed: PackedEngine) -> None:

@@ -5,6 +5,7 @@ python -m tests.support.compile_kernels 90
 
 import inspect
 import json
+import re
 import sys
 from typing import Any
 
@@ -18,6 +19,12 @@ from tests.support.kernel_samples import Samples
 from tests.support.vectors import FULL
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+
+
+def access_bytes(instruction: str, ptx: str) -> list[int]:
+    """Return the width in bytes of each load (ld) from global memory, or of each store (st) to it."""
+    accesses = re.findall(rf"\b{instruction}\.global(?:\.v(\d))?\.[a-z](\d+)", ptx)
+    return [int(count or 1) * int(bits) // 8 for count, bits in accesses]
 
 
 class Compiler:
@@ -49,7 +56,8 @@ class Compiler:
                 "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
                 "cubin_bytes": len(binary.asm["cubin"]),
                 "shared_bytes": binary.metadata.shared,
-                "wide_accesses": sum(".v4." in line for line in ptx.splitlines()),
+                "load_bytes": access_bytes("ld", ptx),
+                "store_bytes": access_bytes("st", ptx),
             }
         )
 

@@ -39,8 +39,10 @@ class Samples:
         self.rotation = Rotation(positions, tokens, a.sliding_theta, a.head_dim)
         self.gate_up = (normal(tokens, 2 * a.intermediate) * 4).to(dtype)
         self.pooled = normal(tokens, a.hidden)
-        # The last two texts have no tokens, as in the static buffers of a graph.
-        self.cu_seqlens = torch.tensor([0, 1, tokens, tokens, tokens], dtype=torch.int32, device=device)
+        # Two texts, overlapping ranges of them, and two vectors of no token, as in the static buffers of a graph.
+        spans = [(0, 1), (min(1, tokens - 1), tokens), (0, tokens // 2), (tokens // 3, tokens), (0, 0), (0, 0)]
+        starts, ends = torch.tensor(spans, dtype=torch.int32, device=device).T.contiguous()
+        self.segments = SimpleNamespace(starts=starts, ends=ends, spans=())
 
     def error(self, name: str, kernel: Callable[..., Any], plain: Callable[..., Any]) -> float:
         """Return the kernel's largest error as a multiple of what rounding explains; at most 1 is right."""
@@ -79,4 +81,4 @@ class Samples:
 
     def segment_mean(self, kernel: Callable[..., Any]) -> list[Tensor]:
         """Return the means."""
-        return [kernel(self.pooled, self.cu_seqlens)]
+        return [kernel(self.pooled, self.segments)]

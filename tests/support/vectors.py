@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from engine.model import Architecture
-from engine.packing import Layout, Segments
+from engine.packing import Segments, layout_of, spans_of
 
 
 def random_ids(length: int, seed: int = 0, vocabulary: int = 12000) -> list[int]:
@@ -27,10 +27,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def segments_of(lengths: list[int], device: torch.device | None = None) -> Segments:
     """Describe texts of these lengths as the engine does."""
-    layout = Layout(sum(lengths), len(lengths))
+    layout = layout_of(lengths, None)
     buffer = layout.pack([[2] * length for length in lengths])
-    _, positions, cu_seqlens = layout.parts(buffer.to(device or "cpu"))
-    return Segments(cu_seqlens, positions, max(lengths), tuple(lengths))
+    return layout.segments(buffer.to(device or "cpu"), lengths, spans_of(lengths, None))[1]
 
 
 FULL = Architecture(
