@@ -5,7 +5,8 @@
     python -m scripts.verify small --url http://localhost:5000   # the server's vectors against small's canaries
     python -m scripts.verify --write path/to/checkpoint     # write its canaries.json, by the reference
 
-Prints a table; the exit status is 1 if a comparison fails.
+Prints a table; the exit status is 1 if a comparison fails. Of a checkpoint it also prints the largest activations, and
+whether float16, the format of a GPU, holds them.
 """
 
 import argparse
@@ -117,6 +118,26 @@ def table(comparisons: list[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def activations(directory: Path) -> str:
+    """Return the largest activations of TEXTS in each layer as lines of text in columns, and what they mean."""
+    from engine.activations import COLUMNS, FLOAT16_MAX, largest_activations
+    from engine.tokenizer import Tokenizer
+
+    prompts = [prompt_for(task) for task, _ in TEXTS.values()]
+    tokenized = Tokenizer(directory).encode(prompts, [text for _, text in TEXTS.values()])
+    layers = largest_activations(directory, [text.ids for text in tokenized])
+    largest = float(np.max([list(layer.values()) for layer in layers]))
+    held = f"float16 ends at {FLOAT16_MAX:,.0f}: " + (
+        f"it holds {FLOAT16_MAX / largest:,.0f} times the largest"
+        if largest <= FLOAT16_MAX
+        else "such texts are computed again in float32, unless DTYPE is bfloat16 or float32"
+    )
+    lines = ["largest activations in and out of each matmul, and of the residual stream, rescaled"]
+    lines.append("layer" + "".join(f"  {column:>11}" for column in COLUMNS))
+    lines += [f"{i:>5}" + "".join(f"  {layer[column]:>11.4g}" for column in COLUMNS) for i, layer in enumerate(layers)]
+    return "\n".join([*lines, held]) + "\n"
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
@@ -130,9 +151,11 @@ def main() -> None:
             sys.stdout.write(f"{write(args.write)}\n")
             return
         comparisons = verify(args.weights, args.url)
+        sys.stdout.write(table(comparisons))
+        if args.url is None and os.environ.get("ENGINE") != "reference":
+            sys.stdout.write("\n" + activations(weights.resolve(args.weights).directory))
     except (RuntimeError, ValueError, httpx.HTTPError) as error:
         sys.exit(str(error))
-    sys.stdout.write(table(comparisons))
     sys.exit(0 if all(comparison.ok for comparison in comparisons) else 1)
 
 
