@@ -31,11 +31,12 @@ def load_packed(directory: Path) -> tuple[Embed, str, torch.dtype]:
     return embedder(engine), engine.description, engine.network.numbers.dtype
 
 
-def load_reference(directory: Path) -> tuple[Embed, str, torch.dtype]:
-    """Return sentence-transformers as its users call it, in bfloat16 on a GPU and float32 on a CPU."""
+def load_reference(directory: Path, dtype: torch.dtype | None = None) -> tuple[Embed, str, torch.dtype]:
+    """Return sentence-transformers as its users call it; by default in bfloat16 on a GPU and float32 on a CPU."""
     from sentence_transformers import SentenceTransformer
 
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    device, usual = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    dtype = dtype or usual
     options = {"dtype": dtype, "attn_implementation": "sdpa"}
     model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
 

@@ -1,116 +1,105 @@
-"""The report of `benchmarks.gpu`: gpu_check.json with every figure, gpu_check.md with the chief ones."""
+"""The report of `benchmarks.gpu`, made anew from what lies in its folder, also after half a run:
 
-import json
+    python -m benchmarks.gpu_report docs/benchmarks/h200
+
+gpu_check.json holds every figure, gpu_check.md is one page, gpu_check.png draws where the time goes.
+"""
+
+import argparse
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.gpu_page import markdown
+from benchmarks.gpu_parts import STEPS, as_json, read_json, write
 
-from benchmarks import report
-from benchmarks.report import table
-from benchmarks.time_shares import in_percent
-
+INTERRUPTED = "was interrupted: the whole check was ended"
+LOG_LINES, MOST_LOG_BYTES = 60, 1_000_000
 # Lines of pytest's output with figures, failures, skips and the outcome.
-SUMMARY = re.compile(r"1 - cosine|largest difference|^FAILED|^ERROR|^SKIPPED|^\d+ (passed|failed|skipped)|no tests ran")
+SUMMARY = re.compile(r"1 - cosine|largest difference|^(FAILED|ERROR|SKIPPED) |\d+ (passed|failed|skipped)|no tests ran")
 
 
-def facts() -> dict[str, Any]:
-    """Return machine and versions."""
-    known = report.machine() | report.versions()
-    if torch.cuda.is_available():
-        known["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
-        known["cuda"] = torch.version.cuda
-    return known
+def outcome_of(out: Path, name: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return a step's outcome together with what OUT/NAME.json and OUT/NAME.log hold."""
+    log = out / f"{name}.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    figures = read_json(out / f"{name}.json")
+    fault = outcome["fault"]
+    if faults := figures.get("faults"):
+        fault = fault or f"went on without {len(faults)} of its parts"
+    elif not figures and name != "tests":
+        fault = fault or "left no figures that can be read"
+    more = {"summary": test_summary(lines) if lines else []} if name == "tests" else {"figures": figures}
+    return outcome | {"fault": fault} | more | ({"log": lines[-LOG_LINES:]} if fault else {})
 
 
 def test_summary(lines: list[str]) -> list[str]:
-    """Return the lines of pytest's output that hold results."""
-    return [line for line in lines if SUMMARY.search(line)]
+    """Return the lines of pytest's output that hold results, and of unfinished tests how far they came."""
+    summary = [line for line in lines if SUMMARY.search(line)]
+    if any(re.search(r" in \d+\.\d+s", line) for line in summary):
+        return summary
+    ends = {word: sum(bool(re.search(rf"\b{word}\b", line)) for line in lines) for word in ("PASSED", "FAILED")}
+    return [*summary, f"so far {ends['PASSED']} passed, {ends['FAILED']} failed"]
 
 
-def write(results: dict[str, Any], out: Path) -> None:
-    """Write both files into the folder `out`."""
-    (out / "gpu_check.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / "gpu_check.md").write_text(markdown(results), encoding="utf-8")
+def put_away(out: Path, name: str) -> None:
+    """Add a finished step's log to OUT/gpu_check.log and remove its files; gpu_check.json has its figures."""
+    log = out / f"{name}.log"
+    if log.exists():
+        with (out / "gpu_check.log").open("ab") as file:
+            file.write(f"=== {name}\n".encode() + log.read_bytes()[-MOST_LOG_BYTES:])
+    remove(out, name)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Return the report. A failed step is listed with the reason, and its figures so far are shown."""
-    blocks = [report.in_words(results["facts"])]
-    if not results["facts"].get("gpu"):
-        blocks.append("**No GPU was used**: these figures say only that the check runs.")
-    if results["smoke"]:
-        blocks.append("**Smoke run** on a handful of texts: no figure here means anything.")
-    if results["missing"]:
-        blocks.append(f"Not installed: {', '.join(results['missing'])}.")
-    rows = [[name, str(step["seconds"]), step["fault"] or "done"] for name, step in results["steps"].items()]
-    blocks.append(table(["step", "seconds", ""], rows))
-    for name, section in (
-        ("tests", _tests),
-        ("speed", _speed),
-        ("setup", _setup),
-        ("parity", _parity),
-        ("shares", _shares),
-    ):
-        step = results["steps"].get(name, {})
-        if content := step.get("summary" if name == "tests" else "figures"):
-            blocks += [f"## {name.capitalize()}", *section(content)]
-    return "\n\n".join(blocks) + "\n"
+def remove(out: Path, name: str) -> None:
+    """Remove the files of that name which a check writes, and no others."""
+    for kind in ("json", "log", "md", "png") if name == "gpu_check" else ("json", "log"):
+        for path in (out / f"{name}.{kind}", out / f"{name}.{kind}.unfinished"):
+            path.unlink(missing_ok=True)
 
 
-def _tests(lines: list[str]) -> list[str]:
-    return ["\n".join(["```", *lines, "```"])]
+def make_room(out: Path) -> None:
+    """Make the folder, and remove an earlier check's files from it."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("gpu_check", *STEPS):
+        remove(out, name)
 
 
-def _speed(figures: dict[str, Any]) -> list[str]:
-    failures = {name: fault for name, fault in figures.items() if name.endswith(" failed")}
-    descriptions = figures.get("descriptions", {}) | failures
-    blocks = ["\n".join(f"- {name}: {value}" for name, value in descriptions.items())]
-    if rates := figures.get("throughput"):
-        sizes = figures["reference_seconds_by_batch_size"]
-        rows = [[name, f"{rate:,.0f}", f"{rate / rates['reference']:.2f}x"] for name, rate in rates.items()]
-        blocks.append(
-            f"{figures['texts']:,} mixed texts, {figures['tokens']:,} tokens, from texts to vectors on the host,\n"
-            f"sentence-transformers at its best batch size, {min(sizes, key=sizes.__getitem__)}:"
-        )
-        blocks.append(table(["", "tokens/s", "vs sentence-transformers"], rows))
-    if "by_batch_tokens" in figures:
-        rows = [[f"{int(budget):,}", f"{rate:,.0f}"] for budget, rate in figures["by_batch_tokens"].items()]
-        blocks += ["By `batch_tokens`, as served:", table(["tokens in a pass", "tokens/s"], rows)]
-    if "latency_ms" in figures:
-        blocks.append("One text, text in to vector out, p50 / p99 in ms, and sentence-transformers' p50 over it:")
-        blocks.append(_latency(figures["latency_ms"]))
-    return blocks
+def rebuild(out: Path) -> None:
+    """Write the report and the plot of what lies in the folder, unfinished steps included."""
+    results = read_json(out / "gpu_check.json")
+    steps = results.get("steps", {})
+    for name in STEPS:
+        unfinished = steps.get(name, {}).get("fault", INTERRUPTED) == INTERRUPTED
+        if unfinished and any((out / f"{name}.{kind}").exists() for kind in ("json", "log")):
+            steps[name] = outcome_of(out, name, {"fault": INTERRUPTED})
+    results["steps"] = steps
+    results["plot"] = draw(results, out)
+    write_both(results, out)
 
 
-def _latency(by_length: dict[str, dict[str, dict[str, float]]]) -> str:
-    rows = []
-    for name in next(iter(by_length.values())):
-        cells = [name]
-        for by_engine in by_length.values():
-            ms, reference = by_engine[name], by_engine["reference"]
-            cells.append(f"{ms['p50']:.2f} / {ms['p99']:.2f} ({reference['p50'] / ms['p50']:.1f}x)")
-        rows.append(cells)
-    return table(["", *(f"{length} tokens" for length in by_length)], rows)
+def draw(results: dict[str, Any], out: Path) -> str:
+    """Draw gpu_check.png; return the Markdown that shows it, or says how to draw it later."""
+    try:
+        from benchmarks.gpu_plot import plot
+
+        plot(results, out / "gpu_check.png")
+    except Exception as error:  # no picture is worth the figures
+        return f"No plot ({error!r}): `python -m benchmarks.gpu_report DIR` draws it where matplotlib is installed."
+    return "![time by kind of work, tokens a second by length](gpu_check.png)"
 
 
-def _setup(figures: dict[str, dict[str, float]]) -> list[str]:
-    rows = [[name, *(f"{value:.2f}" for value in seconds.values())] for name, seconds in figures.items()]
-    names = [name.removesuffix("_s").replace("_", " ") + ", s" for name in next(iter(figures.values()))]
-    return [table(["", *names], rows)]
+def write_both(results: dict[str, Any], out: Path) -> None:
+    """Write gpu_check.json, then gpu_check.md."""
+    write(out / "gpu_check.json", as_json(results))
+    write(out / "gpu_check.md", markdown(results))
 
 
-def _parity(figures: dict[str, Any]) -> list[str]:
-    lengths = next(iter(figures.values()))["one_minus_cosine"]
-    head = ["worst 1 - cosine, alone / together", *(f"{name} tokens" for name in lengths), "most that company changes"]
-    rows = []
-    for variant, errors in figures.items():
-        cells = [f"{worst['alone']:.1e} / {worst['together']:.1e}" for worst in errors["one_minus_cosine"].values()]
-        rows.append([variant, *cells, f"{errors['largest_difference_by_company']:.1e}"])
-    return [table(head, rows)]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, help="what `benchmarks.gpu` got as --out")
+    rebuild(parser.parse_args().folder)
 
 
-def _shares(figures: dict[str, dict[str, float]]) -> list[str]:
-    lines = (f"- {name}, {seconds['wall'] * 1e3:,.1f} ms: {in_percent(seconds)}" for name, seconds in figures.items())
-    return ["\n".join(lines)]
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""What every report is made of: Markdown tables, the machine and the versions."""
+"""What every report is made of: Markdown tables, the machine and the versions.
+
+torch is imported by the function alone: what only writes reports does without.
+"""
 
 import os
 import platform
@@ -6,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
 
@@ -19,6 +20,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def machine() -> dict[str, Any]:
     """Return processor, number of cores, torch's threads and GPU, but no host name."""
+    import torch
+
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

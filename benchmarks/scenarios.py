@@ -65,14 +65,18 @@ def figures(scenario: Scenario, a: Architecture) -> dict[str, Any]:
     return description | {"engines": by_engine, "speedup": speedup}
 
 
+def matmul_flops(a: Architecture, tokens: int) -> float:
+    """Return the floating point operations of the layers' matmuls for so many tokens."""
+    qkv_and_out = a.hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
+    return 2.0 * tokens * (qkv_and_out + 3 * a.hidden * a.intermediate) * len(a.windows)
+
+
 def flops(a: Architecture, length: int) -> float:
     """Return the floating point operations that a text of `length` tokens takes: matmuls, attention and head."""
-    qkv_and_out = a.hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
-    linear = 2 * length * (qkv_and_out + 3 * a.hidden * a.intermediate)
     positions = np.arange(length)
-    total = 0.0
+    total = matmul_flops(a, length)
     for window in a.windows:
         reach = length if window is None else window
         pairs = (np.minimum(positions + reach, length - 1) - np.maximum(positions - reach, 0) + 1).sum()
-        total += linear + 4 * a.heads * a.head_dim * float(pairs)
+        total += 4 * a.heads * a.head_dim * float(pairs)
     return total + 2 * a.dense[0] * (a.hidden + a.dense[1])

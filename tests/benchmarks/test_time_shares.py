@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.time_shares import in_percent, kernel_category
+from benchmarks.time_shares import in_percent, kernel_category, longest_kernels, short_name
 
 KERNELS = {
     "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<256, 64, 64, 4, cutlass::half_t>>": "attention",
@@ -28,3 +28,14 @@ def test_shares_in_words() -> None:
     assert (
         in_percent({"matmul": 0.3, "host": 0.6, "attention": 0.1, "wall": 1.0}) == "host 60%, matmul 30%, attention 10%"
     )
+
+
+def test_the_longest_kernels_come_first_and_names_that_are_cut_alike_are_one() -> None:
+    templates = [f"void at::native::(anonymous namespace)::fill<{'int, ' * 20}{i}>(float*)" for i in range(2)]
+    kernels = {"_add_norm": (24, 0.3), "rest": (1, 0.1), templates[0]: (2, 0.2), templates[1]: (3, 0.4)}
+    longest = longest_kernels(kernels, most=2)
+    assert list(longest) == [short_name(templates[0]), "_add_norm"]
+    assert short_name(templates[0]).startswith("fill<int, ") and len(short_name(templates[0])) == 70
+    assert longest["_add_norm"] == {"calls": 24, "ms": pytest.approx(300), "share": pytest.approx(0.3)}
+    assert longest[short_name(templates[0])]["calls"] == 5
+    assert longest_kernels({}) == {}
