@@ -149,8 +149,10 @@ def measure_ceilings(step: Step) -> None:
     for budget in step.workload.budgets:
         batch = sorted(mixed[: sum(end <= budget for end in ends) or 1], key=len)
         step.part((PASSES, f"{budget:,} tokens"), partial(pass_figures, engine, batch, floor_s))
-    sizes = [bucket.tokens for bucket in engine.graphs.buckets] if engine.graphs else step.workload.single_lengths
-    for tokens in sizes:
-        lengths = [n for n in (*[64] * (tokens // 64), tokens % 64) if n >= 2]
+    single = [(length, length) for length in step.workload.single_lengths]
+    sizes = [(bucket.tokens, bucket.longest) for bucket in engine.graphs.buckets] if engine.graphs else single
+    for tokens, longest in sizes:
+        lengths = [n for n in (*[longest] * (tokens // longest), tokens % longest) if n >= 2]
         texts = random_token_ids(a.vocab_size, lengths, copies=1)
-        step.part(("passes by graph", f"{tokens:,} tokens"), partial(pass_figures, engine, list(texts), floor_s))
+        row = f"{tokens:,} tokens, texts of {longest:,}"
+        step.part(("passes by graph", row), partial(pass_figures, engine, list(texts), floor_s))

@@ -23,7 +23,7 @@ NOTES = {
     THROUGHPUT: f"The best of some rounds; {REFERENCE} at its best batch size, on fewer texts:",
     LATENCY: "Text in to vector out, p50 / p99 in ms:",
     PASSES: "Launched so that the device never waits for the host; mixed texts:",
-    "passes by graph": "The same for few tokens, a graph for each size. Here the floor may be reading the weights:",
+    "passes by graph": "The same for each graph, with its longest texts. Here the floor may be reading the weights:",
     TIME_BY_KIND: "By torch's profiler, which slows the host down; `host` is the time in which the device did nothing:",
 }
 

@@ -99,6 +99,7 @@ def manifest(job: CorpusJob, environment: dict[str, str]) -> dict[str, Any]:
         "carry": list(columns.carried),
         "window": job.limits.rows,
         "engine": os.environ.get("ENGINE") or "packed",
+        "dtype": os.environ.get("DTYPE") or "auto",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
         **{name: importlib.metadata.version(name) for name in ("torch", "tokenizers", "numpy")},
     }

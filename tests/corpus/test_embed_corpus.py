@@ -89,7 +89,9 @@ def test_killed_twenty_times_the_output_is_the_same(corpus: Path, whole: Path, t
     assert pq.read_table(output)["id"].to_pylist() == list(range(1, 401)), "no text twice, none lost"
 
 
-def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_control_c_keeps_what_is_done(
+    corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "v.parquet"
     status, err = stopped(lambda process: process.send_signal(signal.SIGINT), corpus, output)
     assert status == 130 and "Interrupted; what is done is kept: run the same again to go on." in err
@@ -97,6 +99,10 @@ def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path)
     _, err = other.communicate(timeout=900)
     assert other.returncode == 1
     assert "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that" in err
+    monkeypatch.setenv("DTYPE", "bfloat16")
+    other = start("scripts.embed_corpus", corpus, output, *OPTIONS)
+    assert "dtype: it is 'bfloat16', and the run to go on with had 'auto'; run it with" in other.communicate()[1]
+    monkeypatch.delenv("DTYPE")
     run("scripts.embed_corpus", corpus, output, *OPTIONS)
     assert output.read_bytes() == whole.read_bytes()
     shards_path(output).mkdir()  # as if it had been killed between its last two steps
