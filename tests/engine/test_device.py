@@ -9,6 +9,7 @@ import torch
 
 from engine.contract import DeviceError
 from engine.device import check_format, choose_device, device_shares
+from engine.model import BFLOAT16
 from engine.packed import PackedEngine
 from weights import SMALL
 
@@ -87,6 +88,9 @@ def test_bfloat16_is_refused_where_matmuls_have_none(gpu: pytest.MonkeyPatch) ->
         check_format(torch.bfloat16, torch.device("cpu"))
         with pytest.raises(DeviceError, match="set DTYPE to float16") if refused else nullcontext():
             check_format(torch.bfloat16, cuda)
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(DeviceError, match="DTYPE is bfloat16, which Tesla V100 has not"):
+        PackedEngine(SMALL, numbers=BFLOAT16)
 
 
 @pytest.mark.parametrize("words", ["Found no NVIDIA driver on your system.", "No CUDA GPUs are available"])

@@ -151,6 +151,9 @@ def test_out_of_memory_halves_the_batch_and_loses_no_text(
     tried.clear()
     check("afterwards", engine.embed(texts), expected)
     assert max(tried) <= 300
+    ranges = [[(0, len(ids)), (1, 3)] for ids in texts]
+    wait = engine.launch(texts, ranges)
+    check("ranges in one launch", wait(), PackedEngine(SMALL, "cpu").embed(texts, ranges))
 
 
 def test_out_of_memory_leaves_a_long_text_its_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
