@@ -34,8 +34,9 @@ embed: $(READY)  # make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS=
 load: $(READY)
 	$(RUN) -m benchmarks.load
 
+# Two processes share the cores only where their threads do not spin while they wait.
 test: $(READY)
-	$(RUN) -m pytest
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile
 
 test-ray: $(READY)
 	@$(INSTALL) -r requirements-ray.txt >&2
