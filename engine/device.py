@@ -60,7 +60,8 @@ def check_format(dtype: "torch.dtype", device: "torch.device") -> None:
 
     if dtype == torch.bfloat16 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise DeviceError(
-            f"DTYPE is bfloat16, which {torch.cuda.get_device_name(device)} has not; set DTYPE to float16 or float32"
+            f"DTYPE is bfloat16, and {torch.cuda.get_device_name(device)} has no matmul for it; set DTYPE to float16 "
+            "or float32"
         )
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Run = Callable[[], Tensor]
 
-# Steps of a half and a third: at most a third of a replay is padding.
+# Steps of a half and a third.
 TOKENS = (
     32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384
 )  # fmt: skip
@@ -26,6 +26,9 @@ TOKENS = (
 # for many short texts or for few long ones, 16 of the longest at the least; a quarter as many blocks as tokens.
 LONGEST = (128, 512, 2048)
 TEXTS_OF_LONGEST = 16
+# A graph has at most so many times a batch's tokens. One that needs more, for its many texts, is launched kernel by
+# kernel.
+MOST_PADDED = 1.5
 # Largest relative difference of a replay from the same pass launched kernel by kernel. The kernels are the same, so
 # only the order of additions may differ.
 REPLAY_ERROR = 1e-2
@@ -84,8 +87,11 @@ class Graphs:
         """The layouts that were captured, smallest first."""
 
     def bucket(self, batch: Layout) -> Layout | None:
-        """Return the smallest bucket that holds such a batch."""
-        return next((bucket for bucket in self.buckets if bucket.holds(batch)), None)
+        """Return the smallest bucket that holds such a batch; None where too much would be padding."""
+        bucket = next((bucket for bucket in self.buckets if bucket.holds(batch)), None)
+        if bucket and bucket.tokens > max(MOST_PADDED * batch.tokens, self.buckets[0].tokens):
+            return None
+        return bucket
 
     def run(self, bucket: Layout, host: Tensor) -> Tensor:
         """Return float32 [bucket.vectors, 768] for a buffer that the bucket packed.

@@ -209,7 +209,7 @@ class PackedEngine(Engine):
             self._logged_at = time.monotonic()
             logger.warning(
                 "float16 overflowed: %d texts so far were computed again in float32, which takes much longer; "
-                "DTYPE=bfloat16 computes all of them in a format that holds them",
+                "DTYPE=bfloat16 (float32 on a GPU older than Ampere) computes all of them in a format that holds them",
                 self.recomputed,
             )
 

@@ -92,9 +92,8 @@ def compare_server(url: str, expected: Canaries) -> list[Comparison]:
     return selfcheck.compare_vectors(np.stack(vectors), expected, selfcheck.COARSE_ERROR)
 
 
-def verify(named: str | None, url: str | None) -> list[Comparison]:
+def verify(checkpoint: weights.Checkpoint, url: str | None) -> list[Comparison]:
     """Return the comparisons for a checkpoint, or for the server at `url` with that checkpoint's canaries."""
-    checkpoint = weights.resolve(named)
     logger.info("%s, from %s", checkpoint.name, checkpoint.source)
     expected = selfcheck.read(checkpoint.canaries) if checkpoint.canaries else None
     if url is not None:
@@ -150,10 +149,11 @@ def main() -> None:
         if args.write is not None:
             sys.stdout.write(f"{write(args.write)}\n")
             return
-        comparisons = verify(args.weights, args.url)
+        checkpoint = weights.resolve(args.weights)
+        comparisons = verify(checkpoint, args.url)
         sys.stdout.write(table(comparisons))
         if args.url is None and os.environ.get("ENGINE") != "reference":
-            sys.stdout.write("\n" + activations(weights.resolve(args.weights).directory))
+            sys.stdout.write("\n" + activations(checkpoint.directory))
     except (RuntimeError, ValueError, httpx.HTTPError) as error:
         sys.exit(str(error))
     sys.exit(0 if all(comparison.ok for comparison in comparisons) else 1)

@@ -89,7 +89,7 @@ def test_bfloat16_is_refused_where_matmuls_have_none(gpu: pytest.MonkeyPatch) ->
         with pytest.raises(DeviceError, match="set DTYPE to float16") if refused else nullcontext():
             check_format(torch.bfloat16, cuda)
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(DeviceError, match="DTYPE is bfloat16, which Tesla V100 has not"):
+    with pytest.raises(DeviceError, match="DTYPE is bfloat16, and Tesla V100 has no matmul for it; set DTYPE to"):
         PackedEngine(SMALL, numbers=BFLOAT16)
 
 

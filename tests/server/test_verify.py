@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import selfcheck
+import weights
 from scripts import verify
 from scripts.server import Server
 
@@ -13,6 +14,6 @@ def test_a_server_computes_the_canaries_of_its_checkpoint(server: Server, small:
     shutil.copytree(small, directory)
     verify.write(directory)
     expected = selfcheck.read(directory / "canaries.json")
-    comparisons = verify.verify(str(directory), server.url)
+    comparisons = verify.verify(weights.resolve(str(directory)), server.url)
     assert len(comparisons) == len(expected.texts)
     assert max(comparison.difference for comparison in comparisons) < selfcheck.FLOAT32_ERROR
