@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,10 @@ import torch
 from engine.contract import Engine
 
 Embed = Callable[[list[str], int], np.ndarray]
-"""Texts and a batch size (which only the reference heeds) to unit vectors, float32 [n, 768]."""
+"""Texts and a batch size (which our own engines do not heed) to unit vectors, float32 [n, 768]."""
+
+Loaded = tuple[Embed, str, torch.dtype]
+"""The function, its engine's description and the dtype that the engine computes in."""
 
 
 def embedder(engine: Engine) -> Embed:
@@ -23,15 +27,15 @@ def embedder(engine: Engine) -> Embed:
     return embed
 
 
-def load_packed(directory: Path) -> tuple[Embed, str, torch.dtype]:
-    """Return the packed engine, its description and the dtype that it computes in."""
+def load_packed(directory: Path, **options: Any) -> Loaded:
+    """Return the packed engine with PackedEngine's `options`; without them as it is served."""
     from engine.packed import PackedEngine
 
-    engine = PackedEngine(directory)
+    engine = PackedEngine(directory, **options)
     return embedder(engine), engine.description, engine.network.numbers.dtype
 
 
-def load_reference(directory: Path, dtype: torch.dtype | None = None) -> tuple[Embed, str, torch.dtype]:
+def load_reference(directory: Path, dtype: torch.dtype | None = None) -> Loaded:
     """Return sentence-transformers as its users call it; by default in bfloat16 on a GPU and float32 on a CPU."""
     from sentence_transformers import SentenceTransformer
 
@@ -44,6 +48,3 @@ def load_reference(directory: Path, dtype: torch.dtype | None = None) -> tuple[E
         return np.asarray(model.encode(texts, batch_size=batch_size, show_progress_bar=False))
 
     return embed, f"sentence-transformers, {str(dtype).removeprefix('torch.')}, {device}", dtype
-
-
-LOADERS = {"packed": load_packed, "reference": load_reference}

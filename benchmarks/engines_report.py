@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.engines_targets import targets
+from benchmarks.loaders import BATCHED
 from benchmarks.report import in_words, table
 from benchmarks.time_shares import in_percent
 
@@ -18,7 +20,7 @@ def write(results: dict[str, Any], out: Path) -> None:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return machine, versions and engines, then the tables."""
+    """Return machine, versions and engines, then the tables of speed, costs, errors and, where they apply, targets."""
     engines: dict[str, dict[str, Any]] = results["engines"]
     descriptions = [f"- {name}: {engine['description']}" for name, engine in engines.items()]
     peak = f"- the device's matmul at large size: {results['matmul_flops'] / 1e9:,.0f} GFLOP/s"
@@ -28,8 +30,10 @@ def markdown(results: dict[str, Any]) -> str:
         for engine, seconds in by_engine.items()
     ]
     facts = in_words(results["machine"] | results["versions"] | results["architecture"])
-    lines = [facts, "", *descriptions, peak, "", _throughput(results), "", _latency(results), "", _costs(results), ""]
-    return "\n".join([*lines, *shares]).strip() + "\n"
+    lists = ["\n".join([*descriptions, peak]), "\n".join(shares)]
+    tables = [_throughput(results), _latency(results), _costs(results), _errors(results)]
+    parts = [facts, lists[0], *tables, lists[1], targets(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _throughput(results: dict[str, Any]) -> str:
@@ -40,7 +44,7 @@ def _throughput(results: dict[str, Any]) -> str:
             continue
         cells = [scenario["name"]]
         for engine, figures in scenario["engines"].items():
-            batch = f", batch {figures['batch_size']}" if engine == "reference" else ""
+            batch = f", batch {figures['batch_size']}" if engine in BATCHED else ""
             cells.append(f"{figures['tokens_per_s']:,.0f} ({figures['texts_per_s']:,.1f}){batch}")
         of_possible = scenario["engines"][first]["flops"] / results["matmul_flops"]
         rows.append([*cells, *_speedups(scenario), f"{of_possible:.0%}"])
@@ -71,14 +75,20 @@ def _costs(results: dict[str, Any]) -> str:
     return table(["", *engines], rows)
 
 
+def _errors(results: dict[str, Any]) -> str:
+    errors = results["errors"]
+    rows = [[name, f"{error['median']:.1e}", f"{error['worst']:.1e}"] for name, error in errors["engines"].items()]
+    return table([f"1 - cosine against {errors['against']}, {errors['texts']}", "median", "worst"], rows)
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Draw tokens a second and latency, a bar for each engine."""
+    """Draw tokens a second, and below it latency: a bar for each engine."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), width_ratios=[2, 1], layout="constrained")
+    figure, axes = pyplot.subplots(2, 1, figsize=(10, 8), layout="constrained")
     panels = (("tokens_per_s", "tokens a second", False), ("p50_ms", "ms, median", True))
     engines = list(results["engines"])
     width = 0.8 / len(engines)
@@ -87,13 +97,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for i, engine in enumerate(engines):
             positions = [position + i * width for position in range(len(scenarios))]
             bars = axis.bar(positions, [s["engines"][engine][key] for s in scenarios], width, label=engine)
-            axis.bar_label(bars, fmt="{:,.0f}", fontsize=7)
+            axis.bar_label(bars, fmt="{:,.1f}" if is_latency else "{:,.0f}", fontsize=7, rotation=90, padding=3)
         centre = width * (len(engines) - 1) / 2
-        names = [scenario["name"].replace(", ", ",\n") for scenario in scenarios]
-        axis.set_xticks([position + centre for position in range(len(scenarios))], names)
-        axis.tick_params(axis="x", labelsize=8)
+        axis.set_xticks([i + centre for i in range(len(scenarios))], [scenario["name"] for scenario in scenarios])
+        axis.margins(y=0.15)
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend()
+    axes[0].legend(ncols=len(engines), loc="lower center", bbox_to_anchor=(0.5, 1.08), frameon=False)
     axes[0].set_title(results["machine"]["gpu"] or results["machine"]["cpu"], fontsize=9)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)

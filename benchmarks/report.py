@@ -10,7 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = (
+    "torch", "triton", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy", "openvino",
+    "llama-cpp-python",
+)  # fmt: skip
+
+# What decides how fast a CPU multiplies matrices, best first: a name and the flag of /proc/cpuinfo that says it.
+INSTRUCTIONS = {"AMX": "amx_bf16", "AVX512-BF16": "avx512_bf16", "AVX512": "avx512f", "AVX2": "avx2"}
+# Environment variables with which oneDNN and torch use fewer instructions than the processor has.
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -19,16 +27,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, number of cores, torch's threads and GPU, but no host name."""
+    """Return processor, its instructions, their limits where set, cores, torch's threads and GPU, but no host name."""
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    path = Path("/proc/cpuinfo")
+    cpuinfo = path.read_text() if path.exists() else ""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), "gpu": gpu}
+    return {
+        "cpu": _first(cpuinfo, "model name") or platform.processor() or platform.machine(),
+        "instructions": instructions(_first(cpuinfo, "flags")),
+        **{name: os.environ[name] for name in LIMITS if name in os.environ},
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def instructions(flags: str) -> str:
+    """Return the best of INSTRUCTIONS that a line of processor flags names, or "other"."""
+    return next((name for name, flag in INSTRUCTIONS.items() if flag in flags.split()), "other")
+
+
+def _first(cpuinfo: str, key: str) -> str:
+    """Return the value of the first line of /proc/cpuinfo with that key, or ""."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,10 @@ from benchmarks.texts import count_tokens, mixed_token_counts, random_texts
 from engine.model import Architecture
 from engine.tokenizer import Tokenizer
 
+MIXED = "64 mixed texts"
+TARGETED = (MIXED, "8 texts of 128", "one text of 16", "one text of 64", "one text of 512")
+"""The names of the scenarios that `benchmarks.engines_targets` knows a target for."""
+
 
 @dataclass
 class Scenario:
@@ -25,14 +29,14 @@ class Scenario:
 
 
 def make_scenarios(tokenizer: Tokenizer, quick: bool) -> list[Scenario]:
-    """Return the fixed lengths, the mixed texts and the single texts."""
+    """Return those of TARGETED and one call; unless `quick` also 8,192 tokens in texts of 16, 512 and 2,048."""
     generator = np.random.default_rng(0)
-    budget = 2_048 if quick else 8_192
-    short = generator.integers(8, 301, size=16).tolist()
-    mixed = mixed_token_counts(60 if quick else 500, generator)
-    plan = [(f"length {n}", [n] * max(1, budget // n), "throughput") for n in (16, 128, 512, 2_048)]
-    plan += [("16 texts of 8-300, one call", short, "call"), (f"{len(mixed)} mixed texts", mixed, "throughput")]
-    plan += [(f"one text of {n}", [n], "latency") for n in (16, 64, 512)]
+    of_targets = (mixed_token_counts(64, generator), [128] * 8, [16], [64], [512])
+    kinds = ("throughput", "throughput", "latency", "latency", "latency")
+    plan = list(zip(TARGETED, of_targets, kinds, strict=True))
+    plan.append(("16 texts of 8-300, one call", generator.integers(8, 301, size=16).tolist(), "call"))
+    if not quick:
+        plan += [(f"{8_192 // n} texts of {n}", [n] * (8_192 // n), "throughput") for n in (16, 512, 2_048)]
     scenarios = []
     for seed, (name, lengths, kind) in enumerate(plan):
         texts = random_texts(tokenizer, lengths, seed)

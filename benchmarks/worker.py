@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.embedders import LOADERS, Embed
+from benchmarks.embedders import Embed
+from benchmarks.loaders import LOADERS
 from benchmarks.time_shares import time_shares
 
 _embed: Embed
@@ -30,6 +32,11 @@ def embed_s(texts: list[str], batch_size: int) -> float:
     start = time.perf_counter()
     _embed(texts, batch_size)
     return time.perf_counter() - start
+
+
+def vectors(texts: list[str], batch_size: int) -> np.ndarray:
+    """Return the texts' unit vectors, float32 [n, 768]."""
+    return _embed(texts, batch_size)
 
 
 def profile(texts: list[str], batch_size: int) -> dict[str, float]:
