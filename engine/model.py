@@ -38,18 +38,20 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class NumberFormat:
-    """How the layers compute: matmuls, attention and the residual stream in `dtype`; norms and head in float32.
+    """How the layers compute: matmuls and attention in `dtype`, the residual stream in `stream`, the rest in float32.
 
     The residual stream holds values divided by 2**shift. Genuine activations reach 8e5 and float16 ends at 65504.
     """
 
     dtype: torch.dtype
+    stream: torch.dtype
     shift: int = 0
 
 
-FLOAT32 = NumberFormat(torch.float32)
-BFLOAT16 = NumberFormat(torch.bfloat16)
-FLOAT16 = NumberFormat(torch.float16, shift=7)
+FLOAT32 = NumberFormat(torch.float32, torch.float32)
+# A stream in bfloat16, too, would have twenty times the error on trained weights.
+BFLOAT16 = NumberFormat(torch.bfloat16, torch.float32)
+FLOAT16 = NumberFormat(torch.float16, torch.float16, shift=7)
 FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 
@@ -59,31 +61,39 @@ class Linear(nn.Module):
     def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns, dtype=dtype), requires_grad=False)
-        self._packed: Tensor | None = None
+        self.packed: Tensor | None = None
+        """The weight in oneDNN's layout, once `pack` has made it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._packed is None:
+        if self.packed is None:
             return F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
     def pack(self) -> None:
-        """Replace a float32 weight on a CPU by oneDNN's layout of it; no digit changes.
+        """Replace a weight on a CPU by oneDNN's layout of it, if it has one; no digit changes.
 
         F.linear would use MKL, which takes two to four times as long as oneDNN on AMD processors.
         """
-        on_cpu = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if on_cpu and self.weight.dtype == torch.float32:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        if self.weight.device.type == "cpu" and self.weight.dtype in _onednn_formats():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
             del self.weight
 
 
+def _onednn_formats() -> list[torch.dtype]:
+    """Return the formats whose matmuls oneDNN has on this CPU. (In float16 a CPU only emulates a GPU.)"""
+    if not torch.backends.mkldnn.is_available():
+        return []
+    bfloat16 = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+    return [torch.float32, *bfloat16]
+
+
 class Embedding(nn.Module):
-    """The table, and the factor sqrt(hidden) for its rows, rounded to the layers' dtype as transformers does."""
+    """The table, and the factor sqrt(hidden) for its rows, rounded to the stream's dtype as transformers does."""
 
     def __init__(self, architecture: Architecture, numbers: NumberFormat) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(0), requires_grad=False)  # set by the loader: [vocab, hidden]
-        self.scale = torch.tensor(architecture.hidden**0.5).to(numbers.dtype).item() * 2.0**-numbers.shift
+        self.scale = torch.tensor(architecture.hidden**0.5).to(numbers.stream).item() * 2.0**-numbers.shift
 
 
 class Attention(nn.Module):
@@ -193,7 +203,10 @@ class Network(nn.Module):
         sliding = Rotation(segments.positions, segments.longest, a.sliding_theta, a.head_dim)
         # Each layer's last kernel computes the norm that the next layer begins with; the last layer's, the final norm.
         norms = [*(layer.pre_attention for layer in self.layers), self.norm]
-        x, normed = kernels.embed_norm(token_ids, embedding.table, embedding.scale, norms[0])  # both [tokens, hidden]
+        stream = self.numbers.stream
+        x, normed = kernels.embed_norm(
+            token_ids, embedding.table, embedding.scale, norms[0], stream
+        )  # [tokens, hidden]
         for layer, window, next_norm in zip(self.layers, a.windows, norms[1:], strict=True):
             normed = layer(x, normed, full if window is None else sliding, segments, next_norm, kernels)
         pooled = kernels.segment_mean(normed, segments)  # float32 [vectors, hidden]

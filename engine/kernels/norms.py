@@ -30,10 +30,12 @@ def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=norm.eps) * norm.gain
 
 
-def embed_norm(token_ids: Tensor, table: Tensor, scale: float, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """Return the residual stream and its norm, both [tokens, hidden] of norm.dtype, for integer ids [tokens]."""
-    rows = F.embedding(token_ids, table).to(norm.dtype)
-    x = (rows.float() * scale).to(norm.dtype)
+def embed_norm(
+    token_ids: Tensor, table: Tensor, scale: float, norm: RMSNorm, stream: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the residual stream as `stream` and its norm as norm.dtype, [tokens, hidden], for integer ids [tokens]."""
+    rows = F.embedding(token_ids, table).to(stream)
+    x = (rows.float() * scale).to(stream)
     return x, rms_norm(x, norm).to(norm.dtype)
 
 
@@ -43,11 +45,13 @@ def add_norm(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm) -> Tensor:
     return rms_norm(x, pre).to(pre.dtype)
 
 
-def embed_norm_fused(token_ids: Tensor, table: Tensor, scale: float, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+def embed_norm_fused(
+    token_ids: Tensor, table: Tensor, scale: float, norm: RMSNorm, stream: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """See `embed_norm`."""
     tokens, hidden = token_ids.shape[0], table.shape[1]
-    x = torch.empty(tokens, hidden, dtype=norm.dtype, device=table.device)
-    normed = torch.empty_like(x)
+    x = torch.empty(tokens, hidden, dtype=stream, device=table.device)
+    normed = torch.empty(tokens, hidden, dtype=norm.dtype, device=table.device)
     _embed_norm[(tokens,)](
         token_ids, table, norm.gain, x, normed, scale, norm.eps, HIDDEN=hidden, BLOCK=block(hidden), num_warps=4
     )

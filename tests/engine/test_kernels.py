@@ -177,7 +177,7 @@ def test_only_the_kernels_that_are_wrong_are_replaced(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_attention_by_itself_is_within_rounding_or_shows_its_fault(dtype: torch.dtype) -> None:
     """In bfloat16, too, where an attention without its window changes a vector by no more than rounding does."""
-    network = load(NumberFormat(dtype))
+    network = load(NumberFormat(dtype, dtype))
     error = attention_error(varlen_attention, network, LENGTHS)
     print(f"{dtype}: {error:.2f} times what rounding explains")
     assert error <= 2

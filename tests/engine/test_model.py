@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_a_token_257_away_changes_nothing_and_256_away_does(copy: Path) -> None:
     table, scale = network.embedding.table, network.embedding.scale
 
     def layer(ids: torch.Tensor) -> torch.Tensor:
-        x, normed = PLAIN.embed_norm(ids, table, scale, network.layers[0].pre_attention)
+        x, normed = PLAIN.embed_norm(ids, table, scale, network.layers[0].pre_attention, torch.float32)
         network.layers[0](x, normed, rotation, segments, network.norm, PLAIN)
         return x
 
@@ -98,7 +99,7 @@ def test_rescaling_changes_no_bit_in_float32(shift: int) -> None:
     ids, segments = torch.tensor(random_ids(300)), segments_of([200, 100])
     architecture = read_architecture(SMALL)
     plain, rescaled = (
-        load_network(SMALL, architecture, NumberFormat(torch.float32, s), CPU)(ids, segments) for s in (0, shift)
+        load_network(SMALL, architecture, replace(FLOAT32, shift=s), CPU)(ids, segments) for s in (0, shift)
     )
     assert torch.equal(plain, rescaled)
 
@@ -106,7 +107,7 @@ def test_rescaling_changes_no_bit_in_float32(shift: int) -> None:
 @torch.inference_mode()
 def test_rescaled_float16_stays_finite_where_float16_does_not(random_weights: Path) -> None:
     ids, segments, vectors = torch.tensor(random_ids(20)), segments_of([20]), []
-    for numbers in (FLOAT32, FLOAT16, NumberFormat(torch.float16)):
+    for numbers in (FLOAT32, FLOAT16, NumberFormat(torch.float16, torch.float16)):
         network = load_network(random_weights, read_architecture(random_weights), numbers, CPU)
         for layer in network.layers:
             layer.get_parameter("post_mlp.gain").mul_(20)  # residuals of 1e6
@@ -232,10 +233,10 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from engine.checkpoint import load_network, read_architecture
-from engine.model import NumberFormat
+from engine.model import FORMATS
 def peak(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 architecture = read_architecture(Path(sys.argv[1]))
-network = load_network(Path(sys.argv[1]), architecture, NumberFormat(getattr(torch, sys.argv[2])), torch.device("cpu"))
+network = load_network(Path(sys.argv[1]), architecture, FORMATS[sys.argv[2]], torch.device("cpu"))
 torch.nn.functional.embedding(torch.arange(5), network.embedding.table)
 print(peak())
 """

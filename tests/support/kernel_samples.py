@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.rotary import Rotation
-from engine.model import Architecture
+from engine.model import FORMATS, Architecture
 
 # The largest values of the genuine residual stream, as it holds them: divided by 2**7.
 OUTLIER = 8e5 / 2**7
@@ -31,7 +31,8 @@ class Samples:
         self.table = normal(tokens, a.hidden).to(dtype)
         self.stream = normal(tokens, a.hidden)
         self.stream[:, ::101] *= OUTLIER / self.stream.abs().max()
-        self.stream, self.added = self.stream.to(dtype), (normal(tokens, a.hidden) * 9).to(dtype)
+        stream = FORMATS[str(dtype).removeprefix("torch.")].stream
+        self.stream, self.added = self.stream.to(stream), (normal(tokens, a.hidden) * 9).to(dtype)
         self.pre, self.post, self.qk_norm = norm(a.hidden), norm(a.hidden), norm(a.heads + a.kv_heads, a.head_dim)
         self.last = SimpleNamespace(gain=self.pre.gain, eps=a.eps, dtype=torch.float32)
         self.qkv = normal(tokens, a.heads + 2 * a.kv_heads, a.head_dim).to(dtype)
@@ -59,7 +60,7 @@ class Samples:
 
     def embed_norm(self, kernel: Callable[..., Any]) -> list[Tensor]:
         """Return the residual stream and its norm."""
-        return list(kernel(self.token_ids, self.table, 0.25, self.pre))
+        return list(kernel(self.token_ids, self.table, 0.25, self.pre, self.stream.dtype))
 
     def norm_rotate(self, kernel: Callable[..., Any]) -> list[Tensor]:
         """Return the rotated queries and keys, and the values beside them, which must stay as they are."""
