@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from engine.contract import DeviceError
+from engine.threads import usable_threads
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,7 @@ def device_shares(count: int | None = None) -> list[dict[str, str]]:
         raise DeviceError(f"devices: {count} were asked for and this machine has {gpus} GPUs; ask for 1 to so many")
     if not gpus:
         processes = count or 1
-        return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}] * processes
+        return [{"OMP_NUM_THREADS": str(max(1, usable_threads() // processes))}] * processes
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = named.split(",") if named else [str(i) for i in range(gpus)]
     return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[: count or gpus]]
