@@ -19,7 +19,7 @@ READY = $(VENV)/.ready
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve embed load test test-ray lint format openapi bake build push named clean
+.PHONY: predict serve embed load test test-ray lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -58,10 +58,10 @@ openapi: $(READY)
 bake: $(READY)  # the genuine weights, which go into the image, verified; make bake WEIGHTS=owner/name for others
 	WEIGHTS=$(if $(filter file,$(origin WEIGHTS)),,$(WEIGHTS)) $(RUN) -m scripts.fetch_weights --bake
 
-build: bake $(COG_FILE)  # make build [CPU=1] [IMAGE=name]
+build: bake native $(COG_FILE)  # make build [CPU=1] [IMAGE=name]
 	cog build -f $(COG_FILE) -t $(IMAGE)
 
-push: named bake $(COG_FILE)  # make push MODEL=r8.im/you/name [CPU=1]
+push: named bake native $(COG_FILE)  # make push MODEL=r8.im/you/name [CPU=1]
 	cog push -f $(COG_FILE) $(MODEL)
 
 named:
@@ -75,7 +75,16 @@ $(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 	@echo "Setting up $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv $(VENV) >&2
 	@$(INSTALL) -r requirements-dev.txt -e . >&2
+	@$(MAKE) --no-print-directory native >&2
 	@touch $@
 
+# The C++ extension for CPUs, beside its source; without a compiler everything runs without it, slower.
+native:
+	@cd engine/native && $(if $(findstring /,$(RUN)),$(abspath $(RUN)),$(RUN)) setup.py --quiet build_ext --inplace
+
+wheel: $(READY)  # the extension as a wheel in dist/, for machines like this one but without a compiler
+	$(RUN) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist engine/native
+
 clean:
-	rm -rf $(VENV) .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info dist
+	rm -rf engine/native/build engine/native/*.so engine/native/*.egg-info

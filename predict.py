@@ -22,7 +22,7 @@ from texts.request import Texts, read_texts
 logger = logging.getLogger(__name__)
 
 # Loggers of rooms; the loggers of their files inherit the level.
-LOGGED = (__name__, "service", "fetching", "batching", "corpus")
+LOGGED = (__name__, "service", "engine", "fetching", "batching", "corpus")
 
 
 class Output(TypedDict):

@@ -126,12 +126,12 @@ def compare_engine(engine: Engine, expected: Canaries) -> list[Comparison]:
     shape = (len(token_ids), DIMENSIONS)
     if vectors.shape != shape:
         return [*comparisons, _compare_equal("shape of the vectors", vectors.shape, shape)]
-    return comparisons + compare_vectors(vectors, expected, allowed_error(engine))
+    return comparisons + compare_vectors(vectors, expected, allowed_error(engine.number_format))
 
 
-def allowed_error(engine: Engine) -> float:
-    """Return the relative error of a vector that the engine's number format may make."""
-    return FLOAT32_ERROR if engine.number_format == "float32" else COARSE_ERROR
+def allowed_error(number_format: str) -> float:
+    """Return the relative error of a vector that a number format may make."""
+    return FLOAT32_ERROR if number_format == "float32" else COARSE_ERROR
 
 
 def compare_vectors(vectors: np.ndarray, expected: Canaries, error: float) -> list[Comparison]:

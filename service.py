@@ -89,8 +89,8 @@ class Service:
         started = time.perf_counter()
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
-        self.model = checkpoint.name
-        self.engine = engine.load(checkpoint.directory)
+        self.engine = engine.load(checkpoint.directory, measured=weights.measurements())
+        self.model = checkpoint.computed_in(self.engine.number_format)
         checked = time.perf_counter()
         proof = in_own_thread(lambda: selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries))
         logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, proof)
@@ -98,7 +98,8 @@ class Service:
         canary_vector = in_own_thread(lambda: self.engine.embed([canary_ids])[0])
         max_waiting_tokens = setting("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
         self.batcher = Batcher(self.engine, max_waiting_tokens, setting("CACHE_MB", CACHE_MB) << 20)
-        self._health = Health(self.batcher, canary_ids, canary_vector, selfcheck.allowed_error(self.engine))
+        allowed_error = selfcheck.allowed_error(self.engine.number_format)
+        self._health = Health(self.batcher, canary_ids, canary_vector, allowed_error)
         seconds = time.perf_counter() - started
         logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
 

@@ -20,7 +20,7 @@ from fetching.files import (
     read_manifest,
 )
 
-__all__ = ["GENUINE", "MANIFEST", "SMALL", "Checkpoint", "WeightsError", "resolve"]
+__all__ = ["GENUINE", "MANIFEST", "SMALL", "Checkpoint", "WeightsError", "measurements", "resolve"]
 
 SMALL = ROOT / "checkpoints" / "small"
 MANIFEST = ROOT / "manifests" / "embeddinggemma-300m.json"
@@ -46,6 +46,10 @@ class Checkpoint:
     source: str
     sha256: str
     canaries: Path | None
+
+    def computed_in(self, number_format: str) -> str:
+        """Return what vectors are said to be of: the name and the number format, NAME+float32."""
+        return f"{self.name}+{number_format}"
 
 
 def resolve(weights: str | None = None) -> Checkpoint:
@@ -73,6 +77,11 @@ def resolve(weights: str | None = None) -> Checkpoint:
         checkpoint = _checkpoint(directory, directory.resolve().name, record)
     cache.check_pin(f"WEIGHTS={directory}", checkpoint.sha256)
     return checkpoint
+
+
+def measurements() -> Path:
+    """Return the file in the cache that keeps how fast this machine is in which number format; it may not be there."""
+    return cache.folder() / "number-formats.json"
 
 
 def _request(weights: str) -> Request:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import engine
+import weights
 from engine.contract import Engine
 
 Embed = Callable[[list[str], int], np.ndarray]
@@ -16,12 +18,12 @@ Loaded = tuple[Embed, str, torch.dtype]
 """The function, its engine's description and the dtype that the engine computes in."""
 
 
-def embedder(engine: Engine) -> Embed:
+def embedder(loaded: Engine) -> Embed:
     """Return an engine of ours as a function of texts."""
 
     def embed(texts: list[str], batch_size: int = 0) -> np.ndarray:
-        tokenized = engine.tokenizer.encode([""] * len(texts), texts)
-        vectors = engine.embed([text.ids for text in tokenized])
+        tokenized = loaded.tokenizer.encode([""] * len(texts), texts)
+        vectors = loaded.embed([text.ids for text in tokenized])
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     return embed
@@ -31,8 +33,8 @@ def load_packed(directory: Path, **options: Any) -> Loaded:
     """Return the packed engine with PackedEngine's `options`; without them as it is served."""
     from engine.packed import PackedEngine
 
-    engine = PackedEngine(directory, **options)
-    return embedder(engine), engine.description, engine.network.numbers.dtype
+    loaded = PackedEngine(directory, **options) if options else engine.load(directory, measured=weights.measurements())
+    return embedder(loaded), loaded.description, getattr(torch, loaded.number_format)
 
 
 def load_reference(directory: Path, dtype: torch.dtype | None = None) -> Loaded:

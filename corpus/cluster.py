@@ -7,7 +7,7 @@ batch of rows as a block.
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class ActorJob:
     options: Options
     columns: Columns
     skip: bool
+    dtype: str = "auto"
+    """What all actors compute in; auto for what suits a GPU."""
 
     def __post_init__(self) -> None:
         if self.columns.id is None:
@@ -56,8 +58,8 @@ class Embedder:
         """Load the checkpoint, which is fetched where this machine has not got it."""
         self._job = job
         checkpoint = weights.resolve(job.weights)
-        self._engine = engine.load(checkpoint.directory)
-        self._metadata = {"model": checkpoint.name, **job.options.described()}
+        self._engine = engine.load(checkpoint.directory, job.dtype)
+        self._metadata = {"model": checkpoint.computed_in(self._engine.number_format), **job.options.described()}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the vectors of the rows in their order; with `skip` then the unfit rows, without a vector, and why.
@@ -132,6 +134,8 @@ def embed(
     """
     _connect(address, workers[1])
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    # Machines without a GPU may differ in which format is faster, and one output is in one format.
+    job = replace(job, dtype=os.environ.get("DTYPE") or ("auto" if on_gpus else "float32"))
     try:
         rows = ray.data.read_parquet(source, columns=job.columns.wanted(), include_paths=True)
         vectors = rows.map_batches(

@@ -24,13 +24,14 @@ class DeviceJob:
     """What a device is to do with blocks; goes to its process."""
 
     checkpoint: Path
+    number_format: str
     options: Options
     output: Path
     skip: bool
 
     def pipeline(self) -> Pipeline:
         """Return a pipeline over an engine of its own."""
-        loaded = engine.load(self.checkpoint)
+        loaded = engine.load(self.checkpoint, self.number_format)
         return Pipeline(loaded.tokenizer, loaded.embed, self.options, ShardFolder(self.output), self.skip)
 
     def devices(self, environments: Sequence[dict[str, str]]) -> "Pipeline | DeviceProcesses":

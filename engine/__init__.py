@@ -2,35 +2,80 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.contract import Engine
-from engine.threads import in_own_thread
+from engine.threads import in_own_thread, limit_threads
 
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from engine.model import NumberFormat
+
+__all__ = ["load", "number_format"]
 
 
-def load(directory: Path) -> Engine:
+def load(directory: Path, dtype: str | None = None, measured: Path | None = None) -> Engine:
     """Load the checkpoint in `directory` onto the GPU if there is one, else onto the CPU.
 
-    The environment variable ENGINE chooses packed (the default) or reference, which is sentence-transformers; DTYPE
-    chooses float32, float16 or bfloat16, or auto (the default) for what suits the device. Raises ValueError for any
-    other value, CheckpointError or TokenizerError when the checkpoint is not EmbeddingGemma's pipeline, and DeviceError
-    when there is a GPU that cannot be used.
+    The environment variable ENGINE chooses packed (the default) or reference, which is sentence-transformers;
+    `number_format` says what `dtype` and `measured` are. Raises what that does, TokenizerError when the checkpoint is
+    not EmbeddingGemma's, and DeviceError when there is a GPU that cannot be used.
     """
-    name, dtype = os.environ.get("ENGINE") or "packed", os.environ.get("DTYPE") or "auto"
-    if dtype not in ("auto", "float32", "float16", "bfloat16"):
-        raise ValueError(
-            f"DTYPE is {dtype!r}; set it to float32, float16, bfloat16 or auto, or leave it unset for auto"
-        )
-    if name == "packed":
-        from engine.model import FORMATS
-        from engine.packed import PackedEngine
+    limit_threads()
+    return in_own_thread(lambda: _load(directory, _asked(dtype), measured))
 
-        return in_own_thread(lambda: PackedEngine(directory, numbers=FORMATS.get(dtype)))
-    if name == "reference":
+
+def _load(directory: Path, dtype: str, measured: Path | None) -> Engine:
+    if _is_reference():
         if dtype == "float16":
             raise ValueError("DTYPE is float16, in which ENGINE=reference overflows; use bfloat16, or ENGINE=packed")
         from engine.reference import ReferenceEngine  # imports transformers: seconds that only this engine pays
 
-        return in_own_thread(lambda: ReferenceEngine(directory, dtype=dtype))
-    raise ValueError(f"ENGINE is {name!r}; set it to packed or reference, or leave it unset for packed")
+        return ReferenceEngine(directory, dtype=dtype)
+    from engine.packed import PackedEngine
+
+    return PackedEngine(directory, numbers=_numbers(directory, dtype, measured))
+
+
+def number_format(directory: Path, dtype: str | None = None, measured: Path | None = None) -> str:
+    """Return what an engine on this machine computes in: float32, float16 or bfloat16.
+
+    `dtype` is one of these or auto, the default; without it the environment variable DTYPE is read. On a CPU auto is
+    the faster of float32 and bfloat16, which are timed unless the JSON file `measured` has their ratio; it is written
+    then. (On a GPU auto falls back from float16 to bfloat16 for a checkpoint that overflows.) Raises ValueError for
+    another dtype or engine, and CheckpointError when the checkpoint is not EmbeddingGemma's pipeline.
+    """
+    from engine.device import choose_device
+
+    asked = _asked(dtype)
+    if _is_reference() and asked == "auto":
+        return "bfloat16" if choose_device().type == "cuda" else "float32"
+    numbers = in_own_thread(lambda: _numbers(directory, asked, measured))
+    return "float16" if numbers is None else str(numbers.dtype).removeprefix("torch.")
+
+
+def _numbers(directory: Path, dtype: str, measured: Path | None) -> "NumberFormat | None":
+    """Return the packed engine's format; None where it chooses itself, on a GPU."""
+    from engine.checkpoint import read_architecture
+    from engine.device import choose_device
+    from engine.model import FORMATS
+    from engine.native.choice import faster_format
+
+    if dtype != "auto" or choose_device().type == "cuda":
+        return FORMATS.get(dtype)
+    return faster_format(read_architecture(directory), measured)
+
+
+def _asked(dtype: str | None) -> str:
+    dtype = dtype or os.environ.get("DTYPE") or "auto"
+    if dtype not in ("auto", "float32", "float16", "bfloat16"):
+        raise ValueError(
+            f"DTYPE is {dtype!r}; set it to float32, float16, bfloat16 or auto, or leave it unset for auto"
+        )
+    return dtype
+
+
+def _is_reference() -> bool:
+    name = os.environ.get("ENGINE") or "packed"
+    if name not in ("packed", "reference"):
+        raise ValueError(f"ENGINE is {name!r}; set it to packed or reference, or leave it unset for packed")
+    return name == "reference"

@@ -20,6 +20,9 @@ from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_captu
 from engine.kernels import Kernels
 from engine.kernels.selection import candidates, describe, install
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, Network, NumberFormat
+from engine.native.choice import encoder_of
+from engine.native.encoder import Encoder
+from engine.native.library import NotAvailable
 from engine.packing import layout_of, spans_of
 from engine.tokenizer import Tokenizer
 
@@ -27,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # float16 has eight times the precision of bfloat16, at the same speed.
 AUTO = {"cpu": FLOAT32, "cuda": FLOAT16}
-# Tokens in one forward pass. On a CPU activations should stay in the caches.
-BATCH_TOKENS = 1_024
+# Tokens in one forward pass. On a CPU activations should stay in the caches; the extension has a part for each thread.
+BATCH_TOKENS, PART_TOKENS = 1_024, 512
 # A GPU should be filled. An old one gets fewer tokens, so no pass takes longer: a query waits for the pass before it.
 GPU_BATCH_TOKENS, PASS_S = 16_384, 0.1
 # A CPU's batches are padded to a multiple of 8 tokens, beyond 256 tokens to one of 32: oneDNN makes and keeps a kernel
@@ -53,8 +56,9 @@ class PackedEngine(Engine):
         numbers: NumberFormat | None = None,
         kernels: Kernels | None = None,
         graphs: bool = True,
+        native: bool = True,
     ) -> None:
-        """Load the sentence-transformers directory. `kernels` and `graphs` are for measuring what each is worth.
+        """Load the sentence-transformers directory. `kernels`, `graphs`, `native` are for measuring what each is worth.
 
         Without `numbers` a CPU computes in float32, and a GPU in float16 unless the checkpoint overflows there. Raises
         CheckpointError or TokenizerError when the checkpoint cannot be used, DeviceError when the GPU cannot.
@@ -71,7 +75,9 @@ class PackedEngine(Engine):
         self.network = self._install(numbers, kernels)
         dtype = self.network.numbers.dtype
         self.number_format = str(dtype).removeprefix("torch.")
-        self.batch_tokens = affordable_tokens(self._s_per_token()) if self._on_gpu else BATCH_TOKENS
+        self.encoder = self._native() if native and not self._on_gpu else None
+        """What computes in the network's place: the extension, where it can be used."""
+        self.batch_tokens = self._budget()
         self.batches_in_flight = 2 if self._on_gpu else 1
         self._most_tokens: float = math.inf  # in one pass; known once memory has run out
         self.graphs: Graphs | None = None
@@ -82,7 +88,9 @@ class PackedEngine(Engine):
         self._logged_at = -math.inf
         parts = ["packed", self.number_format, self.device.type]
         parts += [describe(self.network.kernels)] if self._on_gpu else []
-        self.description = ", ".join([*parts, f"{len(self.graphs.buckets)} graphs"] if self.graphs else parts)
+        parts += [f"{len(self.graphs.buckets)} graphs"] if self.graphs else []
+        parts += [f"C++ {self.encoder.binary}"] if self.encoder else []
+        self.description = ", ".join(parts)
 
     def _install(self, numbers: NumberFormat | None, kernels: Kernels | None) -> Network:
         """Return the network with its kernels; without `numbers` in the format that suits device and checkpoint."""
@@ -95,6 +103,20 @@ class PackedEngine(Engine):
             logger.warning("float16 overflows with this checkpoint: computing in bfloat16")
             return self._install(BFLOAT16, kernels)
         return network
+
+    def _native(self) -> Encoder | None:
+        """Return the extension's form of the network, or None and a line of the log where it cannot be used."""
+        try:
+            return encoder_of(self.network)
+        except NotAvailable as reason:
+            logger.info("without the C++ extension, which is faster: %s", reason)
+            return None
+
+    def _budget(self) -> int:
+        """Return how many tokens a pass has."""
+        if self._on_gpu:
+            return affordable_tokens(self._s_per_token())
+        return PART_TOKENS * torch.get_num_threads() if self.encoder else BATCH_TOKENS
 
     @torch.inference_mode()
     def _s_per_token(self) -> float:
@@ -146,16 +168,16 @@ class PackedEngine(Engine):
         if self.graphs and (bucket := self.graphs.bucket(batch)):
             host = bucket.pack(token_ids, ranges, pin_memory=self._on_gpu)
             return self._fetch(self.graphs.run(bucket, host)[: batch.vectors], host)
-        return self._fetch(*self._forward(self.network, token_ids, ranges))
+        return self._fetch(*self._forward(self.encoder or self.network, token_ids, ranges))
 
     def _forward(
-        self, network: Network, token_ids: Sequence[Sequence[int]], ranges: Ranges | None
+        self, network: Network | Encoder, token_ids: Sequence[Sequence[int]], ranges: Ranges | None
     ) -> tuple[Tensor, Tensor]:
         """Launch a pass kernel by kernel; return its vectors on the device and the buffer that it copies from."""
         lengths = [len(ids) for ids in token_ids]
         layout = layout_of(lengths, ranges)
         finely = layout.tokens <= ROUNDED_FINELY
-        padding = 0 if self._on_gpu else -layout.tokens % ROUNDED[0 if finely else 1]
+        padding = 0 if self._on_gpu or self.encoder else -layout.tokens % ROUNDED[0 if finely else 1]
         if padding:
             longest = max(padding, layout.longest)
             layout = replace(layout, tokens=layout.tokens + padding, texts=layout.texts + 1, longest=longest)

@@ -22,6 +22,7 @@ from typing import Any, get_args
 from tqdm import tqdm
 
 import encoding
+import engine
 import weights
 from corpus.blocks import BlockLimits
 from corpus.pipeline import RunProgress
@@ -87,10 +88,11 @@ def options_of(args: argparse.Namespace) -> Options:
     return Options(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
 
 
-def manifest(job: CorpusJob, environment: dict[str, str]) -> dict[str, Any]:
+def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) -> dict[str, Any]:
     """Return everything that the output's bytes depend on besides the input: a run goes on only with the same."""
     columns = job.reader.columns
     return {
+        "dtype": number_format,
         "model": job.model,
         **job.options.described(),
         "text": columns.text,
@@ -99,7 +101,6 @@ def manifest(job: CorpusJob, environment: dict[str, str]) -> dict[str, Any]:
         "carry": list(columns.carried),
         "window": job.limits.rows,
         "engine": os.environ.get("ENGINE") or "packed",
-        "dtype": os.environ.get("DTYPE") or "auto",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
         **{name: importlib.metadata.version(name) for name in ("torch", "tokenizers", "numpy")},
     }
@@ -117,9 +118,10 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunPr
     checkpoint = weights.resolve(args.weights)
     devices = device_shares(args.devices)
     rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
-    job = CorpusJob(reader, output, checkpoint.name, options, BlockLimits(rows), skip)
-    shards.open(manifest(job, devices[0]))
-    device_job = DeviceJob(checkpoint.directory, options, output, skip)
+    number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
+    job = CorpusJob(reader, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
+    shards.open(manifest(job, number_format, devices[0]))
+    device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
     with closing(shards), closing(device_job.devices(devices)) as computing:
         return _show(run(job, shards, computing.submit, len(devices)))
 

@@ -81,15 +81,16 @@ def compare_content(checkpoint: weights.Checkpoint) -> Comparison:
 
 def compare_server(url: str, expected: Canaries) -> list[Comparison]:
     """Compare what the server at `url` computes with the canaries. Raises httpx.HTTPError or SelfCheckError."""
-    vectors = []
+    vectors, models = [], set[str]()
     for canary in expected.texts:
         inputs = {"text": canary.text, "task": canary.task, "normalize": False}
         answer = httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=600).raise_for_status().json()
         if answer.get("status") != "succeeded":
             raise selfcheck.SelfCheckError(f"{url}: the prediction of {canary.name!r} failed: {answer.get('error')}")
         vectors.append(encoding.decode(answer["output"]))
-    # Over the wire the server's number format is not known.
-    return selfcheck.compare_vectors(np.stack(vectors), expected, selfcheck.COARSE_ERROR)
+        models.add(answer["output"]["model"])
+    allowed = max(selfcheck.allowed_error(model.rpartition("+")[2]) for model in models)
+    return selfcheck.compare_vectors(np.stack(vectors), expected, allowed)
 
 
 def verify(checkpoint: weights.Checkpoint, url: str | None) -> list[Comparison]:

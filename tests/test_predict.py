@@ -32,7 +32,7 @@ def test_one_text_gives_one_unit_vector(predict: Predict) -> None:
     assert abs(np.linalg.norm(vector) - 1) < 1e-6
     assert answer["shape"] == [768]
     assert (answer["output_format"], answer["precision"], answer["truncated"]) == ("base64", "float32", [])
-    assert answer["model"].startswith("small@sha256:")
+    assert answer["model"].startswith("small@sha256:") and answer["model"].endswith("+float32")
     assert answer["processing_time_ms"] > 0
     assert answer["token_counts"][0] > 7
 

@@ -60,6 +60,8 @@ def test_a_right_checkpoint_is_served_and_says_what_it_is(
     predictor = setup(right, monkeypatch)
     name = call(predictor, text="a")["model"]
     assert name.startswith("right@sha256:")
+    name, number_format = name.split("+")
+    assert number_format == "float32"
     assert f"loading {name} from {right}, SHA-256 {name.partition(':')[2]}" in caplog.text
     assert "comparisons with sentence-transformers' vectors in float32 hold" in caplog.text
 

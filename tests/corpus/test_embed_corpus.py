@@ -101,8 +101,8 @@ def test_control_c_keeps_what_is_done(
     assert "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that" in err
     monkeypatch.setenv("DTYPE", "bfloat16")
     other = start("scripts.embed_corpus", corpus, output, *OPTIONS)
-    assert "dtype: it is 'bfloat16', and the run to go on with had 'auto'; run it with" in other.communicate()[1]
-    monkeypatch.delenv("DTYPE")
+    assert "dtype: it is 'bfloat16', and the run to go on with had 'float32'; run it with" in other.communicate()[1]
+    monkeypatch.setenv("DTYPE", "float32")
     run("scripts.embed_corpus", corpus, output, *OPTIONS)
     assert output.read_bytes() == whole.read_bytes()
     shards_path(output).mkdir()  # as if it had been killed between its last two steps

@@ -120,7 +120,7 @@ def run_out_of_memory(engine: PackedEngine, most_tokens: int, monkeypatch: pytes
 
 
 def test_batches_have_few_lengths_and_are_padded_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = PackedEngine(SMALL, "cpu")
+    engine = PackedEngine(SMALL, "cpu", native=False)
     seen: set[int] = set()
     forward = engine.network.forward
 
@@ -137,7 +137,7 @@ def test_batches_have_few_lengths_and_are_padded_to_the_next(monkeypatch: pytest
 def test_out_of_memory_halves_the_batch_and_loses_no_text(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = PackedEngine(SMALL, "cpu")
+    engine = PackedEngine(SMALL, "cpu", native=False)
     texts = [random_ids(5 + i * 7 % 90, seed=i) for i in range(60)]
     expected = engine.embed(texts)
     tried = run_out_of_memory(engine, 300, monkeypatch)
@@ -157,7 +157,7 @@ def test_out_of_memory_halves_the_batch_and_loses_no_text(
 
 
 def test_out_of_memory_leaves_a_long_text_its_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = PackedEngine(SMALL, "cpu")
+    engine = PackedEngine(SMALL, "cpu", native=False)
     texts = [random_ids(200), *(random_ids(30, seed=i) for i in range(1, 12))]
     expected = engine.embed(texts)
     tried = run_out_of_memory(engine, 210, monkeypatch)
@@ -166,7 +166,7 @@ def test_out_of_memory_leaves_a_long_text_its_own_pass(monkeypatch: pytest.Monke
 
 
 def test_a_text_that_does_not_fit_alone_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = PackedEngine(SMALL, "cpu")
+    engine = PackedEngine(SMALL, "cpu", native=False)
     run_out_of_memory(engine, 99, monkeypatch)
     with pytest.raises(DeviceError) as caught:
         engine.embed([random_ids(100)])
@@ -186,9 +186,7 @@ def test_a_pass_is_timed(small_packed: PackedEngine) -> None:
     assert 0 < small_packed._s_per_token() < 1
 
 
-def test_texts_of_equal_length_share_a_call_of_attention(
-    small_packed: PackedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_of_equal_length_share_a_call_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     attend = torch.nn.functional.scaled_dot_product_attention
 
@@ -198,8 +196,9 @@ def test_texts_of_equal_length_share_a_call_of_attention(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
     lengths = np.random.default_rng(0).permutation([5] * 7 + [9] * 4 + [30] * 3)
-    small_packed.embed([random_ids(int(length), seed=i) for i, length in enumerate(lengths)])
-    assert calls == [3, 4, 7] * len(small_packed.network.layers)
+    engine = PackedEngine(SMALL, "cpu", native=False)
+    engine.embed([random_ids(int(length), seed=i) for i, length in enumerate(lengths)])
+    assert calls == [3, 4, 7] * len(engine.network.layers)
 
 
 def test_the_host_reads_nothing_while_a_pass_is_launched(

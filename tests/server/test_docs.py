@@ -70,7 +70,7 @@ def test_the_javascript_example_decodes(server: Server, tmp_path: Path) -> None:
 def test_the_service_example_embeds_without_a_server() -> None:
     source = code("docs/api.md", "python", "Service(")
     assert len(source.splitlines()) <= 10
-    assert re.fullmatch(r"\(2, 768\) \[\d+, \d+\] small@sha256:[0-9a-f]{12}\n", run(source))
+    assert re.fullmatch(r"\(2, 768\) \[\d+, \d+\] small@sha256:[0-9a-f]{12}\+float32\n", run(source))
 
 
 def test_the_replicate_examples_and_the_databases_take_the_vectors(server: Server, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 def test_every_option_that_a_page_names_exists(page: str) -> None:
     sources = [path.read_text(encoding="utf-8") for room in ROOMS[-3:] for path in (ROOT / room).glob("*.py")]
     options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
-    options |= {"--openapi-schema", "--rm", "--gpus"}  # of Cog and Docker
+    options |= {"--openapi-schema", "--rm", "--gpus", "--cpus", "--cpunodebind", "--membind"}  # of Cog, Docker, numactl
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options
 
 

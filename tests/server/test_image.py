@@ -21,6 +21,7 @@ from scripts.server import free_port
 from tests.support.hub import running_hub
 from tests.support.servers import eventually
 
+NATIVE = ROOT / "engine" / "native"
 # What lies in a folder in which somebody works.
 STRAY = (
     ".env",
@@ -35,6 +36,8 @@ STRAY = (
     "weights-baked/a.partial/model.safetensors",
     "checkpoints/mine/model.safetensors",
     "id_rsa",
+    "engine/native/build/encoder.o",
+    "engine/native/embeddinggemma_native.egg-info/PKG-INFO",
 )
 # Stands in for Cog's command: keeps what it was called with and, as `cog build` does, copies the folder without what
 # .dockerignore keeps out, and the schema.
@@ -71,6 +74,8 @@ def checkout(tmp_path: Path) -> Path:
             (folder / name).write_text("private", encoding="utf-8")
         else:
             shutil.copy2(ROOT / name, folder / name)
+    for binary in NATIVE.glob("*.so"):  # younger than the sources, so they are not built again
+        shutil.copy2(binary, folder / NATIVE.relative_to(ROOT))
     return folder
 
 
@@ -135,6 +140,8 @@ def test_make_build_bakes_the_weights_and_the_image_alone_serves_them(checkout: 
     top = {path.name for path in image.iterdir()} - {"called.json", ".cog"}
     assert not top & {"tests", "docs", "benchmarks", "README.md", "openapi.json", "requirements.txt", ".git"}
     assert [path.name for path in (image / "scripts").iterdir()] == ["probe.py"]
+    binaries = {path.name for path in NATIVE.glob("*.so")}
+    assert binaries == {path.name for path in (image / "engine" / "native").glob("*.so")}
     with serving(image, "some/model") as url:
         served = httpx.get(f"{url}/openapi.json").json()
         assert served == json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
@@ -146,6 +153,8 @@ def test_make_build_bakes_the_weights_and_the_image_alone_serves_them(checkout: 
             [sys.executable, "scripts/probe.py", "--url", url], cwd=image, capture_output=True, text=True
         )
         assert (status.returncode, status.stdout) == (0, "READY\n")
+    log = (image.parent / "log").read_text(encoding="utf-8")
+    assert ("C++ encoder_" if binaries else "without the C++ extension") in log
 
 
 def test_every_module_of_the_served_rooms_is_in_the_image(checkout: Path) -> None:

@@ -17,3 +17,4 @@ def test_a_server_computes_the_canaries_of_its_checkpoint(server: Server, small:
     comparisons = verify.verify(weights.resolve(str(directory)), server.url)
     assert len(comparisons) == len(expected.texts)
     assert max(comparison.difference for comparison in comparisons) < selfcheck.FLOAT32_ERROR
+    assert {comparison.allowed for comparison in comparisons} == {selfcheck.FLOAT32_ERROR}  # its answers say float32

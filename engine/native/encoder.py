@@ -1,0 +1,83 @@
+"""The network as the C++ extension computes it: the same call as `engine.model.Network`, the same packed weights."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels.rotary import Rotation
+from engine.model import BFLOAT16, FLOAT32, Architecture, Layer, Network, NumberFormat
+from engine.native import library
+from engine.packing import Segments
+
+# Numbers that the C++ code loads at once, and as many for either half of a head.
+STEP = 16
+# Tokens that are worth a thread of their own. With fewer, threads share the work of each operator, so that the weights
+# are read once.
+TOKENS_OF_PART = 128
+# Threads that share each operator take so many times as long as threads with a part each.
+TOGETHER = 1.8
+
+
+def supports(a: Architecture, numbers: NumberFormat) -> bool:
+    """Whether the extension computes such a network, in such a format, on this processor."""
+    if numbers.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    in_steps = all(size % STEP == 0 for size in (a.hidden, a.intermediate, a.head_dim // 2))
+    return numbers in (FLOAT32, BFLOAT16) and a.kv_heads == 1 and in_steps
+
+
+class Encoder:
+    """Token ids to vectors, as `Network.forward` in plain PyTorch defines them."""
+
+    def __init__(self, network: Network) -> None:
+        """Take a loaded network that is supported. Raises NotAvailable where there is no binary."""
+        self.binary = library.load()
+        a, self._network = network.architecture, network
+        self._tensors = [tensor for layer in network.layers for tensor in _tensors(cast(Layer, layer))]
+        self._windows = [-1 if window is None else window for window in a.windows]
+        self._sizes = [a.hidden, a.heads, a.head_dim, a.intermediate]
+        self._scalars = [a.eps, a.attention_scale, network.embedding.scale]
+        self._in_bfloat16 = network.numbers.dtype == torch.bfloat16
+
+    def __call__(self, token_ids: Tensor, segments: Segments) -> Tensor:
+        """Return float32 [vectors, 768] for integer `token_ids` [tokens]. The segments need their `lengths`."""
+        network, a = self._network, self._network.architecture
+        x = F.embedding(token_ids, network.embedding.table).float()  # [tokens, hidden]
+        thetas, positions, longest = (a.full_theta, a.sliding_theta), segments.positions, segments.longest
+        rotations = [Rotation(positions, longest, theta, a.head_dim) for theta in thetas]
+        angles = [angle for rotation in rotations for angle in (rotation.cos, rotation.sin)]
+        pooled = torch.ops.embeddinggemma.encode(
+            x, positions, segments.lengths, split(segments.lengths, torch.get_num_threads()),
+            segments.starts, segments.ends, self._tensors, self._windows, angles, network.norm.gain, self._sizes,
+            self._scalars, self._in_bfloat16,
+        )  # fmt: skip
+        for dense in network.dense:
+            pooled = dense(pooled)
+        return pooled
+
+
+def _tensors(layer: Layer) -> list[Tensor]:
+    """Return a layer's tensors in the order of `Layer` in encoder.cpp."""
+    attention, mlp = layer.attention, layer.mlp
+    matrices = [linear.packed for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down)]
+    norms = (attention.qk_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
+    return [*(matrix for matrix in matrices if matrix is not None), *(norm.gain for norm in norms)]
+
+
+def split(lengths: Sequence[int], threads: int) -> list[int]:
+    """Cut a batch into parts, a thread for each; return [0, ..., texts], where parts begin. Texts stay in their order.
+
+    One part means that all threads compute it together: few tokens, or a text so long that others would wait for it.
+    """
+    tokens, bounds = sum(lengths), [0]
+    parts = max(1, min(threads, len(lengths), tokens // TOKENS_OF_PART))
+    ends = list(accumulate(lengths))
+    for text, end in enumerate(ends, 1):
+        if end * parts >= tokens * len(bounds):
+            bounds.append(text)
+    longest = max(ends[last - 1] - (ends[first - 1] if first else 0) for first, last in pairwise(bounds))
+    return bounds if longest * threads <= TOGETHER * tokens else [0, len(lengths)]

@@ -1,0 +1,35 @@
+"""A server in bfloat16 beside one in float32: near vectors, and a name for each."""
+
+import numpy as np
+
+import encoding
+from engine.model import BFLOAT16
+from engine.native.encoder import supports
+from scripts.server import Server, running_server
+from tests.support.vectors import FULL, errors
+
+TEXTS = ["Mars is red.", "Which planet is known as the Red Planet?", "red planet " * 300]
+
+
+def test_the_answer_and_the_log_say_which_format_computed(server: Server) -> None:
+    exact = server.predict({"texts": TEXTS})["output"]
+    with running_server("small", settings={"DTYPE": "bfloat16"}) as coarse:
+        output = coarse.predict({"texts": TEXTS})["output"]
+        log = coarse.log.read_text(encoding="utf-8")
+    assert exact["model"].endswith("+float32")
+    assert output["model"] == exact["model"].replace("+float32", "+bfloat16")
+    assert "packed, bfloat16, cpu" in log
+    cosine, _ = errors(encoding.decode(output), encoding.decode(exact))
+    print(f"1 - cosine {cosine:.1e}")
+    assert 1e-9 < cosine < (2e-5 if supports(FULL, BFLOAT16) else 1e-4)
+
+
+def test_auto_times_once_and_remembers(tmp_path: object) -> None:
+    cache = {"DTYPE": "auto", "WEIGHTS_CACHE": str(tmp_path)}
+    models, logs = [], []
+    for _ in range(2):
+        with running_server("small", settings=cache) as server:
+            models.append(server.predict({"text": "a"})["output"]["model"])
+            logs.append(server.log.read_text(encoding="utf-8"))
+    assert models[0] == models[1]
+    assert np.unique([line.partition("bfloat16 takes ")[2][:6] for line in logs]).size == 1
