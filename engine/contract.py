@@ -34,6 +34,8 @@ class Engine(ABC):
     """Engine, number format and device in words, for the logs."""
     batch_tokens: int
     """Tokens in one forward pass that keep the device busy; smaller once memory has run out."""
+    bulk: int = 1
+    """Such batches that `embed` computes at once, as nobody waits for one of its texts."""
     pools_ranges: bool = True
     """Whether `launch` takes ranges."""
     batches_in_flight: int = 1
@@ -53,7 +55,7 @@ class Engine(ABC):
         With `ranges` each text gives a vector for each of its ranges, together [ranges, 768]; not every engine takes
         them (`pools_ranges`). Raises ValueError when a text has no tokens.
         """
-        return self._embed_in_batches(token_ids, ranges, self.batch_tokens)
+        return self._embed_in_batches(token_ids, ranges, self.batch_tokens * self.bulk)
 
     def _embed_in_batches(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None, budget: int) -> np.ndarray:
         """Embed in batches of at most `budget` tokens."""

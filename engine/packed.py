@@ -21,7 +21,7 @@ from engine.kernels import Kernels
 from engine.kernels.selection import candidates, describe, install
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, Network, NumberFormat
 from engine.native.choice import encoder_of
-from engine.native.encoder import Encoder
+from engine.native.encoder import PART_TOKENS, Encoder
 from engine.native.library import NotAvailable
 from engine.packing import layout_of, spans_of
 from engine.tokenizer import Tokenizer
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # float16 has eight times the precision of bfloat16, at the same speed.
 AUTO = {"cpu": FLOAT32, "cuda": FLOAT16}
-# Tokens in one forward pass. On a CPU activations should stay in the caches; the extension has a part for each thread.
-BATCH_TOKENS, PART_TOKENS = 1_024, 512
+# Tokens in one forward pass. On a CPU activations should stay in the caches. The extension has a part for each thread.
+BATCH_TOKENS = 1_024
 # A GPU should be filled. An old one gets fewer tokens, so no pass takes longer: a query waits for the pass before it.
 GPU_BATCH_TOKENS, PASS_S = 16_384, 0.1
 # A CPU's batches are padded to a multiple of 8 tokens, beyond 256 tokens to one of 32: oneDNN makes and keeps a kernel
@@ -78,6 +78,7 @@ class PackedEngine(Engine):
         self.encoder = self._native() if native and not self._on_gpu else None
         """What computes in the network's place: the extension, where it can be used."""
         self.batch_tokens = self._budget()
+        self.bulk = 2 if self.encoder else 1  # a thread that has done its first part takes another
         self.batches_in_flight = 2 if self._on_gpu else 1
         self._most_tokens: float = math.inf  # in one pass; known once memory has run out
         self.graphs: Graphs | None = None

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -263,13 +264,16 @@ class Part {
 Tensor pool(const Tensor& x, const Tensor& starts, const Tensor& ends) {
   const int64_t n = x.size(1), vectors = starts.size(0);
   const Tensor means = zeros<float>(vectors, n);
-  torch::stable::parallel_for(0, vectors, 1, [&](int64_t first, int64_t last) {
+  const float* rows = data<float>(x);
+  const int32_t *first_rows = data<int32_t>(starts), *end_rows = data<int32_t>(ends);
+  float* out = data<float>(means);
+  torch::stable::parallel_for(0, vectors, GRAIN, [&](int64_t first, int64_t last) {
     for (int64_t v = first; v < last; ++v) {
-      const int64_t start = data<int32_t>(starts)[v], end = data<int32_t>(ends)[v];
-      float* mean = data<float>(means) + v * n;
-      for (int64_t t = start; t < end; ++t)
-        for (int64_t i = 0; i < n; i += STEP) store(mean + i, load(mean + i) + load(data<float>(x) + t * n + i));
-      for (int64_t i = 0; i < n; i += STEP) store(mean + i, load(mean + i) / float(std::max<int64_t>(end - start, 1)));
+      float* mean = out + v * n;
+      for (int64_t t = first_rows[v]; t < end_rows[v]; ++t)
+        for (int64_t i = 0; i < n; i += STEP) store(mean + i, load(mean + i) + load(rows + t * n + i));
+      const float count = std::max(end_rows[v] - first_rows[v], 1);
+      for (int64_t i = 0; i < n; i += STEP) store(mean + i, load(mean + i) / count);
     }
   });
   return means;
@@ -307,8 +311,10 @@ Tensor encode(Tensor x, Tensor positions, std::vector<int64_t> lengths, std::vec
                                 data<float>(x) + token * s.hidden);
     part.run(layers, data<float>(final_gain));
   };
-  torch::stable::parallel_for(0, parts.size() - 1, 1, [&](int64_t first, int64_t end) {
-    for (int64_t i = first; i < end; ++i) bfloat16 ? compute(BFloat16{}, i) : compute(float{}, i);
+  const int64_t count = parts.size() - 1, threads = std::min<int64_t>(count, torch::stable::get_num_threads());
+  std::atomic<int64_t> next = 0;  // a thread that has done its part takes another
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t i; (i = next++) < count;) bfloat16 ? compute(BFloat16{}, i) : compute(float{}, i);
   });
   return pool(x, starts, ends);
 }

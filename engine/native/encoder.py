@@ -1,5 +1,6 @@
 """The network as the C++ extension computes it: the same call as `engine.model.Network`, the same packed weights."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import cast
@@ -15,10 +16,10 @@ from engine.packing import Segments
 
 # Numbers that the C++ code loads at once, and as many for either half of a head.
 STEP = 16
-# Tokens that are worth a thread of their own. With fewer, threads share the work of each operator, so that the weights
-# are read once.
-TOKENS_OF_PART = 128
-# Threads that share each operator take so many times as long as threads with a part each.
+# Tokens of a part that one thread computes: the most that its caches hold, and the fewest that are worth it. With fewer
+# all threads share the work of each operator, so that the weights are read once.
+PART_TOKENS, LEAST_TOKENS = 512, 128
+# Threads that share each operator take so many times as long as threads with parts of their own.
 TOGETHER = 1.8
 
 
@@ -69,15 +70,20 @@ def _tensors(layer: Layer) -> list[Tensor]:
 
 
 def split(lengths: Sequence[int], threads: int) -> list[int]:
-    """Cut a batch into parts, a thread for each; return [0, ..., texts], where parts begin. Texts stay in their order.
+    """Cut a batch into parts of like size, as many for each thread; return [0, ..., texts], where parts begin.
 
-    One part means that all threads compute it together: few tokens, or a text so long that others would wait for it.
+    Texts keep their order. One part means that all threads compute it together: few tokens, or a text so long that the
+    other threads would wait for it.
     """
-    tokens, bounds = sum(lengths), [0]
-    parts = max(1, min(threads, len(lengths), tokens // TOKENS_OF_PART))
-    ends = list(accumulate(lengths))
-    for text, end in enumerate(ends, 1):
-        if end * parts >= tokens * len(bounds):
-            bounds.append(text)
-    longest = max(ends[last - 1] - (ends[first - 1] if first else 0) for first, last in pairwise(bounds))
+    tokens, ends = sum(lengths), [0, *accumulate(lengths)]
+    parts = threads * max(1, round(tokens / (threads * PART_TOKENS)))
+    parts = max(1, min(parts, len(lengths), tokens // LEAST_TOKENS))
+    bounds = sorted({_nearest(ends, tokens * part / parts) for part in range(parts + 1)})
+    longest = max(ends[last] - ends[first] for first, last in pairwise(bounds))
     return bounds if longest * threads <= TOGETHER * tokens else [0, len(lengths)]
+
+
+def _nearest(ends: Sequence[int], token: float) -> int:
+    """Return which of the ends is nearest to a token."""
+    after = min(bisect(ends, token), len(ends) - 1)
+    return after - (token - ends[after - 1] < ends[after] - token)

@@ -176,7 +176,7 @@ FAULTS = {
     "rotation": ("rows.h", "second * load(cos + i) + first", "second * load(cos + i) - first"),
     "window": ("encoder.cpp", "distance > window) hide", "distance > window + 1) hide"),
     "padding": ("encoder.cpp", "key >= group.lengths[text + i] ||", ""),
-    "pooling": ("encoder.cpp", "std::max<int64_t>(end - start, 1)", "std::max<int64_t>(end - start + 1, 1)"),
+    "pooling": ("encoder.cpp", "end_rows[v] - first_rows[v], 1)", "end_rows[v] - first_rows[v] + 1, 1)"),
     "nan": ("rows.h", "return p *", "return 0.0f / 0.0f *"),
 }
 

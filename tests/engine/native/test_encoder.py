@@ -167,14 +167,17 @@ def test_wrong_tensors_are_an_error_and_not_a_crash() -> None:
         ([16], 2, [0, 1]),
         ([60, 60], 2, [0, 2]),  # too few tokens for two
         ([128] * 8, 2, [0, 4, 8]),
-        ([128] * 8, 3, [0, 3, 6, 8]),
+        ([128] * 8, 3, [0, 3, 5, 8]),
+        ([128] * 16, 2, [0, 4, 8, 12, 16]),  # two for each thread
+        ([300, 300, 268], 2, [0, 1, 3]),  # 300 and 568, as 600 and 268 would take longer
+        ([600, 600, 600], 2, [0, 1, 2, 3]),
         ([900, 124], 2, [0, 1, 2]),
         ([1000, 24], 2, [0, 2]),  # the second thread would have nothing to do
         ([24, 1000], 2, [0, 2]),
         ([10] * 100, 5, [0, 20, 40, 60, 80, 100]),
         ([10] * 100, 64, [0, 100]),  # most threads would have nothing to do
         ([64] * 512, 64, list(range(0, 513, 8))),
-        ([300] * 3, 1, [0, 3]),
+        ([300] * 3, 1, [0, 2, 3]),
     ],
 )
 def test_a_batch_is_cut_into_a_part_for_each_thread(lengths: list[int], threads: int, parts: list[int]) -> None:
