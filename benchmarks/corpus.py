@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = [line for line in args.file.read_text(encoding="utf-8").split("\n") if line.strip()]
     texts = [f"{i} {lines[i % len(lines)]}" for i in range(args.texts)]
-    loaded = engine.load(weights.resolve(args.weights).directory)
+    loaded = engine.load(weights.resolve(args.weights).directory, measured=weights.measurements())
     in_own_thread(lambda: embed_alone(loaded, texts[:2000], args.block_rows))
     alone_s = whole_s = 0.0
     tokens = 0

@@ -105,7 +105,9 @@ def verify(checkpoint: weights.Checkpoint, url: str | None) -> list[Comparison]:
     if expected is None:
         logger.warning("no canaries.json in %s: its vectors are not compared", checkpoint.directory)
         return comparisons
-    return comparisons + selfcheck.compare_engine(engine.load(checkpoint.directory), expected)
+    return comparisons + selfcheck.compare_engine(
+        engine.load(checkpoint.directory, measured=weights.measurements()), expected
+    )
 
 
 def table(comparisons: list[Comparison]) -> str:
