@@ -203,7 +203,7 @@ def test_canaries_that_cannot_be_read_are_refused(spoiled: Path) -> None:
 
 
 def test_verify_prints_a_table(loaded: Engine, right: Path, spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.load", lambda _: loaded)
+    monkeypatch.setattr("engine.load", lambda _, measured: loaded)
     comparisons = verify.verify(resolve(str(right)), None)
     assert all(comparison.ok for comparison in comparisons)
     table = verify.table(comparisons)
