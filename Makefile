@@ -16,6 +16,7 @@ export PORT WEIGHTS TEXT TASK INPUT OUTPUT COG_OPENAPI_SCHEMA
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 READY = $(VENV)/.ready
+NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inplace
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
@@ -75,12 +76,11 @@ $(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 	@echo "Setting up $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv $(VENV) >&2
 	@$(INSTALL) -r requirements-dev.txt -e . >&2
-	@$(MAKE) --no-print-directory native >&2
+	@$(NATIVE) >&2
 	@touch $@
 
-# The C++ extension for CPUs, beside its source; without a compiler everything runs without it, slower.
-native:
-	@cd engine/native && $(if $(findstring /,$(RUN)),$(abspath $(RUN)),$(RUN)) setup.py --quiet build_ext --inplace
+native: $(READY)  # the C++ extension for CPUs, beside its source; without a compiler everything runs without it, slower
+	@$(NATIVE)
 
 wheel: $(READY)  # the extension as a wheel in dist/, for machines like this one but without a compiler
 	$(RUN) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist engine/native

@@ -44,23 +44,25 @@ def number_format(directory: Path, dtype: str | None = None, measured: Path | No
     then. (On a GPU auto falls back from float16 to bfloat16 for a checkpoint that overflows.) Raises ValueError for
     another dtype or engine, and CheckpointError when the checkpoint is not EmbeddingGemma's pipeline.
     """
-    from engine.device import choose_device
+    import torch
 
+    limit_threads()
     asked = _asked(dtype)
     if _is_reference() and asked == "auto":
-        return "bfloat16" if choose_device().type == "cuda" else "float32"
+        return "bfloat16" if torch.cuda.is_available() else "float32"
     numbers = in_own_thread(lambda: _numbers(directory, asked, measured))
     return "float16" if numbers is None else str(numbers.dtype).removeprefix("torch.")
 
 
 def _numbers(directory: Path, dtype: str, measured: Path | None) -> "NumberFormat | None":
     """Return the packed engine's format; None where it chooses itself, on a GPU."""
+    import torch
+
     from engine.checkpoint import read_architecture
-    from engine.device import choose_device
     from engine.model import FORMATS
     from engine.native.choice import faster_format
 
-    if dtype != "auto" or choose_device().type == "cuda":
+    if dtype != "auto" or torch.cuda.is_available():  # which makes no context, unlike choose_device
         return FORMATS.get(dtype)
     return faster_format(read_architecture(directory), measured)
 

@@ -49,7 +49,7 @@ class NumberFormat:
 
 
 FLOAT32 = NumberFormat(torch.float32, torch.float32)
-# A stream in bfloat16, too, would have twenty times the error on trained weights.
+# With the stream in bfloat16, too, the error on trained weights would be thirty times as large.
 BFLOAT16 = NumberFormat(torch.bfloat16, torch.float32)
 FLOAT16 = NumberFormat(torch.float16, torch.float16, shift=7)
 FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}

@@ -50,7 +50,7 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
     network.kernels = PLAIN
     if kernels == PLAIN:
         return True
-    token_ids, segments = _random_batch(network, lengths)
+    token_ids, segments = random_batch(network, lengths)
 
     def vectors(kernels: Kernels) -> Tensor:
         network.kernels = kernels
@@ -61,13 +61,13 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
         logger.warning("no kernel could be compared, as %s overflows: PyTorch's own are used", network.numbers.dtype)
         return False
     precise = replace(PLAIN, attention=_in_float64(PLAIN.attention), geglu=_in_float64(PLAIN.geglu))
-    rounding = _error(vectors(precise), expected) + torch.finfo(network.numbers.dtype).eps / 8
+    rounding = relative_error(vectors(precise), expected) + torch.finfo(network.numbers.dtype).eps / 8
     for name in NAMES:
         trial = replace(trusted, **{name: getattr(kernels, name)})
         if trial == trusted:
             continue
         try:
-            errors = [_error(vectors(trial), expected) / rounding]
+            errors = [relative_error(vectors(trial), expected) / rounding]
             if name == "attention":
                 errors.append(attention_error(trial.attention, network, lengths))
             wrong = (error for error in errors if not error <= ALLOWED_ROUNDING_ERRORS)  # NaN is, too
@@ -105,7 +105,7 @@ def describe(kernels: Kernels) -> str:
     return f"{fused} of {len(NAMES)} kernels fused"
 
 
-def _random_batch(network: Network, lengths: Sequence[int]) -> tuple[Tensor, Segments]:
+def random_batch(network: Network, lengths: Sequence[int]) -> tuple[Tensor, Segments]:
     """Return random texts as a packed batch, followed by two texts without tokens, as in the buffer of a graph."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = network.architecture.vocab_size
@@ -133,7 +133,7 @@ def _drawn_to_the_ends(a: Architecture, lengths: Sequence[int]) -> tuple[Tensor,
     return q, k, v
 
 
-def _error(vectors: Tensor, expected: Tensor) -> float:
+def relative_error(vectors: Tensor, expected: Tensor) -> float:
     """Return the largest relative error of a vector. Vectors that PyTorch's own kernels overflow in do not count."""
     errors = (vectors - expected).norm(dim=1) / expected.norm(dim=1)
     return errors[expected.isfinite().all(dim=1)].max().item()

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from engine.contract import EFFECTIVE_WINDOW
+from engine.kernels.selection import random_batch, relative_error
 from engine.model import BFLOAT16, FLOAT32, Architecture, Attention, Network, NumberFormat
 from engine.native.encoder import Encoder, supports
 from engine.native.library import NotAvailable, load
-from engine.packing import Layout, Segments
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,9 @@ def trial(a: Architecture, numbers: NumberFormat) -> Network:
 @torch.inference_mode()
 def disagreement(network: Network) -> float:
     """Return the largest relative error of a vector that the extension computes, against PyTorch's operators."""
-    token_ids, segments = _batch(LENGTHS)
-    actual, expected = Encoder(network)(token_ids, segments), network(token_ids, segments)
-    return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+    token_ids, segments = random_batch(network, LENGTHS)
+    actual, expected = (f(token_ids, segments)[: len(LENGTHS)] for f in (Encoder(network), network))
+    return relative_error(actual, expected)
 
 
 @torch.inference_mode()
@@ -99,20 +99,13 @@ def _seconds(network: Network) -> float:
     network.layers = torch.nn.ModuleList([*network.layers] * times)
     network.architecture = replace(network.architecture, windows=network.architecture.windows * times)
     encoder = Encoder(network)
-    token_ids, segments = _batch([TOKENS] * torch.get_num_threads())
+    token_ids, segments = random_batch(network, [TOKENS] * torch.get_num_threads())
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         encoder(token_ids, segments)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _batch(lengths: list[int] | tuple[int, ...]) -> tuple[torch.Tensor, Segments]:
-    generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
-    layout = Layout(sum(lengths), len(lengths), len(lengths), max(lengths))
-    return layout.segments(layout.pack(texts), lengths)
 
 
 def _circumstances(a: Architecture, binary: str) -> str:

@@ -1,5 +1,6 @@
 """The extension's binary: which one this machine can run, and where it lies."""
 
+import platform
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,6 @@ import torch
 
 # By what torch says of the processor: torch needs the same instructions for its own kernels of that level.
 BINARIES = {"AVX2": ["x86_64_v3"], "AVX512": ["x86_64_v4", "x86_64_v3"]}
-OF_OTHERS = ["aarch64"]
 PACKAGE = "embeddinggemma_native"  # what a wheel installs
 
 
@@ -19,7 +19,7 @@ class NotAvailable(Exception):
 @cache
 def load() -> str:
     """Load the binary, once, and return its name. Raises NotAvailable when there is none that can be loaded."""
-    names = BINARIES.get(torch.backends.cpu.get_cpu_capability(), OF_OTHERS)
+    names = BINARIES.get(torch.backends.cpu.get_cpu_capability(), [platform.machine()])
     path = next((path for name in names for folder in _folders() for path in folder.glob(f"encoder_{name}.*so")), None)
     if path is None:
         raise NotAvailable(f"no binary for {' or '.join(names)}; make builds one where there is a C++ compiler")
