@@ -14,6 +14,7 @@ import numpy as np
 
 from batching.queue import Queue
 from batching.request import Batch, Cost, Request, batch_ranges
+from batching.stats import Totals
 from engine.contract import Engine, Ranges
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,18 @@ class Batcher:
             return request.vectors, cost
         finally:
             self._queue.withdraw(request)
+
+    def count_truncated(self, texts: int) -> None:
+        """Count texts that were cut to the limit, for `totals`."""
+        self._queue.count_truncated(texts)
+
+    def totals(self) -> Totals:
+        """Return what was asked and computed since the start."""
+        return self._queue.totals()
+
+    def waiting_tokens(self) -> int:
+        """Return the tokens of the texts that wait for their batch."""
+        return self._queue.waiting_tokens()
 
     def stuck_s(self) -> float:
         """Return the seconds since the last batch was launched; 0.0 when the engine is idle."""

@@ -3,6 +3,7 @@
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import chain
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from batching.errors import Busy, EngineFailed, EngineStopped
 from batching.request import Batch, Job, Request, batch_ranges
 from batching.scheduler import Scheduler
-from batching.stats import Stats
+from batching.stats import Stats, Totals
 from batching.vector_cache import VectorCache
 from engine.contract import vector_rows
 
@@ -59,7 +60,7 @@ class Queue:
             self._enqueue(request, jobs)
             for position, vectors in cached:
                 request.fill(position, vectors, from_cache=True)
-            self._stats.count_request(len(texts), len(cached))
+            self._stats.count_request(len(texts), sum(map(len, request.token_ids)), len(cached))
 
     def _refuse_if_busy(self, tokens: int) -> None:
         waiting = self._scheduler.tokens
@@ -85,6 +86,8 @@ class Queue:
         with self._changed:
             request.withdrawn = True
             self._requests.discard(request)
+            if (cost := request.known_cost) is not None and not request.afresh:
+                self._stats.count_answer(cost.queue_ms / 1000, cost.compute_ms / 1000)
             for job in request.jobs:
                 if not job.owners:
                     continue
@@ -148,8 +151,21 @@ class Queue:
         with self._changed:
             if self._stats.due_in_s() != 0:
                 return None
-            line, self._stats = self._stats.line(), Stats()
-            return line
+            return self._stats.line()
+
+    def count_truncated(self, texts: int) -> None:
+        """Count texts that were cut to the limit before they came here."""
+        with self._changed:
+            self._stats.totals.truncated += texts
+
+    def totals(self) -> Totals:
+        """Return the counters since the start, as they are now."""
+        with self._changed:
+            return deepcopy(self._stats.totals)
+
+    def waiting_tokens(self) -> int:
+        """Return the tokens of the texts that wait for their batch."""
+        return self._scheduler.tokens
 
     def _forget(self, job: Job) -> None:
         job.owners = []

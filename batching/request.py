@@ -75,6 +75,12 @@ class Request:
         self._arrived = time.perf_counter()
         self._started: float | None = None
 
+    @property
+    def known_cost(self) -> Cost | None:
+        """What the request took; None before all its vectors are there, and if they will never be."""
+        answered = self.cost.done() and not self.cost.cancelled() and self.cost.exception() is None
+        return self.cost.result() if answered else None
+
     def start(self, batch_size: int) -> None:
         """Note that a batch of `batch_size` texts begins to compute for the request."""
         self._started = self._started or time.perf_counter()
