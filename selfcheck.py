@@ -10,24 +10,12 @@ from typing import Any
 import numpy as np
 
 from engine.contract import DIMENSIONS, Engine
-from tasks import PROMPTS, prompt_for
+from tasks import PROMPT_NAMES, PROMPTS, prompt_for
 
 # Relative errors |a - b| / |b|. Summing float32 in another order costs 1e-6; bfloat16 through 24 layers 1.4e-2, which
 # is 1e-4 in 1 - cosine, so 4.5e-2 (1e-3) leaves room for other kernels.
 FLOAT32_ERROR = 2e-5
 COARSE_ERROR = 4.5e-2
-# Names of prompts in config_sentence_transformers.json, and the tasks that they are.
-TASK_OF = {
-    "query": "retrieval_query",
-    "document": "retrieval_document",
-    "Retrieval-query": "retrieval_query",
-    "Retrieval-document": "retrieval_document",
-    "Classification": "classification",
-    "Clustering": "clustering",
-    "STS": "semantic_similarity",
-    "InstructionRetrieval": "code_retrieval",
-    "Summarization": "summarization",
-}
 
 
 class SelfCheckError(RuntimeError):
@@ -103,9 +91,9 @@ def compare_prompts(directory: Path) -> list[Comparison]:
         return []
     prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
     return [
-        _compare_equal(f"prompt {name!r} in {path.name}", prompt, prompt_for(TASK_OF[name]))
+        _compare_equal(f"prompt {name!r} in {path.name}", prompt, prompt_for(PROMPT_NAMES[name]))
         for name, prompt in prompts.items()
-        if name in TASK_OF
+        if name in PROMPT_NAMES
     ]
 
 

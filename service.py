@@ -45,6 +45,10 @@ Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 
+class TooLong(ValueError):
+    """A text, or a title, that does not fit into the model's limit of tokens as asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Embedded:
     """The vectors of one request, in the order of its texts, and what is known of them."""
@@ -69,6 +73,8 @@ class Service:
     CACHE_MB, ENGINE, and those of `weights.resolve`, are read at the start.
     """
 
+    name: str
+    """The checkpoint's name: `small`, a directory's or a repository's."""
     model: str
     """Which weights compute: only vectors of the same value may be compared."""
     engine: Engine
@@ -76,6 +82,7 @@ class Service:
     def __init__(self, weights: str | None = None) -> None:
         """`weights` is what WEIGHTS may be; None or "" is the genuine model, pinned."""
         self._weights = weights
+        self.started = False
 
     async def __aenter__(self) -> "Service":
         await asyncio.to_thread(self.start)
@@ -90,6 +97,7 @@ class Service:
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
         self.engine = engine.load(checkpoint.directory, measured=weights.measurements())
+        self.name = checkpoint.name.partition("@")[0]
         self.model = checkpoint.computed_in(self.engine.number_format)
         checked = time.perf_counter()
         proof = in_own_thread(lambda: selfcheck.check(self.engine, checkpoint.directory, checkpoint.canaries))
@@ -100,6 +108,7 @@ class Service:
         self.batcher = Batcher(self.engine, max_waiting_tokens, setting("CACHE_MB", CACHE_MB) << 20)
         allowed_error = selfcheck.allowed_error(self.engine.number_format)
         self._health = Health(self.batcher, canary_ids, canary_vector, allowed_error)
+        self.started = True
         seconds = time.perf_counter() - started
         logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
 
@@ -114,8 +123,8 @@ class Service:
     async def embed(self, request: Texts, options: Options) -> Embedded:
         """Return the vectors of all texts. When it is cancelled, what only this request waits for is not computed.
 
-        Raises ValueError naming the text that cannot be embedded as asked, and why; RuntimeError naming the text that
-        the engine failed at; Busy when too much is waiting; EngineStopped.
+        Raises ValueError naming the text that cannot be embedded as asked, and why (TooLong where it is too long);
+        RuntimeError naming the text that the engine failed at; Busy when too much is waiting; EngineStopped.
         """
         self.check(options)
         prepared = await self._prepare(request, options)
@@ -125,11 +134,14 @@ class Service:
             raise RuntimeError(f"{request.name(prepared.pass_texts[failed.position])}: {failed}") from None
         vectors = await off_loop(vectors.size > NUMBERS_ON_LOOP, options.finish, vectors)
         owners, is_whole = prepared.owners, options.chunking is None
+        truncated = [vector for vector, was_cut in enumerate(prepared.truncated) if was_cut]
+        if truncated:
+            self.batcher.count_truncated(len(truncated))
         return Embedded(
             vectors=vectors[0] if request.single and is_whole else vectors,
             owners=owners,
             token_counts=prepared.token_counts,
-            truncated=[vector for vector, was_cut in enumerate(prepared.truncated) if was_cut],
+            truncated=truncated,
             chunks=None
             if is_whole
             else [[text, span.start, span.end] for text, span in zip(owners, prepared.spans, strict=True)],
@@ -142,7 +154,7 @@ class Service:
             raise ValueError("late_chunking: ENGINE=reference has none; leave it out, or use ENGINE=packed")
 
     async def _prepare(self, request: Texts, options: Options) -> Prepared:
-        """Tokenize. Raises ValueError naming the text, or the title, that cannot be."""
+        """Tokenize. Raises TooLong naming the text, or the title, that cannot be."""
         is_large = sum(map(len, request.texts)) > CHARACTERS_ON_LOOP
         try:
             return await off_loop(
@@ -150,7 +162,7 @@ class Service:
             )
         except TextRefused as refused:
             name = request.title_name if refused.is_prompt else request.name
-            raise ValueError(f"{name(refused.position)}: {refused.reason}") from None
+            raise TooLong(f"{name(refused.position)}: {refused.reason}") from None
 
 
 async def off_loop(is_large: bool, work: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:

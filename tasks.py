@@ -19,6 +19,25 @@ PROMPTS: dict[str, str] = {
 """Prompts by task, as in the EmbeddingGemma model card; `none` leaves the text as it is."""
 
 
+PROMPT_NAMES: dict[str, str] = {
+    "query": "retrieval_query",
+    "document": "retrieval_document",
+    "BitextMining": "retrieval_query",
+    "Clustering": "clustering",
+    "Classification": "classification",
+    "InstructionRetrieval": "code_retrieval",
+    "MultilabelClassification": "classification",
+    "PairClassification": "semantic_similarity",
+    "Reranking": "retrieval_query",
+    "Retrieval": "retrieval_query",
+    "Retrieval-query": "retrieval_query",
+    "Retrieval-document": "retrieval_document",
+    "STS": "semantic_similarity",
+    "Summarization": "summarization",
+}
+"""Tasks by the names that the genuine checkpoint's config_sentence_transformers.json gives their prompts."""
+
+
 def prompt_for(task: str, title: str | None = None) -> str:
     """Return the prompt to put before a text.
 

@@ -76,7 +76,9 @@ class Engine(ABC):
 
 def vector_rows(texts: int, ranges: Ranges | None) -> list[range]:
     """Return for each text the rows of its vectors among those of all: one row, or one for each of its ranges."""
-    ends = np.cumsum([1] * texts if ranges is None else [len(of_text) for of_text in ranges]).tolist()
+    if ranges is None:
+        return [range(row, row + 1) for row in range(texts)]
+    ends = np.cumsum([len(of_text) for of_text in ranges]).tolist()
     return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import tokenizers
 
@@ -53,6 +53,16 @@ class TokenizedText:
     truncated: bool
 
 
+class Token(NamedTuple):
+    """A token of a text: its id and spelling, whether it is `<bos>` or the like, and its characters [start, end)."""
+
+    id: int
+    text: str
+    special: bool
+    start: int
+    end: int
+
+
 class Tokenizer:
     """The tokenizer of a checkpoint directory, with the checkpoint's limit of tokens."""
 
@@ -89,9 +99,34 @@ class Tokenizer:
         """
         lengths = [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]
         short = [i for i, length in enumerate(lengths) if length <= self._whole_chars]
-        encodings = self._tokenizer.encode_batch_fast([prompts[i] + texts[i] for i in short])
+        # Handing a batch to the library's threads takes as long as tokenizing a short text.
+        if len(short) == 1:
+            encodings = [self._tokenizer.encode(prompts[short[0]] + texts[short[0]])]
+        else:
+            encodings = self._tokenizer.encode_batch_fast([prompts[i] + texts[i] for i in short])
         whole = {i: encoding.ids for i, encoding in zip(short, encodings, strict=True)}
         return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate) for i in range(len(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text whose token ids these are, with or without `<bos>` and `<eos>` around them.
+
+        Raises ValueError, a sentence without its subject, for ids that no text has.
+        """
+        first, last = ids[:1] == [self.bos], ids[-1:] == [self.eos]
+        inner = list(ids[first : len(ids) - last])
+        vocabulary = self._tokenizer.get_vocab_size()
+        if unknown := [i for i in inner if not 0 <= i < vocabulary]:
+            raise ValueError(f"has the id {unknown[0]}, and the tokenizer has 0 to {vocabulary - 1:,}")
+        text = self._tokenizer.decode(inner, skip_special_tokens=False)
+        if self._tokenizer.encode(text, add_special_tokens=False).ids != inner:
+            raise ValueError(f"is not how this tokenizer writes {text[:40]!r}; send the text")
+        return text
+
+    def tokens(self, text: str, add_special_tokens: bool = True) -> list[Token]:
+        """Return the tokens of a text of any length, without a prompt."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        marks = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [Token(*mark[:2], bool(mark[2]), *mark[3]) for mark in marks]
 
     def starts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the character at which each token of each text begins, for texts of any length, without prompts.

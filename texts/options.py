@@ -27,10 +27,10 @@ class Options:
     chunking: Chunking | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("task", self.task, PROMPTS)
-        _check_choice("embedding_dim", self.embedding_dim, EMBEDDING_DIMS)
-        _check_choice("precision", self.precision, encoding.WIRE_DTYPES)
-        _check_choice("truncate", self.truncate, get_args(Truncate))
+        check_choice("task", self.task, PROMPTS)
+        check_choice("embedding_dim", self.embedding_dim, EMBEDDING_DIMS)
+        check_choice("precision", self.precision, encoding.WIRE_DTYPES)
+        check_choice("truncate", self.truncate, get_args(Truncate))
 
     @property
     def width(self) -> int:
@@ -60,7 +60,8 @@ class Options:
         return {name: str(value).lower() for name, value in facts.items()}
 
 
-def _check_choice(name: str, value: object, choices: Any) -> None:
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise ValueError, naming the field and the choices, for a value that is none of them."""
     if value not in choices:
         raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(map(str, choices))}")
 

@@ -13,20 +13,40 @@ MAX_TEXTS = 2048
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What a client's API calls its texts and titles, as errors and logs name them; `{}` is a position in a list."""
+
+    text: str = "text"
+    texts: str = "texts[{}]"
+    title: str = "title"
+    titles: str = "titles[{}]"
+    positions: Sequence[int] | None = None
+    """The positions of the texts in the client's list, where these are not all of them."""
+
+    def at(self, name: str, position: int) -> str:
+        """Return the name of a list with the position of one of the texts."""
+        return name.format(position if self.positions is None else self.positions[position])
+
+
+DEFAULT_NAMES = Names()
+
+
+@dataclass(frozen=True, slots=True)
 class Texts:
     """Texts that can be embedded, each with its title or None; `single` where a client gave one text and no list."""
 
     texts: list[str]
     titles: list[str | None]
     single: bool = False
+    names: Names = DEFAULT_NAMES
 
     def name(self, position: int) -> str:
         """Return how a message names a text: `text` if it is the only one, otherwise `texts[3]`."""
-        return "text" if self.single else f"texts[{position}]"
+        return self.names.text if self.single else self.names.at(self.names.texts, position)
 
     def title_name(self, position: int) -> str:
         """Return how a message names a title: `title` or `titles[3]`."""
-        return "title" if self.single else f"titles[{position}]"
+        return self.names.title if self.single else self.names.at(self.names.titles, position)
 
 
 def read_texts(
@@ -45,17 +65,41 @@ def read_texts(
     if (text is None) == (texts is None):
         problem = "neither was given" if text is None else "both were given"
         raise ValueError(f"text, texts: {problem}; give one text in 'text', several in 'texts', or a 'file'")
-    all_texts = [text] if text is not None else _from_json(texts) if isinstance(texts, str) else list(texts or [])
-    if not 1 <= len(all_texts) <= MAX_TEXTS:
-        raise ValueError(
-            f"texts: {len(all_texts):,} texts were given; give 1 to {MAX_TEXTS:,}, the rest in further calls"
-        )
-    request = Texts(all_texts, [None] * len(all_texts), single=text is not None)
-    for position, each in enumerate(all_texts):
+    if title is not None and titles is not None:
+        raise ValueError("title, titles: both were given; give 'title' with 'text', or 'titles' with 'texts'")
+    if (title if text is None else titles) is not None:
+        name = "title" if text is None else "titles"
+        raise ValueError(f"{name}: give 'title' with 'text', or 'titles' with 'texts'")
+    if text is not None:
+        return check_texts([text], None if title is None else [title], task, single=True)
+    return check_texts(_from_json(texts) if isinstance(texts, str) else texts or [], titles, task)
+
+
+def check_texts(
+    texts: Sequence[Any],
+    titles: Sequence[Any] | None = None,
+    task: str = TITLED_TASK,
+    single: bool = False,
+    names: Names = DEFAULT_NAMES,
+) -> Texts:
+    """Return texts, each with its title. Raises ValueError as `read_texts` does, with a client's own names."""
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        name = names.texts.partition("[")[0]
+        raise ValueError(f"{name}: {len(texts):,} texts were given; give 1 to {MAX_TEXTS:,}, the rest in further calls")
+    request = Texts(list(texts), [None] * len(texts), single, names)
+    for position, each in enumerate(texts):
         check_text(each, request.name(position))
-    all_titles = _read_titles(request, title, titles, task)
-    for position, each_title in enumerate(all_titles):
-        request.titles[position] = check_title(each_title, request.title_name(position))
+    if titles is None:
+        return request
+    name = request.title_name(0).partition("[")[0]
+    if task != TITLED_TASK:
+        raise ValueError(f"{name}: task '{task}' has no place for a title; leave it out or use task '{TITLED_TASK}'")
+    if len(titles) != len(texts):
+        raise ValueError(
+            f"{name}: {len(titles):,} titles for {len(texts):,} texts; give one for each, '' where there is none"
+        )
+    for position, title in enumerate(titles):
+        request.titles[position] = check_title(title, request.title_name(position))
     return request
 
 
@@ -69,22 +113,3 @@ def _from_json(texts: str) -> list[Any]:
     if not isinstance(read, list):
         raise ValueError(f"texts: {texts[:40]!r} is JSON of no list; {remedy}")
     return read
-
-
-def _read_titles(request: Texts, title: str | None, titles: Sequence[str] | None, task: str) -> Sequence[str]:
-    """Return a title for each text, or none at all. Raises ValueError where they do not belong to the texts."""
-    if title is None and titles is None:
-        return []
-    name = "title" if titles is None else "titles"
-    if title is not None and titles is not None:
-        raise ValueError("title, titles: both were given; give 'title' with 'text', or 'titles' with 'texts'")
-    if task != TITLED_TASK:
-        raise ValueError(f"{name}: task '{task}' has no place for a title; leave it out or use task '{TITLED_TASK}'")
-    if (title is not None) != request.single:
-        raise ValueError(f"{name}: give 'title' with 'text', or 'titles' with 'texts'")
-    all_titles = [title] if title is not None else titles or []
-    if len(all_titles) != (count := len(request.texts)):
-        raise ValueError(
-            f"titles: {len(all_titles):,} titles for {count:,} texts; give one for each, '' where there is none"
-        )
-    return all_titles
