@@ -15,14 +15,14 @@ from corpus.prediction import Source, check_beside_file, embed_file
 from corpus.rows import Columns
 from engine.tokenizer import Truncate
 from prediction_folders import PredictionFolders
-from service import NUMBERS_ON_LOOP, Embedded, Service, off_loop
+from service import NUMBERS_ON_LOOP, Embedded, Service, off_loop, setting
 from texts.options import Options, chunking_of
 from texts.request import Texts, read_texts
 
 logger = logging.getLogger(__name__)
 
 # Loggers of rooms; the loggers of their files inherit the level.
-LOGGED = (__name__, "service", "engine", "fetching", "batching", "corpus")
+LOGGED = (__name__, "api", "service", "engine", "fetching", "batching", "corpus")
 
 
 class Output(TypedDict):
@@ -73,6 +73,10 @@ class Predictor(BaseRunner):
         for name in LOGGED:
             logging.getLogger(name).setLevel(logging.INFO)
         self.service = Service(os.environ.get("WEIGHTS"))
+        if port := setting("API_PORT", 0):
+            from api.server import Doors  # takes half a second, and most containers do without
+
+            self.doors = Doors(self.service, os.environ.get("API_HOST") or "0.0.0.0", port)
         self.service.start()
         self.folders = PredictionFolders()
         # A signal to the whole process group reaches this process, too. Cog's server says when it may end.

@@ -90,6 +90,7 @@ def start(
     }
     if weights is not None:
         environment["WEIGHTS"] = weights
+    environment.setdefault("API_HOST", options[options.index("--host") + 1])
     environment |= settings or {}
     with log.open("wb") if log else nullcontext() as output:
         return subprocess.Popen(

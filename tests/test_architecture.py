@@ -20,8 +20,9 @@ ARROWS = {
     "batching": {"engine"},
     "selfcheck": {"engine", "tasks"},
     "service": {"texts", "batching", "engine", "weights", "selfcheck"},
+    "api": {"service", "texts", "batching", "engine", "encoding", "tasks"},
     "corpus": {"texts", "batching", "engine", "weights", "encoding"},
-    "predict": {"service", "corpus", "texts", "engine", "encoding", "prediction_folders"},
+    "predict": {"api", "service", "corpus", "texts", "engine", "encoding", "prediction_folders"},
     "checkpoints": {"tasks"},
 }
 # What a user runs, and what measures, stands above all of these.

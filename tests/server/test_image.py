@@ -160,7 +160,7 @@ def test_make_build_bakes_the_weights_and_the_image_alone_serves_them(checkout: 
 def test_every_module_of_the_served_rooms_is_in_the_image(checkout: Path) -> None:
     lines = (checkout / ".dockerignore").read_text(encoding="utf-8").splitlines()
     kept = exclude_paths(str(checkout), [line for line in lines if line and not line.startswith("#")])
-    rooms = ("texts", "batching", "engine", "corpus", "fetching")
+    rooms = ("api", "texts", "batching", "engine", "corpus", "fetching")
     modules = {path.relative_to(checkout).as_posix() for room in rooms for path in (checkout / room).rglob("*.py")}
     assert modules <= kept and {"predict.py", "service.py", "manifests/embeddinggemma-300m.json"} <= kept
 

@@ -1,0 +1,56 @@
+"""All APIs as one ASGI application."""
+
+import functools
+from collections.abc import Sequence
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from api import cohere, gemini, ollama, openai, status, tei
+from api.endpoint import JSON, Endpoint, Host, error_response
+from api.openapi import PAGE, document
+from api.operations import Operation
+from api.refusal import Refusal
+
+OPERATIONS: Sequence[Operation] = [
+    *openai.OPERATIONS,
+    *tei.OPERATIONS,
+    *gemini.OPERATIONS,
+    *ollama.OPERATIONS,
+    *cohere.OPERATIONS,
+    *status.OPERATIONS,
+]
+
+
+def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
+    """Return the application; browsers' pages of other `origins` than its own may call it where they are listed."""
+    routes = [Route(each.path, Endpoint(each, host), methods=[each.method]) for each in OPERATIONS]
+    routes += [Route("/openapi.json", _openapi), Route("/docs", _docs)]
+    cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    return Starlette(routes=routes, middleware=[cors] if origins else [], exception_handlers={HTTPException: _lost})
+
+
+async def _openapi(_: Request) -> Response:
+    return Response(_encoded_document(), media_type=JSON)
+
+
+@functools.cache
+def _encoded_document() -> bytes:
+    return msgspec.json.encode(document(OPERATIONS))
+
+
+async def _docs(_: Request) -> Response:
+    return HTMLResponse(PAGE)
+
+
+async def _lost(request: Request, error: Exception) -> Response:
+    """Answer a path that no API has, or another method than it has."""
+    kind = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "path"
+    problem = f"{request.method} {request.url.path[:80]}: there is no such operation; /docs lists all that there are"
+    return error_response(openai.API, Refusal(kind, problem))

@@ -1,0 +1,181 @@
+"""Gemini's API: :embedContent and :batchEmbedContents of models/{model}, each text with its own task and dimensions."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, cast
+
+import msgspec
+
+from api import names
+from api.operations import Api, Call, Operation, cut_end, numbers
+from api.refusal import Refusal
+from tasks import TITLED_TASK
+from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.request import MAX_TEXTS, Names, check_texts
+
+TASKS: dict[str, str | None] = {
+    "TASK_TYPE_UNSPECIFIED": None,
+    "RETRIEVAL_QUERY": "retrieval_query",
+    "RETRIEVAL_DOCUMENT": "retrieval_document",
+    "SEMANTIC_SIMILARITY": "semantic_similarity",
+    "CLASSIFICATION": "classification",
+    "CLUSTERING": "clustering",
+    "QUESTION_ANSWERING": "question_answering",
+    "FACT_VERIFICATION": "fact_verification",
+    "CODE_RETRIEVAL_QUERY": "code_retrieval",
+}
+
+
+class Part(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """A text."""
+
+    text: str
+
+
+class Content(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """One part, as several could be read as one text or as several."""
+
+    parts: list[Part]
+    role: str | None = None
+
+
+class EmbedContentRequest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """A text, and what its vector is for."""
+
+    content: Content
+    model: str | None = None
+    task_type: str | None = None
+    title: str | None = None
+    output_dimensionality: int | None = None
+    auto_truncate: bool = True
+
+
+class BatchEmbedContentsRequest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """Several texts, of which each has its own task, title and dimensions."""
+
+    requests: list[EmbedContentRequest]
+
+
+class ContentEmbedding(msgspec.Struct, rename="camel"):
+    """A vector."""
+
+    values: list[float]
+
+
+class UsageMetadata(msgspec.Struct, rename="camel"):
+    """Tokens that the model read, prompts included."""
+
+    prompt_token_count: int
+
+
+class EmbedContentAnswer(msgspec.Struct, rename="camel"):
+    """The vector of one text."""
+
+    embedding: ContentEmbedding
+    usage_metadata: UsageMetadata
+
+
+class BatchEmbedContentsAnswer(msgspec.Struct, rename="camel"):
+    """The vectors in the order of the requests."""
+
+    embeddings: list[ContentEmbedding]
+    usage_metadata: UsageMetadata
+
+
+def error(refusal: Refusal, status: int) -> dict[str, Any]:
+    """Return Google's error, with the name that Google's APIs have for HTTP's status."""
+    known = {
+        400: "INVALID_ARGUMENT",
+        401: "UNAUTHENTICATED",
+        429: "RESOURCE_EXHAUSTED",
+        500: "INTERNAL",
+        503: "UNAVAILABLE",
+    }
+    name = known.get(status) or HTTPStatus(status).phrase.upper().replace(" ", "_")
+    return {"error": {"code": status, "message": refusal.message, "status": name}}
+
+
+async def embed_content(call: Call) -> EmbedContentAnswer:
+    """Embed one text."""
+    [vector], tokens = await _embed(call, [call.body], single=True)
+    return EmbedContentAnswer(vector, UsageMetadata(tokens))
+
+
+async def batch_embed_contents(call: Call) -> BatchEmbedContentsAnswer:
+    """Embed several texts."""
+    vectors, tokens = await _embed(call, call.body.requests, single=False)
+    return BatchEmbedContentsAnswer(vectors, UsageMetadata(tokens))
+
+
+async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool) -> tuple[list[ContentEmbedding], int]:
+    """Return the vectors and how many tokens they took. Requests of the same options are computed together."""
+    default = names.task_in(call.path["model"], call.service) or TITLED_TASK
+    groups: dict[Options, list[int]] = {}
+    for position, each in enumerate(asked):
+        name = "" if single else f"requests[{position}]."
+        groups.setdefault(_options(each, name, default, call), []).append(position)
+    if not groups:
+        raise ValueError("requests: the list is empty; give at least one request")
+    if len(asked) > MAX_TEXTS:
+        raise ValueError(f"requests: {len(asked):,} were given; give 1 to {MAX_TEXTS:,}, the rest in further calls")
+    vectors: list[Any] = [None] * len(asked)
+    truncated: list[int] = []
+    tokens = 0
+    for options, positions in groups.items():
+        texts = [_text(asked[i], "" if single else f"requests[{i}].") for i in positions]
+        titles = [asked[i].title for i in positions]
+        names_of = Names(
+            "content.parts[0].text", "requests[{}].content.parts[0].text", "title", "requests[{}].title", positions
+        )
+        embedded = await call.embed(
+            check_texts(texts, titles if any(titles) else None, options.task, single, names_of), options
+        )
+        for position, values in zip(positions, await numbers(embedded.vectors), strict=True):
+            vectors[position] = ContentEmbedding(cast(list[float], values))
+        truncated += [positions[i] for i in embedded.truncated]
+        tokens += sum(embedded.token_counts)
+    call.truncated = sorted(truncated)
+    return vectors, tokens
+
+
+def _text(asked: EmbedContentRequest, name: str) -> str:
+    """Return the text of a request's one part."""
+    if len(asked.content.parts) != 1:
+        raise ValueError(
+            f"{name}content.parts: there are {len(asked.content.parts)}; give one, and further texts as requests of "
+            "batchEmbedContents"
+        )
+    return asked.content.parts[0].text
+
+
+def _options(asked: EmbedContentRequest, name: str, default: str, call: Call) -> Options:
+    task = default
+    if asked.model is not None:
+        task = names.task_in(asked.model, call.service) or task
+    if asked.task_type is not None:
+        check_choice(f"{name}taskType", asked.task_type, TASKS)
+        task = TASKS[asked.task_type] or task
+    dimensions = asked.output_dimensionality or EMBEDDING_DIMS[0]
+    check_choice(f"{name}outputDimensionality", dimensions, EMBEDDING_DIMS)
+    return Options(task, dimensions, truncate=cut_end(asked.auto_truncate))
+
+
+API = Api("Gemini", error, key_header="x-goog-api-key")
+OPERATIONS = [
+    operation
+    for path in ("/v1/models/{model:path}", "/v1beta/models/{model:path}")
+    for operation in (
+        Operation(
+            API, "POST", f"{path}:embedContent", "Embed a text.", embed_content, EmbedContentRequest, EmbedContentAnswer
+        ),
+        Operation(
+            API,
+            "POST",
+            f"{path}:batchEmbedContents",
+            "Embed texts.",
+            batch_embed_contents,
+            BatchEmbedContentsRequest,
+            BatchEmbedContentsAnswer,
+        ),
+    )
+]

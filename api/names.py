@@ -1,0 +1,35 @@
+"""The names that the model goes by, each with the task that it may carry: `embeddinggemma-300m:retrieval_query`.
+
+Programs that let a user set nothing but a URL and a model's name choose the task so.
+"""
+
+from api.refusal import Refusal
+from service import Service
+from tasks import PROMPTS
+
+MODEL = "embeddinggemma-300m"
+ALIASES = (MODEL, "google/embeddinggemma-300m", "embeddinggemma", "embeddinggemma:300m", "embeddinggemma:latest")
+
+
+def listed() -> list[str]:
+    """Return the names that a list of models has: the model's own, and one for each task."""
+    return [MODEL, *(f"{MODEL}:{task}" for task in PROMPTS)]
+
+
+def task_in(name: str, service: Service) -> str | None:
+    """Return the task in a model's name, None if there is none.
+
+    The name is one of ALIASES or that of the checkpoint that is served. Raises Refusal for any other.
+    """
+    known = (*ALIASES, service.name)
+    name = name.removeprefix("models/")
+    if name in known:
+        return None
+    model, _, task = name.rpartition(":")
+    if model in known and task in PROMPTS:
+        return task
+    raise Refusal(
+        "model",
+        f"model: {name[:80]!r} is not served here; use {MODEL!r}, or with a task {MODEL + ':retrieval_query'!r}; tasks "
+        f"are {', '.join(PROMPTS)}",
+    )

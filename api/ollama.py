@@ -1,0 +1,98 @@
+"""Ollama's API: POST /api/embed, GET /api/tags and /api/version. A task comes with the model's name."""
+
+import time
+from typing import Any
+
+import msgspec
+
+from api import names
+from api.operations import Api, Call, Operation, cut_end, numbers
+from api.refusal import Refusal
+from tasks import TITLED_TASK
+from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.request import Names, check_texts
+
+VERSION = "0.13.0"
+"""The version of Ollama whose API this is."""
+
+
+class EmbedRequest(msgspec.Struct):
+    """A text or a list of them. `options` and `keep_alive`, which say how Ollama runs a model, change nothing here."""
+
+    model: str
+    input: str | list[str]
+    truncate: bool | str = True
+    dimensions: int | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: str | float | None = None
+
+
+class EmbedAnswer(msgspec.Struct):
+    """The vectors, nanoseconds, and the tokens that the model read."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class Tag(msgspec.Struct):
+    """A name that requests may use."""
+
+    name: str
+    model: str
+    details: dict[str, Any]
+    modified_at: str = "1970-01-01T00:00:00Z"
+    size: int = 0
+    digest: str = ""
+
+
+class Tags(msgspec.Struct):
+    """All names: the model's own, and one for each task."""
+
+    models: list[Tag]
+
+
+class Version(msgspec.Struct):
+    """The version of Ollama whose API this is."""
+
+    version: str
+
+
+def error(refusal: Refusal, status: int) -> dict[str, Any]:
+    """Return Ollama's error."""
+    return {"error": refusal.message}
+
+
+async def embed(call: Call) -> EmbedAnswer:
+    """Embed a text or a list of them."""
+    started = time.perf_counter_ns()
+    asked: EmbedRequest = call.body
+    task = names.task_in(asked.model, call.service) or TITLED_TASK
+    dimensions = asked.dimensions or EMBEDDING_DIMS[0]
+    check_choice("dimensions", dimensions, EMBEDDING_DIMS)
+    single = isinstance(asked.input, str)
+    texts = check_texts([asked.input] if single else asked.input, None, task, single, Names("input", "input[{}]"))
+    embedded = await call.embed(texts, Options(task, dimensions, truncate=cut_end(asked.truncate)))
+    vectors: list[Any] = await numbers(embedded.vectors)
+    return EmbedAnswer(asked.model, vectors, time.perf_counter_ns() - started, 0, sum(embedded.token_counts))
+
+
+async def tags(call: Call) -> Tags:
+    """List the names that requests may use."""
+    details = {"family": "gemma3", "parameter_size": "300M", "quantization_level": call.service.engine.number_format}
+    return Tags([Tag(name, name, details) for name in names.listed()])
+
+
+async def version(call: Call) -> Version:
+    """Return the version of Ollama whose API this is."""
+    return Version(VERSION)
+
+
+API = Api("Ollama", error)
+OPERATIONS = [
+    Operation(API, "POST", "/api/embed", "Embed texts.", embed, EmbedRequest, EmbedAnswer),
+    Operation(API, "GET", "/api/tags", "List the model's names, one for each task.", tags, answers=Tags),
+    Operation(API, "GET", "/api/version", "Say which API this is.", version, answers=Version),
+]

@@ -1,0 +1,212 @@
+"""OpenAI's API, POST /v1/embeddings and GET /v1/models, with what Jina, Voyage and vLLM have beside OpenAI's fields."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import msgspec
+
+import encoding
+from api import names
+from api.operations import Api, Call, Operation, base64s, cut_end, numbers
+from api.refusal import Refusal
+from engine.tokenizer import Truncate
+from service import Service
+from tasks import PROMPTS, TITLED_TASK
+from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.request import Names, Texts, check_texts
+
+# The names that Jina and Voyage give to tasks.
+TASKS = {
+    "retrieval.query": "retrieval_query",
+    "retrieval.passage": "retrieval_document",
+    "text-matching": "semantic_similarity",
+    "separation": "clustering",
+    "query": "retrieval_query",
+    "document": "retrieval_document",
+    "code.query": "code_retrieval",
+    "code.passage": "retrieval_document",
+} | {task: task for task in PROMPTS}
+# Voyage's name for the precision that OpenAI calls a format.
+PRECISIONS = {"float": "float32", "base64": "float32"} | {name: name for name in encoding.WIRE_DTYPES}
+TOKEN_IDS = (
+    "token ids of another model's tokenizer would give vectors of another text; send strings (langchain-openai: "
+    f"check_embedding_ctx_length=False), or with ids of this model's own tokenizer send 'tokenizer': {names.MODEL!r}"
+)
+
+
+class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """OpenAI's fields, then those of Jina, Voyage and vLLM, then this server's own: titles, and whose the ids are."""
+
+    input: str | list[str | int | list[int]]
+    model: str = names.MODEL
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+
+    task: str | None = None
+    input_type: str | None = None
+    truncate: bool | Literal["end", "start", "none"] | None = None
+    truncation: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    output_dimension: int | None = None
+    output_dtype: str | None = None
+    embedding_type: str | None = None
+    normalized: bool = True
+
+    titles: list[str | None] | None = None
+    tokenizer: str | None = None
+
+
+class Embedding(msgspec.Struct):
+    """One vector: a list of numbers, or base64 of its bytes."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class Usage(msgspec.Struct):
+    """Tokens that the model read, prompts included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(msgspec.Struct):
+    """The vectors in the order of the input; `model` says which weights computed them."""
+
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    object: str = "list"
+
+
+class Model(msgspec.Struct):
+    """A name that requests may use, and the tokens that a text may have, prompt included, as vLLM says it."""
+
+    id: str
+    max_model_len: int
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "google"
+
+
+class Models(msgspec.Struct):
+    """All names: the model's own, and one for each task."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+def error(refusal: Refusal, status: int) -> dict[str, Any]:
+    """Return OpenAI's error."""
+    kind = {"key": "authentication_error", "busy": "rate_limit_error"}.get(refusal.kind, "invalid_request_error")
+    code = {"model": "model_not_found", "key": "invalid_api_key", "busy": "rate_limit_exceeded"}.get(refusal.kind)
+    kind = "server_error" if status >= 500 else kind
+    return {"error": {"message": refusal.message, "type": kind, "param": refusal.field, "code": code}}
+
+
+async def embeddings(call: Call) -> EmbeddingsAnswer:
+    """Embed a text or a list of them."""
+    asked: EmbeddingsRequest = call.body
+    task = _task(asked, call.service)
+    texts = _texts(asked, task, call.service)
+    embedded = await call.embed(texts, _options(asked, task, call.service))
+    is_base64 = "base64" in (asked.encoding_format, asked.embedding_type)
+    vectors: list[Any] = await (base64s if is_base64 else numbers)(embedded.vectors)
+    tokens = sum(embedded.token_counts)
+    data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
+    return EmbeddingsAnswer(data, call.service.model, Usage(tokens, tokens))
+
+
+def _task(asked: EmbeddingsRequest, service: Service) -> str:
+    """Return the task that the fields and the model's name agree on."""
+    said = names.task_in(asked.model, service)
+    for field, name in (("task", asked.task), ("input_type", asked.input_type)):
+        if name is None:
+            continue
+        check_choice(field, name, TASKS)
+        if said not in (None, TASKS[name]):
+            raise ValueError(f"{field}: {name!r} is another task than {said!r}, which is asked for, too; give one")
+        said = TASKS[name]
+    return said or TITLED_TASK
+
+
+def _texts(asked: EmbeddingsRequest, task: str, service: Service) -> Texts:
+    """Return the texts, decoded where they are token ids and the request says that they are this model's."""
+    single = isinstance(asked.input, str) or _is_ids(asked.input)
+    items: Sequence[object] = [asked.input] if single else asked.input
+    called = Names("input", "input[{}]", "titles[0]", "titles[{}]")
+    texts = [
+        item if isinstance(item, str) else _decoded(item, "input" if single else f"input[{i}]", asked, service)
+        for i, item in enumerate(items)
+    ]
+    return check_texts(texts, asked.titles, task, single, called)
+
+
+def _is_ids(given: object) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(item, int) for item in given)
+
+
+def _decoded(item: object, name: str, asked: EmbeddingsRequest, service: Service) -> str:
+    if not _is_ids(item):
+        raise ValueError(f"{name}: it is neither a text nor a list of token ids; give a string")
+    if asked.tokenizer not in names.ALIASES:
+        raise ValueError(f"{name}: {TOKEN_IDS}")
+    try:
+        return service.engine.tokenizer.decode(cast(list[int], item))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _options(asked: EmbeddingsRequest, task: str, service: Service) -> Options:
+    for field, choices in (
+        ("dimensions", EMBEDDING_DIMS),
+        ("output_dimension", EMBEDDING_DIMS),
+        ("output_dtype", PRECISIONS),
+        ("embedding_type", PRECISIONS),
+    ):
+        if (value := getattr(asked, field)) is not None:
+            check_choice(field, value, choices)
+    dimensions = asked.dimensions or asked.output_dimension or EMBEDDING_DIMS[0]
+    precision = PRECISIONS[asked.output_dtype or asked.embedding_type or "float"]
+    return Options(task, dimensions, asked.normalized, precision, _truncate(asked, service))
+
+
+def _truncate(asked: EmbeddingsRequest, service: Service) -> Truncate:
+    """Return the end to cut. OpenAI refuses a text that is too long; Jina, Voyage and vLLM have a field for it."""
+    if asked.truncate is not None:
+        return cut_end(asked.truncate)
+    limit = service.engine.tokenizer.max_tokens
+    if asked.truncate_prompt_tokens is not None and not -1 <= asked.truncate_prompt_tokens < limit:
+        return "end"
+    if asked.truncate_prompt_tokens not in (None, -1):
+        raise ValueError(
+            f"truncate_prompt_tokens: {asked.truncate_prompt_tokens} is below the limit of {limit:,}, the only one "
+            "there is here; give -1, or shorten the texts"
+        )
+    return cut_end(bool(asked.truncation or asked.truncate_prompt_tokens))
+
+
+async def models(call: Call) -> Models:
+    """List the names that requests may use."""
+    return Models([_model(name, call.service) for name in names.listed()])
+
+
+async def model(call: Call) -> Model:
+    """Return one of the names, if it is served."""
+    names.task_in(call.path["model"], call.service)
+    return _model(call.path["model"], call.service)
+
+
+def _model(name: str, service: Service) -> Model:
+    return Model(name, service.engine.tokenizer.max_tokens)
+
+
+API = Api("OpenAI", error)
+OPERATIONS = [
+    Operation(API, "POST", "/v1/embeddings", "Embed texts.", embeddings, EmbeddingsRequest, EmbeddingsAnswer),
+    # Open, as mteb asks for it without the key that it has.
+    Operation(API, "GET", "/v1/models", "List the model's names, one for each task.", models, None, Models, True),
+    Operation(API, "GET", "/v1/models/{model:path}", "Say whether a name is served.", model, None, Model, True),
+]

@@ -1,0 +1,142 @@
+"""The APIs on a port of their own, served by a thread of the process that has the service."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.app import make_app
+from api.endpoint import Host
+from api.metrics import Metrics
+from service import Service, setting
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_MB = 32
+BACKLOG = 2048
+# A client has this long to send a request; between two requests a connection is kept this long.
+RECEIVE_TIMEOUT_S = 60.0
+KEEP_ALIVE_S = 75
+# uvicorn's parser of headers has no limit of its own.
+MAX_HEAD_BYTES = 64 * 1024
+# Requests under way when the server is told to end have this long.
+DRAIN_TIMEOUT_S = 60
+
+
+class DoorError(RuntimeError):
+    """The APIs cannot be opened as the settings say: which setting, and the remedy."""
+
+
+class Doors:
+    """The APIs of one service, open from the start of the thread that serves them until `close`."""
+
+    def __init__(self, service: Service, host: str, port: int) -> None:
+        """Take the port, or raise DoorError. The service may start later: until then requests get 503.
+
+        The environment variables API_KEY, API_ORIGINS and API_BODY_MB are read here.
+        """
+        api_key = os.environ.get("API_KEY") or None
+        origins = [origin.strip() for origin in os.environ.get("API_ORIGINS", "").split(",") if origin.strip()]
+        shared = Host(service, api_key, setting("API_BODY_MB", MAX_BODY_MB) << 20, Metrics(service))
+        self._socket = _listen(host, port)
+        if api_key is None and not _is_local(host):
+            logger.warning("everybody who reaches %s:%d may embed there, as API_KEY is not set", host, port)
+        config = uvicorn.Config(
+            make_app(shared, origins),
+            loop="uvloop",
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=DRAIN_TIMEOUT_S,
+            server_header=False,
+            proxy_headers=False,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="api", daemon=True)
+        self._thread.start()
+        # Before Python ends its pools of threads, which requests under way may still need.
+        threading._register_atexit(self.close)  # type: ignore[attr-defined]
+        logger.info("OpenAI, Gemini, TEI, Ollama and Cohere clients: http://%s:%d, described at /docs", host, port)
+
+    def close(self) -> None:
+        """Take no more requests, finish those under way within DRAIN_TIMEOUT_S, and free the port."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP, with limits on the head of a request and on the time that a client may take to send one."""
+
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_bytes == 0 and self._timer is None:
+            self._await_request()
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._head_bytes = -(2**62)  # what comes now is the body
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._head_bytes = 0
+        self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_request(self) -> None:
+        self._timer = self.loop.call_later(RECEIVE_TIMEOUT_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        self.transport.abort()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises DoorError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise DoorError(
+            f"API_PORT: {host}:{port} cannot be listened on ({error.strerror}); set it to a port that is free"
+        ) from None
+    return listener
+
+
+def _is_local(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

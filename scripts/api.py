@@ -1,0 +1,46 @@
+"""Serve OpenAI's, Gemini's, TEI's, Ollama's and Cohere's APIs on this machine, without Cog's server.
+
+    python -m scripts.api --weights small --port 8080
+
+It runs until SIGTERM or SIGINT, and then finishes the requests under way.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+
+from api.server import DoorError, Doors
+from engine.contract import CheckpointError, DeviceError
+from selfcheck import SelfCheckError
+from service import Service
+from weights import WeightsError
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
+    )
+    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "8080")))
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    args = parser.parse_args()
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    service = Service(args.weights)
+    try:
+        doors = Doors(service, args.host, args.port)
+        service.start()
+    except (DoorError, WeightsError, CheckpointError, DeviceError, SelfCheckError, ValueError) as error:
+        sys.exit(str(error))
+    ended.wait()
+    doors.close()
+    service.close()
+
+
+if __name__ == "__main__":
+    main()
