@@ -20,13 +20,17 @@ NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inpl
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve embed load test test-ray lint format openapi native wheel bake build push named clean
+.PHONY: predict serve api embed load test test-ray lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
 
 serve: $(READY)
 	$(RUN) -m scripts.server --host $(HOST)
+
+api: PORT = 8080
+api: $(READY)  # the APIs of OpenAI, Gemini, TEI, Ollama and Cohere, without Cog's: make api PORT=8080 HOST=0.0.0.0
+	$(RUN) -m scripts.api --host $(HOST)
 
 embed: $(READY)  # make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS="--id key --precision int8"
 	@test -n "$$INPUT" -a -n "$$OUTPUT" || { echo "make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet" >&2; exit 2; }

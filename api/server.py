@@ -131,7 +131,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise DoorError(
-            f"API_PORT: {host}:{port} cannot be listened on ({error.strerror}); set it to a port that is free"
+            f"API_PORT: {host}:{port} cannot be listened on ({error.strerror}); choose a port that is free"
         ) from None
     return listener
 

@@ -79,8 +79,8 @@ class Token(msgspec.Struct):
 
 def error(refusal: Refusal, status: int) -> dict[str, Any]:
     """Return TEI's error."""
-    kinds = {413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
-    return {"error": refusal.message, "error_type": kinds.get(status, "Validation")}
+    kinds = {"failed": "Backend", "busy": "Overloaded", "unready": "Unhealthy"}
+    return {"error": refusal.message, "error_type": kinds.get(refusal.kind, "Validation")}
 
 
 def _task(field: str, prompt_name: str | None, default: str) -> str:

@@ -1,5 +1,6 @@
 """What cannot run here: workflows, Compose and Kubernetes, held against their schemas and against what they start."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from api.metrics import COUNTERS, HISTOGRAMS, Metrics
 from scripts.make_openapi import ROOT
+from service import Service
 
 MANIFESTS: list[dict[str, Any]] = list(
     yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8"))
@@ -59,3 +64,18 @@ def test_the_workflows_run_targets_that_make_has() -> None:
     targets = re.findall(r"^make (\w+)", "\n".join(runs), re.MULTILINE)
     assert targets and all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     assert any("cog-safe-push" in run for run in runs)
+
+
+def test_the_dashboard_loads_and_asks_only_for_metrics_that_there_are() -> None:
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text(encoding="utf-8"))
+    Dashboard.from_json(dashboard)  # Grafana's own model of it
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 8
+    exposed = set(re.findall(r"^# TYPE (\w+)", Metrics(Service("small")).exposed().decode(), re.MULTILINE))
+    exposed |= {f"{name}_total" for name in COUNTERS} | HISTOGRAMS.keys() | {"te_queue_tokens"}
+    for panel in panels:
+        for target in panel["targets"]:
+            expression = target["expr"].replace("$__rate_interval", "5m")
+            assert promql_parser.parse(expression), panel["title"]
+            for name in re.findall(r"(\w+)\{", expression):
+                assert re.sub(r"_(bucket|count|sum)$", "", name) in exposed or name in exposed, name

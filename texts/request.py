@@ -91,7 +91,8 @@ def check_texts(
         check_text(each, request.name(position))
     if titles is None:
         return request
-    name = request.title_name(0).partition("[")[0]
+    given = next((position for position, title in enumerate(titles) if title is not None), 0)
+    name = request.title_name(given).removesuffix(f"[{given}]")
     if task != TITLED_TASK:
         raise ValueError(f"{name}: task '{task}' has no place for a title; leave it out or use task '{TITLED_TASK}'")
     if len(titles) != len(texts):

@@ -1,0 +1,68 @@
+"""The OpenAPI document: every operation is in it, and the answers are what it says."""
+
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from api.app import OPERATIONS
+
+TEXT = {"content": {"parts": [{"text": "one"}]}}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": ["one", "two"]},
+    "/": {"inputs": ["one"]},
+    "/embed": {"inputs": "one"},
+    "/similarity": {"inputs": {"source_sentence": "one", "sentences": ["two"]}},
+    "/tokenize": {"inputs": "one"},
+    "/v1/models/{model}:embedContent": TEXT,
+    "/v1beta/models/{model}:embedContent": TEXT,
+    "/v1/models/{model}:batchEmbedContents": {"requests": [TEXT]},
+    "/v1beta/models/{model}:batchEmbedContents": {"requests": [TEXT]},
+    "/api/embed": {"model": "embeddinggemma", "input": "one"},
+    "/v1/embed": {"texts": ["one"]},
+    "/v2/embed": {"texts": ["one"], "embedding_types": ["float", "base64", "int8"]},
+}
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> dict[str, Any]:
+    return dict(client.get("/openapi.json").json())
+
+
+def test_every_operation_is_described(document: dict[str, Any]) -> None:
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described == {(each.method, each.path.replace(":path}", "}")) for each in OPERATIONS}
+    assert {path for method, path in described if method == "POST"} == BODIES.keys()
+    names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_bodies_and_answers_are_as_described(client: httpx.Client, document: dict[str, Any], path: str) -> None:
+    def check(instance: object, described: dict[str, Any]) -> None:
+        schema = described["content"]["application/json"]["schema"] | {"components": document["components"]}
+        jsonschema.validate(instance, schema)
+
+    operation = document["paths"][path]["post"]
+    check(BODIES[path], operation["requestBody"])
+    answer = client.post(path.replace("{model}", "embeddinggemma-300m"), json=BODIES[path])
+    assert answer.status_code == 200, answer.text
+    check(answer.json(), operation["responses"]["200"])
+    with pytest.raises(jsonschema.ValidationError):
+        check({"answer": 1}, operation["responses"]["200"])
+
+
+def test_the_page_shows_the_document(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html") and 'url: "openapi.json"' in page.text
+
+
+def test_a_path_or_method_that_is_not_there_is_refused_in_words(client: httpx.Client) -> None:
+    for method, path, status in (("POST", "/v1/completions", 404), ("GET", "/v1/embeddings", 405), ("GET", "/", 405)):
+        refused = client.request(method, path)
+        assert refused.status_code == status
+        assert (
+            refused.json()["error"]["message"]
+            == f"{method} {path}: there is no such operation; /docs lists all that there are"
+        )

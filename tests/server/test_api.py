@@ -1,0 +1,91 @@
+"""The other APIs in the process of Cog's server: the same engine, queue and cache, and the same vectors."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import encoding
+from scripts.server import Server, ServerError, free_port, running_server
+
+TEXTS = ["Which planet is red?", "é 漢字 🙂", "a\n\nb", "word " * 3000, *(f"text number {i}" for i in range(20))]
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Server, httpx.Client]]:
+    """Cog's server, and a client of the other APIs' port."""
+    port = free_port()
+    with (
+        running_server("small", settings={"API_PORT": str(port)}) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        yield server, client
+
+
+def embedded(client: httpx.Client, dim: int) -> dict[str, np.ndarray]:
+    """Return the texts' vectors as queries, float32 [n, dim], through every API."""
+
+    def post(path: str, **body: Any) -> Any:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200 and answer.headers["x-truncated"] == "3", answer.text
+        return answer.json()
+
+    name = "embeddinggemma-300m"
+    plain = post("/v1/embeddings", input=TEXTS, model=f"{name}:retrieval_query", dimensions=dim, truncate=True)
+    coded = post(
+        "/v1/embeddings", input=TEXTS, task="retrieval_query", dimensions=dim, truncate=True, encoding_format="base64"
+    )
+    requests = [
+        {"content": {"parts": [{"text": text}]}, "taskType": "RETRIEVAL_QUERY", "outputDimensionality": dim}
+        for text in TEXTS
+    ]
+    gemini = post(f"/v1beta/models/{name}:batchEmbedContents", requests=requests)
+    tei = post("/embed", inputs=TEXTS, prompt_name="query", dimensions=dim, truncate=True)
+    ollama = post("/api/embed", model=f"{name}:retrieval_query", input=TEXTS, dimensions=dim)
+    cohere = post("/v2/embed", model=name, texts=TEXTS, input_type="search_query", output_dimension=dim)
+    rows = {
+        "OpenAI": [each["embedding"] for each in plain["data"]],
+        "Gemini": [each["values"] for each in gemini["embeddings"]],
+        "TEI": tei,
+        "Ollama": ollama["embeddings"],
+        "Cohere": cohere["embeddings"]["float"],
+    }
+    decoded = [np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in coded["data"]]
+    return {api: np.array(numbers, "f4") for api, numbers in rows.items()} | {"OpenAI, base64": np.stack(decoded)}
+
+
+@pytest.mark.parametrize("dim", [768, 128])
+def test_every_api_gives_the_vectors_of_predictions_to_the_last_bit(
+    both: tuple[Server, httpx.Client], dim: int
+) -> None:
+    server, client = both
+    answer = server.predict({"texts": TEXTS, "task": "retrieval_query", "embedding_dim": dim})
+    vectors = encoding.decode(answer)
+    assert vectors.shape == (len(TEXTS), dim)
+    for api, others in embedded(client, dim).items():
+        np.testing.assert_array_equal(others, vectors, err_msg=api, strict=True)
+    assert client.get("/ready").headers["x-model"] == answer["output"]["model"]
+
+
+def test_both_share_the_cache_and_the_metrics(both: tuple[Server, httpx.Client]) -> None:
+    server, client = both
+    assert server.predict({"text": "shared"})["metrics"]["cache_hits"] == 0
+    assert client.post("/embed", json={"inputs": "shared"}).status_code == 200
+    assert server.predict({"text": "shared"})["metrics"]["cache_hits"] == 1
+    lines = client.get("/metrics").text.splitlines()
+    hits = next(float(line.split()[1]) for line in lines if line.startswith("te_embed_cache_hits_total"))
+    assert hits >= 2
+
+
+def test_a_port_that_is_taken_fails_the_setup_in_a_sentence(both: tuple[Server, httpx.Client]) -> None:
+    taken = both[1].base_url.port
+    with pytest.raises(ServerError, match=rf"API_PORT: 127\.0\.0\.1:{taken} cannot be listened on .*; choose a port"):
+        with running_server("small", settings={"API_PORT": str(taken)}):
+            pass
+
+
+def test_there_are_no_other_ports_without_the_setting(server: Server) -> None:
+    assert "api" not in {line.split(" ")[1].rstrip(":") for line in server.log.read_text().splitlines() if " " in line}
