@@ -55,7 +55,7 @@ def test_the_first_version_answers_with_a_list(client: httpx.Client, expected: E
 def test_a_long_text_is_cut_unless_that_is_forbidden(
     client: httpx.Client, expected: Expected, truncate: str | None, end: str
 ) -> None:
-    fields = {} if truncate is None else {"truncate": truncate}
+    fields: dict[str, Any] = {} if truncate is None else {"truncate": truncate}
     answer = embed(client, texts=["short", LONG], **fields)
     assert answer.headers["x-truncated"] == "1"
     np.testing.assert_array_equal(vectors_of(answer), expected("short", LONG, truncate=end))

@@ -48,10 +48,9 @@ def test_a_text_and_a_list_to_the_last_bit(client: httpx.Client, expected: Expec
 def test_the_answer_says_tokens_and_weights(client: httpx.Client, service: Service) -> None:
     answer = post(client, input=["one", "two words"])
     body = answer.json()
-    counts = [
-        len(text.ids) for text in service.engine.tokenizer.encode(["title: none | text: "] * 2, ["one", "two words"])
-    ]
-    assert body["usage"] == {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+    prompted = [f"title: none | text: {text}" for text in ("one", "two words")]
+    count = sum(len(service.engine.tokenizer.tokens(text)) for text in prompted)
+    assert body["usage"] == {"prompt_tokens": count, "total_tokens": count}
     assert (body["object"], body["data"][0]["object"]) == ("list", "embedding")
     assert body["model"] == answer.headers["x-model"] == service.model
     assert "x-truncated" not in answer.headers

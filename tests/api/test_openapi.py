@@ -62,7 +62,4 @@ def test_a_path_or_method_that_is_not_there_is_refused_in_words(client: httpx.Cl
     for method, path, status in (("POST", "/v1/completions", 404), ("GET", "/v1/embeddings", 405), ("GET", "/", 405)):
         refused = client.request(method, path)
         assert refused.status_code == status
-        assert (
-            refused.json()["error"]["message"]
-            == f"{method} {path}: there is no such operation; /docs lists all that there are"
-        )
+        assert refused.json()["error"]["message"].startswith(f"{method} {path}: there is no such operation; /docs")

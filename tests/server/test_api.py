@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 import encoding
 from scripts.server import Server, ServerError, free_port, running_server
+from tests.support.servers import tree
 
 TEXTS = ["Which planet is red?", "é 漢字 🙂", "a\n\nb", "word " * 3000, *(f"text number {i}" for i in range(20))]
 
@@ -82,10 +84,20 @@ def test_both_share_the_cache_and_the_metrics(both: tuple[Server, httpx.Client])
 
 def test_a_port_that_is_taken_fails_the_setup_in_a_sentence(both: tuple[Server, httpx.Client]) -> None:
     taken = both[1].base_url.port
-    with pytest.raises(ServerError, match=rf"API_PORT: 127\.0\.0\.1:{taken} cannot be listened on .*; choose a port"):
-        with running_server("small", settings={"API_PORT": str(taken)}):
-            pass
+    message = rf"API_PORT: 127\.0\.0\.1:{taken} cannot be listened on .*; choose a port"
+    with pytest.raises(ServerError, match=message), running_server("small", settings={"API_PORT": str(taken)}):
+        pass
 
 
-def test_there_are_no_other_ports_without_the_setting(server: Server) -> None:
-    assert "api" not in {line.split(" ")[1].rstrip(":") for line in server.log.read_text().splitlines() if " " in line}
+def test_without_the_setting_only_cogs_port_is_open(server: Server, both: tuple[Server, httpx.Client]) -> None:
+    def ports(running: Server) -> set[int]:
+        listening = [
+            connection.laddr.port
+            for process in tree(running.process.pid)
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        return set(listening)
+
+    assert ports(server) == {httpx.URL(server.url).port}
+    assert ports(both[0]) == {httpx.URL(both[0].url).port, both[1].base_url.port}
