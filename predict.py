@@ -1,5 +1,6 @@
 """Cog's door: the inputs of a prediction go to the service, its vectors come back as the answer."""
 
+import gc
 import logging
 import os
 import signal
@@ -78,6 +79,7 @@ class Predictor(BaseRunner):
 
             self.doors = Doors(self.service, os.environ.get("API_HOST") or "0.0.0.0", port)
         self.service.start()
+        gc.freeze()  # the garbage collector need not look through the model and its libraries again
         self.folders = PredictionFolders()
         # A signal to the whole process group reaches this process, too. Cog's server says when it may end.
         signal.signal(signal.SIGTERM, lambda *_: None)

@@ -8,11 +8,11 @@ import numpy as np
 
 import encoding
 from api import names
-from api.operations import Api, Call, Operation, base64s, cut_end, numbers
+from api.operations import Api, Call, Operation, base64s, cut_end, numbers, one_of, options_of
 from api.refusal import Refusal
 from service import NUMBERS_ON_LOOP, off_loop
 from tasks import PROMPTS, TITLED_TASK
-from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.options import EMBEDDING_DIMS
 from texts.request import check_texts
 
 TASKS = {"search_document": "retrieval_document", "search_query": "retrieval_query"} | {task: task for task in PROMPTS}
@@ -72,16 +72,13 @@ async def embed(call: Call, version: str = "2") -> EmbedAnswer:
     if asked.images or asked.inputs or asked.texts is None:
         raise ValueError("texts: it is missing; give a list of strings there; images and inputs are not embedded here")
     task = names.task_in(asked.model, call.service) or TITLED_TASK
-    if asked.input_type is not None:
-        check_choice("input_type", asked.input_type, TASKS)
-        task = TASKS[asked.input_type]
+    task = TASKS[one_of("input_type", asked.input_type, TASKS, task)]
     kinds = asked.embedding_types or ["float"]
     for position, kind in enumerate(kinds):
-        check_choice(f"embedding_types[{position}]", kind, PRECISIONS)
-    dimensions = asked.output_dimension or EMBEDDING_DIMS[0]
-    check_choice("output_dimension", dimensions, EMBEDDING_DIMS)
+        one_of(f"embedding_types[{position}]", kind, PRECISIONS)
+    dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     embedded = await call.embed(
-        check_texts(asked.texts), Options(task, dimensions, truncate=cut_end(asked.truncate or "END"))
+        check_texts(asked.texts), options_of(task, dimensions, truncate=cut_end(asked.truncate or "END"))
     )
     vectors = {kind: await _encoded(embedded.vectors, kind) for kind in dict.fromkeys(kinds)}
     meta = Meta({"version": version}, {"input_tokens": sum(embedded.token_counts)})

@@ -131,11 +131,11 @@ def error_response(api: Api, refusal: Refusal) -> Response:
 
 async def _while_connected(work: Awaitable[Any], receive: Receive) -> Any:
     """Return what `work` returns. Raises ClientDisconnect, and cancels it, when its client goes away meanwhile."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task(loop)
+    task = asyncio.current_task()
+    assert task is not None
+    loop = task.get_loop()
     watcher: asyncio.Task[None] | None = None
     gone = False
-    assert task is not None
 
     async def watch(task: "asyncio.Task[Any]") -> None:
         nonlocal gone

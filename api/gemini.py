@@ -7,10 +7,10 @@ from typing import Any, cast
 import msgspec
 
 from api import names
-from api.operations import Api, Call, Operation, cut_end, numbers
+from api.operations import Api, Call, Operation, cut_end, numbers, one_of, options_of
 from api.refusal import Refusal
 from tasks import TITLED_TASK
-from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.options import EMBEDDING_DIMS, Options
 from texts.request import MAX_TEXTS, Names, check_texts
 
 TASKS: dict[str, str | None] = {
@@ -152,12 +152,9 @@ def _options(asked: EmbedContentRequest, name: str, default: str, call: Call) ->
     task = default
     if asked.model is not None:
         task = names.task_in(asked.model, call.service) or task
-    if asked.task_type is not None:
-        check_choice(f"{name}taskType", asked.task_type, TASKS)
-        task = TASKS[asked.task_type] or task
-    dimensions = asked.output_dimensionality or EMBEDDING_DIMS[0]
-    check_choice(f"{name}outputDimensionality", dimensions, EMBEDDING_DIMS)
-    return Options(task, dimensions, truncate=cut_end(asked.auto_truncate))
+    task_type = one_of(f"{name}taskType", asked.task_type, TASKS, "TASK_TYPE_UNSPECIFIED")
+    dimensions = one_of(f"{name}outputDimensionality", asked.output_dimensionality, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
+    return options_of(TASKS[task_type] or task, dimensions, truncate=cut_end(asked.auto_truncate))
 
 
 API = Api("Gemini", error, key_header="x-goog-api-key")

@@ -46,13 +46,13 @@ class Metrics:
             buckets=DURATIONS_S,
             registry=self._registry,
         )
-        self._active = Gauge(
-            "http_server_active_requests", "Requests that are being answered.", registry=self._registry
-        )
+        self.active = 0
+        active = Gauge("http_server_active_requests", "Requests that are being answered.", registry=self._registry)
+        active.set_function(lambda: self.active)
 
     def of(self, method: str, route: str) -> "RouteMetric":
         """Return the metric of a method and route."""
-        return RouteMetric(self._durations, self._active, method, route)
+        return RouteMetric(self, self._durations, method, route)
 
     def exposed(self) -> bytes:
         """Return all metrics as Prometheus reads them."""
@@ -62,18 +62,18 @@ class Metrics:
 class RouteMetric:
     """Counts and times the requests of one route."""
 
-    def __init__(self, durations: HttpHistogram, active: Gauge, method: str, route: str) -> None:
-        self._durations, self._active, self._labels = durations, active, (method, route)
+    def __init__(self, metrics: Metrics, durations: HttpHistogram, method: str, route: str) -> None:
+        self._metrics, self._durations, self._labels = metrics, durations, (method, route)
         self._by_status: dict[int, HttpHistogram] = {}
 
     def start(self) -> float:
         """Count a request as active, and return what `finish` needs."""
-        self._active.inc()
+        self._metrics.active += 1
         return time.perf_counter()
 
     def finish(self, started: float, status: int) -> None:
         """Count an answered request by its status."""
-        self._active.dec()
+        self._metrics.active -= 1
         if (of_status := self._by_status.get(status)) is None:
             of_status = self._by_status[status] = self._durations.labels(*self._labels, str(status))
         of_status.observe(time.perf_counter() - started)

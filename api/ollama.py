@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from api import names
-from api.operations import Api, Call, Operation, cut_end, numbers
+from api.operations import Api, Call, Operation, cut_end, numbers, one_of, options_of
 from api.refusal import Refusal
 from tasks import TITLED_TASK
-from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.options import EMBEDDING_DIMS
 from texts.request import Names, check_texts
 
 VERSION = "0.13.0"
@@ -70,11 +70,10 @@ async def embed(call: Call) -> EmbedAnswer:
     started = time.perf_counter_ns()
     asked: EmbedRequest = call.body
     task = names.task_in(asked.model, call.service) or TITLED_TASK
-    dimensions = asked.dimensions or EMBEDDING_DIMS[0]
-    check_choice("dimensions", dimensions, EMBEDDING_DIMS)
+    dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     single = isinstance(asked.input, str)
     texts = check_texts([asked.input] if single else asked.input, None, task, single, Names("input", "input[{}]"))
-    embedded = await call.embed(texts, Options(task, dimensions, truncate=cut_end(asked.truncate)))
+    embedded = await call.embed(texts, options_of(task, dimensions, truncate=cut_end(asked.truncate)))
     vectors: list[Any] = await numbers(embedded.vectors)
     return EmbedAnswer(asked.model, vectors, time.perf_counter_ns() - started, 0, sum(embedded.token_counts))
 

@@ -7,12 +7,12 @@ import msgspec
 
 import encoding
 from api import names
-from api.operations import Api, Call, Operation, base64s, cut_end, numbers
+from api.operations import Api, Call, Operation, base64s, cut_end, numbers, one_of, options_of
 from api.refusal import Refusal
 from engine.tokenizer import Truncate
 from service import Service
 from tasks import PROMPTS, TITLED_TASK
-from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.options import EMBEDDING_DIMS, Options
 from texts.request import Names, Texts, check_texts
 
 # The names that Jina and Voyage give to tasks.
@@ -125,7 +125,7 @@ def _task(asked: EmbeddingsRequest, service: Service) -> str:
     for field, name in (("task", asked.task), ("input_type", asked.input_type)):
         if name is None:
             continue
-        check_choice(field, name, TASKS)
+        one_of(field, name, TASKS)
         if said not in (None, TASKS[name]):
             raise ValueError(f"{field}: {name!r} is another task than {said!r}, which is asked for, too; give one")
         said = TASKS[name]
@@ -160,17 +160,11 @@ def _decoded(item: object, name: str, asked: EmbeddingsRequest, service: Service
 
 
 def _options(asked: EmbeddingsRequest, task: str, service: Service) -> Options:
-    for field, choices in (
-        ("dimensions", EMBEDDING_DIMS),
-        ("output_dimension", EMBEDDING_DIMS),
-        ("output_dtype", PRECISIONS),
-        ("embedding_type", PRECISIONS),
-    ):
-        if (value := getattr(asked, field)) is not None:
-            check_choice(field, value, choices)
-    dimensions = asked.dimensions or asked.output_dimension or EMBEDDING_DIMS[0]
-    precision = PRECISIONS[asked.output_dtype or asked.embedding_type or "float"]
-    return Options(task, dimensions, asked.normalized, precision, _truncate(asked, service))
+    dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
+    dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, dimensions)
+    precision = one_of("embedding_type", asked.embedding_type, PRECISIONS, "float")
+    precision = one_of("output_dtype", asked.output_dtype, PRECISIONS, precision)
+    return options_of(task, dimensions, asked.normalized, PRECISIONS[precision], _truncate(asked, service))
 
 
 def _truncate(asked: EmbeddingsRequest, service: Service) -> Truncate:

@@ -1,8 +1,9 @@
 """What an API consists of: operations, one for each path, and what they have in common."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -16,8 +17,12 @@ from api.metrics import Metrics
 from api.refusal import STATUSES, Refusal
 from engine.tokenizer import Truncate
 from service import NUMBERS_ON_LOOP, Embedded, Service, off_loop
-from texts.options import Options
+from texts.options import Options, check_choice
 from texts.request import Texts
+
+Choice = TypeVar("Choice")
+# Checking the same few options takes as long as finding a vector in the cache.
+options_of = lru_cache(1024)(Options)
 
 
 @dataclass
@@ -102,6 +107,14 @@ async def base64s(vectors: np.ndarray) -> list[Any]:
 
 def _base64s(vectors: np.ndarray) -> list[Any]:
     return [encoding.encode(row, "base64") for row in np.atleast_2d(vectors)]
+
+
+def one_of(field: str, value: Choice | None, choices: Container[Choice], default: Choice | None = None) -> Any:
+    """Return the value of an optional field. Raises ValueError, naming field and choices, if it is none of these."""
+    if value is None:
+        return default
+    check_choice(field, value, choices)
+    return value
 
 
 def cut_end(truncate: bool | str) -> Truncate:

@@ -5,13 +5,13 @@ from typing import Any, Literal
 import msgspec
 
 from api.names import MODEL
-from api.operations import Api, Call, Operation, cut_end, numbers
+from api.operations import Api, Call, Operation, cut_end, numbers, one_of, options_of
 from api.refusal import Refusal
 from engine.threads import usable_threads
 from engine.tokenizer import Truncate
 from service import CHARACTERS_ON_LOOP, Service, off_loop
 from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK, prompt_for
-from texts.options import EMBEDDING_DIMS, Options, check_choice
+from texts.options import EMBEDDING_DIMS
 from texts.request import MAX_TEXTS, Names, check_texts
 
 TASKS = PROMPT_NAMES | {task: task for task in PROMPTS}
@@ -84,8 +84,7 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
 
 
 def _task(field: str, prompt_name: str | None, default: str) -> str:
-    check_choice(field, prompt_name or "query", TASKS)
-    return TASKS[prompt_name] if prompt_name else default
+    return TASKS[one_of(field, prompt_name, TASKS, default)]
 
 
 def _truncate(asked: EmbedRequest | SimilarityParameters) -> Truncate:
@@ -99,11 +98,10 @@ async def embed(call: Call) -> list[list[float]]:
     asked: EmbedRequest = call.body
     # Clients that send no prompt_name let a user write one into the URL.
     task = _task("prompt_name", asked.prompt_name or call.query.get("prompt_name"), TITLED_TASK)
-    dimensions = asked.dimensions or EMBEDDING_DIMS[0]
-    check_choice("dimensions", dimensions, EMBEDDING_DIMS)
+    dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     single = isinstance(asked.inputs, str)
     texts = check_texts([asked.inputs] if single else asked.inputs, None, task, single, Names("inputs", "inputs[{}]"))
-    embedded = await call.embed(texts, Options(task, dimensions, asked.normalize, truncate=_truncate(asked)))
+    embedded = await call.embed(texts, options_of(task, dimensions, asked.normalize, truncate=_truncate(asked)))
     call.headers["x-compute-tokens"] = str(sum(embedded.token_counts))
     return await numbers(embedded.vectors)  # type: ignore[return-value]
 
@@ -119,7 +117,7 @@ async def similarity(call: Call) -> list[float]:
     assert isinstance(asked.inputs, Sentences)
     parameters = asked.parameters or SimilarityParameters()
     task = _task("parameters.prompt_name", parameters.prompt_name, "semantic_similarity")
-    options = Options(task, truncate=_truncate(parameters))
+    options = options_of(task, truncate=_truncate(parameters))
     source = check_texts([asked.inputs.source_sentence], None, task, True, Names("inputs.source_sentence"))
     sentences = check_texts(asked.inputs.sentences, None, task, False, Names(texts="inputs.sentences[{}]"))
     one, others = await call.embed(source, options), await call.embed(sentences, options)

@@ -85,14 +85,13 @@ class RequestPool:
             }
         return Request(kind, inputs if task == "retrieval_document" else inputs | {"task": task}, positions)
 
-    def is_right(self, request: Request, output: dict[str, Any], tolerance: float) -> bool:
-        """Return whether an answer holds the texts' vectors, to within `tolerance` of a unit vector's component."""
+    def is_right(self, request: Request, actual: np.ndarray, tolerance: float) -> bool:
+        """Return whether [n, width] are the texts' vectors, to within `tolerance` of a unit vector's component."""
         assert self._vectors is not None
         inputs = request.inputs
         precision = inputs.get("precision", "float32")
         expected = self._vectors[request.positions]
         expected = encoding.cut(expected, inputs.get("embedding_dim", 768), inputs.get("normalize", True))
-        actual = encoding.decode(output).reshape(len(request.positions), -1)
         if precision == "ubinary":
             wrong = np.unpackbits(actual, axis=1)[:, : expected.shape[1]] != (expected > 0)
             return bool((np.abs(expected[wrong]) <= tolerance * np.abs(expected).max()).all())

@@ -24,6 +24,10 @@ UNBROKEN_CHARS = 1 << 18
 # The tokens of a refused text are counted for the error up to this length (half a second); beyond, it says "more than".
 COUNTED_CHARS = 1_000_000
 
+# Single texts that come again, such as frequent queries, are not tokenized again; some 10 MB hold so many.
+REMEMBERED_CHARS = 256
+REMEMBERED_TEXTS = 4096
+
 # `starts` tokenizes pieces of so many characters, so many pieces at once: both bound the memory.
 PIECE_CHARS = 1 << 16
 PIECES_AT_ONCE = 64
@@ -78,6 +82,7 @@ class Tokenizer:
         self.bos, self.eos = self._special_ids(path)
         self.max_tokens = _max_tokens(directory)
         # Of a longer text only the part that is kept is tokenized, but only with Gemma's kind of tokenizer.
+        self._remembered_ids = lru_cache(REMEMBERED_TEXTS)(lambda text: self._tokenizer.encode(text).ids)
         self._whole_chars = self.max_tokens * CHARS_PER_TOKEN if self._is_plain_bpe() else sys.maxsize
 
     def _special_ids(self, path: Path) -> tuple[int, int]:
@@ -99,12 +104,11 @@ class Tokenizer:
         """
         lengths = [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]
         short = [i for i, length in enumerate(lengths) if length <= self._whole_chars]
-        # Handing a batch to the library's threads takes as long as tokenizing a short text.
-        if len(short) == 1:
-            encodings = [self._tokenizer.encode(prompts[short[0]] + texts[short[0]])]
+        if len(short) == 1 and lengths[short[0]] <= REMEMBERED_CHARS:
+            whole = {short[0]: self._remembered_ids(prompts[short[0]] + texts[short[0]])}
         else:
             encodings = self._tokenizer.encode_batch_fast([prompts[i] + texts[i] for i in short])
-        whole = {i: encoding.ids for i, encoding in zip(short, encodings, strict=True)}
+            whole = {i: encoding.ids for i, encoding in zip(short, encodings, strict=True)}
         return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate) for i in range(len(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:

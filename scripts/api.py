@@ -6,6 +6,7 @@ It runs until SIGTERM or SIGINT, and then finishes the requests under way.
 """
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -37,6 +38,7 @@ def main() -> None:
         service.start()
     except (DoorError, WeightsError, CheckpointError, DeviceError, SelfCheckError, ValueError) as error:
         sys.exit(str(error))
+    gc.freeze()  # the garbage collector need not look through the model and its libraries again
     ended.wait()
     doors.close()
     service.close()
