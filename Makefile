@@ -20,7 +20,7 @@ NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inpl
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve api embed load test test-ray lint format openapi native wheel bake build push named clean
+.PHONY: predict serve api embed load test test-ray test-clients lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -46,6 +46,12 @@ test: $(READY)
 test-ray: $(READY)
 	@$(INSTALL) -r requirements-ray.txt >&2
 	$(RUN) -m pytest -m ray
+
+# Other APIs' clients, in environments of their own, against a server from $(VENV).
+test-clients: export SERVER_PYTHON = $(abspath $(RUN))
+test-clients: $(READY) .venv-clients/.ready .venv-clients-held/.ready tests/clients/node/node_modules
+	.venv-clients/bin/python -m pytest tests/clients/newest
+	.venv-clients-held/bin/python -m pytest tests/clients/held
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -83,6 +89,17 @@ $(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 	@$(NATIVE) >&2
 	@touch $@
 
+.venv-%/.ready: requirements-%.txt
+	@echo "Setting up .venv-$* (once; some minutes)" >&2
+	@$(PYTHON) -m venv .venv-$* >&2
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $< >&2
+	@touch $@
+
+tests/clients/node/node_modules: tests/clients/node/package.json
+	@command -v npm >/dev/null || { echo "make test-clients needs Node.js with npm, for OpenAI's client in JavaScript" >&2; exit 1; }
+	@npm install --prefix $(@D) --no-audit --no-fund --no-package-lock --loglevel=error >&2
+	@touch $@
+
 native: $(READY)  # the C++ extension for CPUs, beside its source; without a compiler everything runs without it, slower
 	@$(NATIVE)
 
@@ -90,5 +107,5 @@ wheel: $(READY)  # the extension as a wheel in dist/, for machines like this one
 	$(RUN) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist engine/native
 
 clean:
-	rm -rf $(VENV) .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info dist
+	rm -rf $(VENV) .venv-clients* tests/clients/node/node_modules .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info dist
 	rm -rf engine/native/build engine/native/*.so engine/native/*.egg-info

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from engine.reference import ReferenceEngine
 
 
+# Clients of other APIs have environments of their own: make test-clients.
+collect_ignore = ["clients"]
+
+
 @pytest.fixture(scope="session")
 def small() -> Path:
     """The bundled checkpoint: today's file layout."""

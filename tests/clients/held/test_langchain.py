@@ -1,0 +1,122 @@
+"""LangChain's classes for Gemini, Cohere and Hugging Face, also by LangChain's own tests of such classes."""
+
+from typing import Any
+
+import cohere
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from langchain_cohere import CohereEmbeddings
+from langchain_core.embeddings import Embeddings
+from langchain_google_genai import GoogleGenerativeAIEmbeddings
+from langchain_huggingface import HuggingFaceEndpointEmbeddings
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+from tests.clients.support import DOCUMENTS, LONG, ONE_LINE_DOCUMENTS, QUERY, Doors, Predict, check_same
+
+MODEL = "embeddinggemma-300m"
+
+
+class GeminiDoor(Doors):
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return GoogleGenerativeAIEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"base_url": self.url, "google_api_key": "none", "model": MODEL}
+
+
+class TestGeminiUnit(GeminiDoor, EmbeddingsUnitTests):
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return {"GOOGLE_API_KEY": "none"}, {"base_url": self.url, "model": MODEL}, {"google_api_key": "none"}
+
+
+class TestGeminiIntegration(GeminiDoor, EmbeddingsIntegrationTests): ...
+
+
+class TestGemini(GeminiDoor):
+    def test_documents_and_queries_have_their_tasks(self, predict: Predict) -> None:
+        embeddings = GoogleGenerativeAIEmbeddings(**self.embedding_model_params, output_dimensionality=256)
+        check_same(embeddings.embed_documents(DOCUMENTS), predict(DOCUMENTS, dimensions=256))
+        check_same(embeddings.embed_query(QUERY), predict([QUERY], "retrieval_query", 256)[0])
+
+    def test_errors(self) -> None:
+        for options, message in (
+            ({"model": "gemini-embedding-001"}, "gemini-embedding-001.*embeddinggemma-300m"),
+            ({"output_dimensionality": 300}, "outputDimensionality.*300"),
+        ):
+            embeddings = GoogleGenerativeAIEmbeddings(**self.embedding_model_params | options)
+            with pytest.raises(Exception, match=message) as caught:
+                embeddings.embed_query(QUERY)
+            assert type(caught.value).__name__ == "GoogleGenerativeAIError"
+
+
+class CohereDoor(Doors):
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return CohereEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        # It retries bad requests, too, after four seconds.
+        return {"base_url": self.url, "cohere_api_key": "none", "model": MODEL, "max_retries": 1}
+
+
+class TestCohereUnit(CohereDoor, EmbeddingsUnitTests):
+    @property
+    def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        return {"COHERE_API_KEY": "none"}, {"base_url": self.url, "model": MODEL}, {"cohere_api_key": "none"}
+
+
+class TestCohereIntegration(CohereDoor, EmbeddingsIntegrationTests): ...
+
+
+class TestCohere(CohereDoor):
+    def test_documents_and_queries_have_their_tasks(self, predict: Predict) -> None:
+        embeddings = CohereEmbeddings(**self.embedding_model_params)
+        check_same(embeddings.embed_documents([*DOCUMENTS, LONG]), predict([*DOCUMENTS, LONG]))
+        check_same(embeddings.embed_query(QUERY), predict([QUERY], "retrieval_query")[0])
+
+    def test_errors(self) -> None:
+        with pytest.raises(cohere.NotFoundError, match=r"embed-v4.0.*embeddinggemma-300m"):
+            CohereEmbeddings(**self.embedding_model_params | {"model": "embed-v4.0"}).embed_query(QUERY)
+        with pytest.raises(cohere.BadRequestError, match="2,048"):
+            CohereEmbeddings(**self.embedding_model_params, truncate="NONE").embed_query(LONG)
+
+
+class TeiEmbeddings(HuggingFaceEndpointEmbeddings):
+    """LangChain's class for a server of your own: it refuses a URL as `model` but takes clients."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.client, self.async_client = InferenceClient(url), AsyncInferenceClient(url)
+
+
+class HuggingFaceDoor(Doors):
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return TeiEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+
+class TestHuggingFaceUnit(HuggingFaceDoor, EmbeddingsUnitTests): ...
+
+
+class TestHuggingFaceIntegration(HuggingFaceDoor, EmbeddingsIntegrationTests): ...
+
+
+class TestHuggingFace(HuggingFaceDoor):
+    def test_an_object_for_documents_and_one_for_queries(self, predict: Predict) -> None:
+        queries = TeiEmbeddings(self.url, model_kwargs={"prompt_name": "query"})
+        check_same(TeiEmbeddings(self.url).embed_documents(DOCUMENTS), predict(ONE_LINE_DOCUMENTS))
+        check_same(queries.embed_query(QUERY), predict([QUERY], "retrieval_query")[0])
+
+    def test_errors(self) -> None:
+        with pytest.raises(HfHubHTTPError, match=r"prompt_name.*search"):
+            TeiEmbeddings(self.url, model_kwargs={"prompt_name": "search"}).embed_query(QUERY)

@@ -1,0 +1,54 @@
+"""Hugging Face's InferenceClient, which speaks to text-embeddings-inference."""
+
+import numpy as np
+import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+
+from tests.clients.support import DOCUMENTS, LONG, QUERY, Predict, check_same
+
+
+@pytest.fixture(scope="module")
+def client(doors: str) -> InferenceClient:
+    return InferenceClient(doors)
+
+
+def test_texts_are_documents(client: InferenceClient, doors: str, predict: Predict) -> None:
+    check_same(client.feature_extraction(DOCUMENTS), predict(DOCUMENTS))
+    check_same(client.feature_extraction(QUERY), predict([QUERY]))
+    check_same(client.feature_extraction(QUERY, model=f"{doors}/embed"), predict([QUERY]))
+
+
+@pytest.mark.parametrize(
+    ("prompt_name", "task"),
+    [("query", "retrieval_query"), ("STS", "semantic_similarity"), ("clustering", "clustering")],
+)
+def test_the_prompts_name_chooses_the_task(
+    client: InferenceClient, predict: Predict, prompt_name: str, task: str
+) -> None:
+    check_same(client.feature_extraction(QUERY, prompt_name=prompt_name), predict([QUERY], task))
+
+
+def test_dimensions(client: InferenceClient, predict: Predict) -> None:
+    vectors = client.feature_extraction(QUERY, dimensions=256)
+    check_same(vectors, predict([QUERY], dimensions=256))
+
+
+def test_a_long_text_is_cut_only_on_request(client: InferenceClient, predict: Predict) -> None:
+    with pytest.raises(HfHubHTTPError, match="2,048"):
+        client.feature_extraction(LONG)
+    check_same(client.feature_extraction(LONG, truncate=True, truncation_direction="right"), predict([LONG]))
+
+
+def test_sentence_similarity(client: InferenceClient, doors: str, predict: Predict) -> None:
+    source, *others = predict([QUERY, *DOCUMENTS], "semantic_similarity")
+    for model in (doors, f"{doors}/similarity"):
+        scores = client.sentence_similarity(QUERY, other_sentences=DOCUMENTS, model=model)
+        np.testing.assert_allclose(scores, np.array(others) @ source, atol=1e-6)
+
+
+def test_a_bad_request_names_the_field(client: InferenceClient) -> None:
+    with pytest.raises(HfHubHTTPError, match=r"prompt_name.*search"):
+        client.feature_extraction(QUERY, prompt_name="search")
+    with pytest.raises(HfHubHTTPError, match=r"dimensions.*300"):
+        client.feature_extraction(QUERY, dimensions=300)
