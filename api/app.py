@@ -1,6 +1,7 @@
 """All APIs as one ASGI application."""
 
 import functools
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from api import cohere, gemini, ollama, openai, status, tei
 from api.endpoint import JSON, Endpoint, Host, error_response
 from api.openapi import PAGE, document
-from api.operations import Operation
+from api.operations import Api, Operation
 from api.refusal import Refusal
 
 OPERATIONS: Sequence[Operation] = [
@@ -32,7 +33,13 @@ def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
     """Return the application; browsers' pages of other `origins` than its own may call it where they are listed."""
     routes = [Route(each.path, Endpoint(each, host), methods=[each.method]) for each in OPERATIONS]
     routes += [Route("/openapi.json", _openapi), Route("/docs", _docs)]
-    cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-truncated", "x-model", "x-compute-tokens", "retry-after"],
+    )
     return Starlette(routes=routes, middleware=[cors] if origins else [], exception_handlers={HTTPException: _lost})
 
 
@@ -53,4 +60,11 @@ async def _lost(request: Request, error: Exception) -> Response:
     """Answer a path that no API has, or another method than it has."""
     kind = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "path"
     problem = f"{request.method} {request.url.path[:80]}: there is no such operation; /docs lists all that there are"
-    return error_response(openai.API, Refusal(kind, problem))
+    return error_response(_api_at(request.url.path), Refusal(kind, problem))
+
+
+def _api_at(path: str) -> Api:
+    """Return the API whose clients ask for paths like this one."""
+    if path.startswith("/v1beta/") or re.fullmatch("/v1/models/.*:.*", path):
+        return gemini.API
+    return {"api": ollama.API, "v2": cohere.API}.get(path.split("/")[1], openai.API)

@@ -63,11 +63,11 @@ class Endpoint:
             self._metric.finish(started, status)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        service, is_open = self._host.service, self.operation.is_open
-        if self._host.api_key is not None and not is_open:
+        service = self._host.service
+        if self._host.api_key is not None and not self.operation.is_open:
             self._check_key(Request(scope), self._host.api_key)
         body = self._decoder.decode(await self._read(scope, receive)) if self._decoder else None
-        if not service.started and not is_open:
+        if not service.started and not self.operation.while_loading:
             raise Refusal("unready", "the model is being loaded; try again in a moment")
         call = Call(service, self._host.metrics, body, scope)
         answer = await _while_connected(self.operation.handle(call), receive)

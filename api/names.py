@@ -8,7 +8,7 @@ from service import Service
 from tasks import PROMPTS
 
 MODEL = "embeddinggemma-300m"
-ALIASES = (MODEL, "google/embeddinggemma-300m", "embeddinggemma", "embeddinggemma:300m", "embeddinggemma:latest")
+ALIASES = (MODEL, "google/embeddinggemma-300m", "embeddinggemma", "embeddinggemma:300m")
 
 
 def listed() -> list[str]:
@@ -19,10 +19,11 @@ def listed() -> list[str]:
 def task_in(name: str, service: Service) -> str | None:
     """Return the task in a model's name, None if there is none.
 
-    The name is one of ALIASES or that of the checkpoint that is served. Raises Refusal for any other.
+    The name is one of ALIASES or that of the checkpoint that is served, with Gemini's `models/` before it or Ollama's
+    `:latest` behind it. Raises Refusal for any other.
     """
     known = (*ALIASES, service.name)
-    name = name.removeprefix("models/")
+    name = name.removeprefix("models/").removesuffix(":latest")
     if name in known:
         return None
     model, _, task = name.rpartition(":")

@@ -13,7 +13,7 @@ from texts.options import EMBEDDING_DIMS
 from texts.request import Names, check_texts
 
 VERSION = "0.13.0"
-"""The version of Ollama whose API this is."""
+"""For clients that look at the version for what it has."""
 
 
 class EmbedRequest(msgspec.Struct):
@@ -55,7 +55,7 @@ class Tags(msgspec.Struct):
 
 
 class Version(msgspec.Struct):
-    """The version of Ollama whose API this is."""
+    """A version of Ollama that has these operations."""
 
     version: str
 
@@ -85,7 +85,7 @@ async def tags(call: Call) -> Tags:
 
 
 async def version(call: Call) -> Version:
-    """Return the version of Ollama whose API this is."""
+    """Return a version of Ollama that has these operations."""
     return Version(VERSION)
 
 
@@ -93,5 +93,5 @@ API = Api("Ollama", error)
 OPERATIONS = [
     Operation(API, "POST", "/api/embed", "Embed texts.", embed, EmbedRequest, EmbedAnswer),
     Operation(API, "GET", "/api/tags", "List the model's names, one for each task.", tags, answers=Tags),
-    Operation(API, "GET", "/api/version", "Say which API this is.", version, answers=Version),
+    Operation(API, "GET", "/api/version", "Say which of Ollama's versions has this API.", version, answers=Version),
 ]

@@ -52,6 +52,7 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     output_dtype: str | None = None
     embedding_type: str | None = None
     normalized: bool = True
+    late_chunking: bool = False
 
     titles: list[str | None] | None = None
     tokenizer: str | None = None
@@ -160,6 +161,8 @@ def _decoded(item: object, name: str, asked: EmbeddingsRequest, service: Service
 
 
 def _options(asked: EmbeddingsRequest, task: str, service: Service) -> Options:
+    if asked.late_chunking:
+        raise ValueError("late_chunking: it is not in this API; leave it out, or send 'chunk' to Cog's /predictions")
     dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, dimensions)
     precision = one_of("embedding_type", asked.embedding_type, PRECISIONS, "float")

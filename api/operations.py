@@ -88,6 +88,8 @@ class Operation:
     answers: Any = None
     is_open: bool = False
     """Whether it needs no key."""
+    while_loading: bool = False
+    """Whether it is answered before the model is there."""
 
 
 async def numbers(vectors: np.ndarray) -> list[msgspec.Raw]:

@@ -17,8 +17,6 @@ class Status(msgspec.Struct):
 
 async def ready(call: Call) -> Status:
     """Say whether requests are answered now."""
-    if not call.service.started:
-        raise Refusal("unready", "the model is being loaded; try again in a moment")
     return await live(call)
 
 
@@ -38,8 +36,8 @@ async def metrics(call: Call) -> Response:
 
 API = Api("This server", error)
 OPERATIONS = [
-    Operation(API, "GET", "/ready", "503 while requests are not answered.", ready, answers=Status, is_open=True),
-    Operation(API, "GET", "/health", "As /ready, for TEI's clients.", ready, answers=Status, is_open=True),
-    Operation(API, "GET", "/live", "503 when the server must be started again.", live, answers=Status, is_open=True),
-    Operation(API, "GET", "/metrics", "Metrics for Prometheus.", metrics, is_open=True),
+    Operation(API, "GET", "/ready", "503 while requests are not answered.", ready, None, Status, True),
+    Operation(API, "GET", "/health", "As /ready, for TEI's clients.", ready, None, Status, True),
+    Operation(API, "GET", "/live", "503 when the server must be started again.", live, None, Status, True, True),
+    Operation(API, "GET", "/metrics", "Metrics for Prometheus.", metrics, None, None, True, True),
 ]

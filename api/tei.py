@@ -15,8 +15,8 @@ from texts.options import EMBEDDING_DIMS
 from texts.request import MAX_TEXTS, Names, check_texts
 
 TASKS = PROMPT_NAMES | {task: task for task in PROMPTS}
-VERSION = "1.9.0"
-"""The version of TEI whose API this is."""
+VERSION = "1.8.0"
+"""For clients that look at the version for what it has."""
 
 
 class EmbedRequest(msgspec.Struct):

@@ -62,7 +62,8 @@ def test_the_answer_says_tokens_and_weights(client: httpx.Client, service: Servi
         ({}, "retrieval_document"),
         ({"model": "embeddinggemma-300m:clustering"}, "clustering"),
         ({"model": "google/embeddinggemma-300m:retrieval_query"}, "retrieval_query"),
-        ({"model": "small:none"}, "none"),
+        ({"model": "small:none", "late_chunking": False}, "none"),
+        ({"model": "embeddinggemma-300m:latest"}, "retrieval_document"),
         ({"task": "fact_verification"}, "fact_verification"),
         ({"task": "retrieval.query"}, "retrieval_query"),
         ({"task": "text-matching"}, "semantic_similarity"),
@@ -166,6 +167,7 @@ def test_token_ids_are_refused_unless_they_are_said_to_be_this_models(
         ({"input": "a", "task": "clustering", "input_type": "query"}, "input_type: 'query' is another task than"),
         ({"input": "a", "model": "small:clustering", "task": "none"}, "task: 'none' is another task than 'clustering'"),
         ({"input": "a", "truncate_prompt_tokens": 100}, "truncate_prompt_tokens: 100 is below the limit of 2,048"),
+        ({"input": "a", "late_chunking": True}, "late_chunking: it is not in this API; leave it out, or send 'chunk'"),
         ({"input": "a", "dimension": 128}, "dimension: this API has no such field; leave it out"),
         (
             {"messages": [], "model": "small"},

@@ -1,5 +1,6 @@
 """The OpenAPI document: every operation is in it, and the answers are what it says."""
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -58,8 +59,21 @@ def test_the_page_shows_the_document(client: httpx.Client) -> None:
     assert page.headers["content-type"].startswith("text/html") and 'url: "openapi.json"' in page.text
 
 
-def test_a_path_or_method_that_is_not_there_is_refused_in_words(client: httpx.Client) -> None:
-    for method, path, status in (("POST", "/v1/completions", 404), ("GET", "/v1/embeddings", 405), ("GET", "/", 405)):
-        refused = client.request(method, path)
-        assert refused.status_code == status
-        assert refused.json()["error"]["message"].startswith(f"{method} {path}: there is no such operation; /docs")
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message_of"),
+    [
+        ("POST", "/v1/completions", 404, lambda body: body["error"]["message"]),
+        ("GET", "/v1/embeddings", 405, lambda body: body["error"]["message"]),
+        ("GET", "/", 405, lambda body: body["error"]["message"]),
+        ("POST", "/v1/models/embeddinggemma-300m:countTokens", 405, lambda body: body["error"]["message"]),
+        ("POST", "/v1beta/models/embeddinggemma-300m:generateContent", 404, lambda body: body["error"]["message"]),
+        ("POST", "/api/chat", 404, lambda body: body["error"]),
+        ("POST", "/v2/rerank", 404, lambda body: body["message"]),
+    ],
+)
+def test_a_path_or_method_that_is_not_there_is_refused_in_its_apis_words(
+    client: httpx.Client, method: str, path: str, status: int, message_of: Callable[[Any], str]
+) -> None:
+    refused = client.request(method, path)
+    assert refused.status_code == status
+    assert message_of(refused.json()).startswith(f"{method} {path}: there is no such operation; /docs lists all")
