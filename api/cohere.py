@@ -13,7 +13,6 @@ from api.refusal import Refusal
 from service import NUMBERS_ON_LOOP, off_loop
 from tasks import PROMPTS, TITLED_TASK
 from texts.options import EMBEDDING_DIMS
-from texts.request import check_texts
 
 TASKS = {"search_document": "retrieval_document", "search_query": "retrieval_query"} | {task: task for task in PROMPTS}
 PRECISIONS = {"float": "float32", "base64": "float32"} | {
@@ -77,9 +76,8 @@ async def embed(call: Call, version: str = "2") -> EmbedAnswer:
     for position, kind in enumerate(kinds):
         one_of(f"embedding_types[{position}]", kind, PRECISIONS)
     dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
-    embedded = await call.embed(
-        check_texts(asked.texts), options_of(task, dimensions, truncate=cut_end(asked.truncate or "END"))
-    )
+    options = options_of(task, dimensions, truncate=cut_end(asked.truncate or "END"))
+    embedded = await call.embed(asked.texts, options)
     vectors = {kind: await _encoded(embedded.vectors, kind) for kind in dict.fromkeys(kinds)}
     meta = Meta({"version": version}, {"input_tokens": sum(embedded.token_counts)})
     return EmbedAnswer(str(uuid.uuid4()), vectors, asked.texts, meta)

@@ -11,7 +11,7 @@ from api.operations import Api, Call, Operation, cut_end, numbers, one_of, optio
 from api.refusal import Refusal
 from tasks import TITLED_TASK
 from texts.options import EMBEDDING_DIMS, Options
-from texts.request import MAX_TEXTS, Names, check_texts
+from texts.request import MAX_TEXTS, Names
 
 TASKS: dict[str, str | None] = {
     "TASK_TYPE_UNSPECIFIED": None,
@@ -127,9 +127,7 @@ async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool)
         names_of = Names(
             "content.parts[0].text", "requests[{}].content.parts[0].text", "title", "requests[{}].title", positions
         )
-        embedded = await call.embed(
-            check_texts(texts, titles if any(titles) else None, options.task, single, names_of), options
-        )
+        embedded = await call.embed(texts, options, names_of, single, titles if any(titles) else None)
         for position, values in zip(positions, await numbers(embedded.vectors), strict=True):
             vectors[position] = ContentEmbedding(cast(list[float], values))
         truncated += [positions[i] for i in embedded.truncated]

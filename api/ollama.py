@@ -10,10 +10,13 @@ from api.operations import Api, Call, Operation, cut_end, numbers, one_of, optio
 from api.refusal import Refusal
 from tasks import TITLED_TASK
 from texts.options import EMBEDDING_DIMS
-from texts.request import Names, check_texts
+from texts.request import Names
 
 VERSION = "0.13.0"
 """For clients that look at the version for what it has."""
+
+
+NAMES = Names("input", "input[{}]")
 
 
 class EmbedRequest(msgspec.Struct):
@@ -72,8 +75,9 @@ async def embed(call: Call) -> EmbedAnswer:
     task = names.task_in(asked.model, call.service) or TITLED_TASK
     dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     single = isinstance(asked.input, str)
-    texts = check_texts([asked.input] if single else asked.input, None, task, single, Names("input", "input[{}]"))
-    embedded = await call.embed(texts, options_of(task, dimensions, truncate=cut_end(asked.truncate)))
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    options = options_of(task, dimensions, truncate=cut_end(asked.truncate))
+    embedded = await call.embed(texts, options, NAMES, single)
     vectors: list[Any] = await numbers(embedded.vectors)
     return EmbedAnswer(asked.model, vectors, time.perf_counter_ns() - started, 0, sum(embedded.token_counts))
 

@@ -1,5 +1,6 @@
 """OpenAI's API, POST /v1/embeddings and GET /v1/models, with what Jina, Voyage and vLLM have beside OpenAI's fields."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -13,7 +14,7 @@ from engine.tokenizer import Truncate
 from service import Service
 from tasks import PROMPTS, TITLED_TASK
 from texts.options import EMBEDDING_DIMS, Options
-from texts.request import Names, Texts, check_texts
+from texts.request import Names
 
 # The names that Jina and Voyage give to tasks.
 TASKS = {
@@ -32,6 +33,7 @@ TOKEN_IDS = (
     "token ids of another model's tokenizer would give vectors of another text; send strings (langchain-openai: "
     f"check_embedding_ctx_length=False), or with ids of this model's own tokenizer send 'tokenizer': {names.MODEL!r}"
 )
+NAMES = Names("input", "input[{}]", "titles[0]", "titles[{}]")
 
 
 class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -110,9 +112,12 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
 async def embeddings(call: Call) -> EmbeddingsAnswer:
     """Embed a text or a list of them."""
     asked: EmbeddingsRequest = call.body
-    task = _task(asked, call.service)
-    texts = _texts(asked, task, call.service)
-    embedded = await call.embed(texts, _options(asked, task, call.service))
+    single = isinstance(asked.input, str) or _is_ids(asked.input)
+    items: Sequence[Any] = [asked.input] if single else asked.input
+    if not all(isinstance(item, str) for item in items):
+        items = await asyncio.to_thread(_decoded, items, single, asked.tokenizer, call.service)
+    options = _options(asked, call.service)
+    embedded = await call.embed(items, options, NAMES, single, asked.titles)
     is_base64 = "base64" in (asked.encoding_format, asked.embedding_type)
     vectors: list[Any] = await (base64s if is_base64 else numbers)(embedded.vectors)
     tokens = sum(embedded.token_counts)
@@ -133,56 +138,50 @@ def _task(asked: EmbeddingsRequest, service: Service) -> str:
     return said or TITLED_TASK
 
 
-def _texts(asked: EmbeddingsRequest, task: str, service: Service) -> Texts:
-    """Return the texts, decoded where they are token ids and the request says that they are this model's."""
-    single = isinstance(asked.input, str) or _is_ids(asked.input)
-    items: Sequence[object] = [asked.input] if single else asked.input
-    called = Names("input", "input[{}]", "titles[0]", "titles[{}]")
-    texts = [
-        item if isinstance(item, str) else _decoded(item, "input" if single else f"input[{i}]", asked, service)
-        for i, item in enumerate(items)
-    ]
-    return check_texts(texts, asked.titles, task, single, called)
-
-
 def _is_ids(given: object) -> bool:
     return isinstance(given, list) and bool(given) and all(isinstance(item, int) for item in given)
 
 
-def _decoded(item: object, name: str, asked: EmbeddingsRequest, service: Service) -> str:
-    if not _is_ids(item):
-        raise ValueError(f"{name}: it is neither a text nor a list of token ids; give a string")
-    if asked.tokenizer not in names.ALIASES:
-        raise ValueError(f"{name}: {TOKEN_IDS}")
-    try:
-        return service.engine.tokenizer.decode(cast(list[int], item))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+def _decoded(items: Sequence[object], single: bool, tokenizer: str | None, service: Service) -> list[str]:
+    """Return the texts of token ids, where the request says that they are this model's."""
+    texts = []
+    for position, item in enumerate(items):
+        name = "input" if single else f"input[{position}]"
+        if not isinstance(item, str) and not _is_ids(item):
+            raise ValueError(f"{name}: it is neither a text nor a list of token ids; give a string")
+        if not isinstance(item, str) and tokenizer not in names.ALIASES:
+            raise ValueError(f"{name}: {TOKEN_IDS}")
+        try:
+            texts.append(item if isinstance(item, str) else service.engine.tokenizer.decode(cast(list[int], item)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return texts
 
 
-def _options(asked: EmbeddingsRequest, task: str, service: Service) -> Options:
+def _options(asked: EmbeddingsRequest, service: Service) -> Options:
     if asked.late_chunking:
         raise ValueError("late_chunking: it is not in this API; leave it out, or send 'chunk' to Cog's /predictions")
     dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, dimensions)
     precision = one_of("embedding_type", asked.embedding_type, PRECISIONS, "float")
     precision = one_of("output_dtype", asked.output_dtype, PRECISIONS, precision)
-    return options_of(task, dimensions, asked.normalized, PRECISIONS[precision], _truncate(asked, service))
+    task, truncate = _task(asked, service), _truncate(asked, service.engine.tokenizer.max_tokens)
+    return options_of(task, dimensions, asked.normalized, PRECISIONS[precision], truncate)
 
 
-def _truncate(asked: EmbeddingsRequest, service: Service) -> Truncate:
+def _truncate(asked: EmbeddingsRequest, limit: int) -> Truncate:
     """Return the end to cut. OpenAI refuses a text that is too long; Jina, Voyage and vLLM have a field for it."""
     if asked.truncate is not None:
         return cut_end(asked.truncate)
-    limit = service.engine.tokenizer.max_tokens
-    if asked.truncate_prompt_tokens is not None and not -1 <= asked.truncate_prompt_tokens < limit:
+    tokens = asked.truncate_prompt_tokens
+    if tokens is None:
+        return cut_end(bool(asked.truncation))
+    if tokens == -1 or tokens >= limit:
         return "end"
-    if asked.truncate_prompt_tokens not in (None, -1):
-        raise ValueError(
-            f"truncate_prompt_tokens: {asked.truncate_prompt_tokens} is below the limit of {limit:,}, the only one "
-            "there is here; give -1, or shorten the texts"
-        )
-    return cut_end(bool(asked.truncation or asked.truncate_prompt_tokens))
+    raise ValueError(
+        f"truncate_prompt_tokens: {tokens} is below the limit of {limit:,}, the only one there is here; give -1, or "
+        "shorten the texts"
+    )
 
 
 async def models(call: Call) -> Models:

@@ -16,9 +16,9 @@ import encoding
 from api.metrics import Metrics
 from api.refusal import STATUSES, Refusal
 from engine.tokenizer import Truncate
-from service import NUMBERS_ON_LOOP, Embedded, Service, off_loop
+from service import CHARACTERS_ON_LOOP, NUMBERS_ON_LOOP, Embedded, Service, off_loop
 from texts.options import Options, check_choice
-from texts.request import Texts
+from texts.request import DEFAULT_NAMES, Names, check_texts
 
 Choice = TypeVar("Choice")
 # Checking the same few options takes as long as finding a vector in the cache.
@@ -46,9 +46,18 @@ class Call:
         """The variables after the question mark."""
         return QueryParams(self.scope["query_string"])
 
-    async def embed(self, texts: Texts, options: Options) -> Embedded:
-        """Embed as `Service.embed` does, and note the texts that were cut."""
-        embedded = await self.service.embed(texts, options)
+    async def embed(
+        self,
+        texts: Sequence[str],
+        options: Options,
+        names: Names = DEFAULT_NAMES,
+        single: bool = False,
+        titles: Sequence[str | None] | None = None,
+    ) -> Embedded:
+        """Check the texts as `check_texts` does, embed them as `Service.embed` does, and note which were cut."""
+        is_large = sum(map(len, texts)) > CHARACTERS_ON_LOOP
+        checked = await off_loop(is_large, check_texts, texts, titles, options.task, single, names)
+        embedded = await self.service.embed(checked, options)
         self.truncated = embedded.truncated
         return embedded
 

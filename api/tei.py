@@ -14,6 +14,7 @@ from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK, prompt_for
 from texts.options import EMBEDDING_DIMS
 from texts.request import MAX_TEXTS, Names, check_texts
 
+NAMES = Names("inputs", "inputs[{}]")
 TASKS = PROMPT_NAMES | {task: task for task in PROMPTS}
 VERSION = "1.8.0"
 """For clients that look at the version for what it has."""
@@ -100,8 +101,9 @@ async def embed(call: Call) -> list[list[float]]:
     task = _task("prompt_name", asked.prompt_name or call.query.get("prompt_name"), TITLED_TASK)
     dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
     single = isinstance(asked.inputs, str)
-    texts = check_texts([asked.inputs] if single else asked.inputs, None, task, single, Names("inputs", "inputs[{}]"))
-    embedded = await call.embed(texts, options_of(task, dimensions, asked.normalize, truncate=_truncate(asked)))
+    texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    options = options_of(task, dimensions, asked.normalize, truncate=_truncate(asked))
+    embedded = await call.embed(texts, options, NAMES, single)
     call.headers["x-compute-tokens"] = str(sum(embedded.token_counts))
     return await numbers(embedded.vectors)  # type: ignore[return-value]
 
@@ -118,9 +120,8 @@ async def similarity(call: Call) -> list[float]:
     parameters = asked.parameters or SimilarityParameters()
     task = _task("parameters.prompt_name", parameters.prompt_name, "semantic_similarity")
     options = options_of(task, truncate=_truncate(parameters))
-    source = check_texts([asked.inputs.source_sentence], None, task, True, Names("inputs.source_sentence"))
-    sentences = check_texts(asked.inputs.sentences, None, task, False, Names(texts="inputs.sentences[{}]"))
-    one, others = await call.embed(source, options), await call.embed(sentences, options)
+    one = await call.embed([asked.inputs.source_sentence], options, Names("inputs.source_sentence"), single=True)
+    others = await call.embed(asked.inputs.sentences, options, Names(texts="inputs.sentences[{}]"))
     call.truncated = [*one.truncated, *(1 + i for i in others.truncated)]
     return (others.vectors @ one.vectors).tolist()
 
@@ -129,7 +130,7 @@ async def tokenize(call: Call) -> list[list[Token]]:
     """Return the tokens of each text, uncut."""
     asked: TokenizeRequest = call.body
     single = isinstance(asked.inputs, str)
-    texts = check_texts([asked.inputs] if single else asked.inputs, single=single, names=Names("inputs", "inputs[{}]"))
+    texts = check_texts([asked.inputs] if single else asked.inputs, single=single, names=NAMES)
     prompt = prompt_for(_task("prompt_name", asked.prompt_name, "none"))
     is_large = sum(map(len, texts.texts)) > CHARACTERS_ON_LOOP
     return await off_loop(is_large, _tokens, call.service, prompt, texts.texts, asked.add_special_tokens)
