@@ -136,7 +136,7 @@ class Load:
             return f"lost: {type(error).__name__}"
         # Compare even without `check`, as the client's work is part of the time.
         is_right = self._is_right(request, content, orjson.loads(body))
-        return None if is_right or not self.check else "wrong vector, or none"
+        return None if is_right or not self.check else "wrong vector"
 
     def _is_right(self, request: Request, content: bytes, answer: Any) -> bool:
         """Return whether an answer is right. One that has been found right is known again without decoding it."""

@@ -78,6 +78,7 @@ def test_it_is_counted_and_logged_once_a_minute(
     texts = [TEXTS[i] for i in overflowing(packed, TEXTS)]
     now = 1000.0
     monkeypatch.setattr("engine.packed.time.monotonic", lambda: now)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         for now in (1000.0, 1030.0, 1059.0, 1060.0, 1061.0):  # noqa: B007
             packed.embed(texts)

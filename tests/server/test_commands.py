@@ -83,13 +83,14 @@ def test_a_setting_that_is_no_number_fails_the_setup_in_words(name: str, value: 
         pytest.fail("the server must not become ready")
 
 
-def test_load_checks_every_vector_and_prints_a_table() -> None:
+def test_load_checks_every_vector_of_both_apis_and_prints_a_table() -> None:
     command = [sys.executable, "-m", "benchmarks.load", "--seconds", "3", "--settle", "1", "--clients", "16"]
-    command += ["--kinds", "short", "medium", "many"]
+    command += ["--kinds", "short", "medium", "many", "--door", "cog", "openai"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "every vector checked; wrong, lost or refused: none" in result.stderr
-    assert "| small | all |" in result.stderr and "open files" in result.stderr
+    assert "| small, cog | all |" in result.stderr and "| small, openai | all |" in result.stderr
+    assert re.search(r"openai: [\d.]+ times the throughput of cog", result.stderr) and "open files" in result.stderr
 
 
 def test_load_on_another_checkpoint_finds_every_vector_wrong(server: Server, tmp_path: Path) -> None:
