@@ -63,11 +63,11 @@ class Endpoint:
             self._metric.finish(started, status)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        service, is_open = self._host.service, self.operation.is_open
-        if self._host.api_key is not None and not is_open:
+        service = self._host.service
+        if self._host.api_key is not None and not self.operation.is_open:
             self._check_key(Request(scope), self._host.api_key)
-        body = self._decoder.decode(await self._read(scope, receive)) if self._decoder else None
-        if not service.started and not is_open:
+        body = _decoded(await self._read(scope, receive), self._decoder) if self._decoder else None
+        if not service.started and not self.operation.while_loading:
             raise Refusal("unready", "the model is being loaded; try again in a moment")
         call = Call(service, self._host.metrics, body, scope)
         answer = await _while_connected(self.operation.handle(call), receive)
@@ -76,7 +76,7 @@ class Endpoint:
         if call.truncated:
             call.headers["x-truncated"] = in_ranges(call.truncated)
         if service.started:
-            call.headers["x-model"] = service.model
+            call.headers["x-model"] = service.model.encode("ascii", "backslashreplace").decode()
         return Response(msgspec.json.encode(answer), headers=call.headers, media_type=JSON)
 
     def _check_key(self, request: Request, api_key: str) -> None:
@@ -116,14 +116,20 @@ class Endpoint:
         return error_response(self.operation.api, refusal)
 
 
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """Return what the body says. Raises Refusal, and what msgspec raises."""
+    try:
+        return decoder.decode(body)
+    except RecursionError:
+        raise Refusal("body", "body: its lists or objects are nested too deeply; send the fields in /docs") from None
+
+
 def error_response(api: Api, refusal: Refusal) -> Response:
     """Return a refusal in the shape of an API's errors."""
     status = api.status(refusal)
     headers = {}
     if refusal.kind in ("busy", "unready"):
         headers["retry-after"] = str(RETRY_AFTER_S)
-    if refusal.kind in ("large", "key"):  # the body may not have been read
-        headers["connection"] = "close"
     if refusal.kind == "key":
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(api.error(refusal, status)), status, headers, JSON)

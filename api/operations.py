@@ -83,6 +83,8 @@ class Operation:
     answers: Any = None
     is_open: bool = False
     """Whether it needs no key."""
+    while_loading: bool = False
+    """Whether it is answered before the service has started."""
 
 
 async def numbers(vectors: np.ndarray) -> list[msgspec.Raw]:
