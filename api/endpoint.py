@@ -48,19 +48,16 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Whatever is raised becomes an error in the API's own shape."""
         started = self._metric.start()
-        status = CLIENT_GONE
+        response: Response | None
         try:
             response = await self._answer(scope, receive)
-            status = response.status_code
-            await response(scope, receive, send)
         except ClientDisconnect:
-            return
+            response = None
         except Exception as error:
             response = self._refuse(error)
-            status = response.status_code
+        self._metric.finish(started, response.status_code if response else CLIENT_GONE)
+        if response:
             await response(scope, receive, send)
-        finally:
-            self._metric.finish(started, status)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         service = self._host.service
@@ -76,7 +73,7 @@ class Endpoint:
         if call.truncated:
             call.headers["x-truncated"] = in_ranges(call.truncated)
         if service.started:
-            call.headers["x-model"] = service.model
+            call.headers["x-model"] = service.model.encode("ascii", "backslashreplace").decode()
         return Response(msgspec.json.encode(answer), headers=call.headers, media_type=JSON)
 
     def _check_key(self, request: Request, api_key: str) -> None:
@@ -92,20 +89,17 @@ class Endpoint:
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > limit:
                 raise Refusal("large", too_large)
-        body = b""
-        more = True
-        parts = []
-        size = 0
+        parts: list[bytes] = []
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             parts.append(message["body"])
-            size += len(parts[-1])
-            more = message["more_body"]
+            size, more = size + len(parts[-1]), message["more_body"]
             if size > limit:
                 raise Refusal("large", too_large)
-        return body.join(parts)
+        return b"".join(parts)
 
     def _refuse(self, error: Exception) -> Response:
         """Return the error that the API has for an exception."""
@@ -122,8 +116,6 @@ def error_response(api: Api, refusal: Refusal) -> Response:
     headers = {}
     if refusal.kind in ("busy", "unready"):
         headers["retry-after"] = str(RETRY_AFTER_S)
-    if refusal.kind in ("large", "key"):  # the body may not have been read
-        headers["connection"] = "close"
     if refusal.kind == "key":
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(api.error(refusal, status)), status, headers, JSON)

@@ -53,6 +53,8 @@ def refusal_of(error: Exception) -> Refusal | None:
             return Refusal("invalid", _invalid(str(error)))
         case msgspec.DecodeError() | UnicodeDecodeError():
             return Refusal("body", f"body: it is not JSON ({error}); send a JSON object in UTF-8")
+        case RecursionError():
+            return Refusal("body", "body: its lists or objects are nested too deeply; send the fields in /docs")
         case TooLong():
             return Refusal("long", str(error))
         case ValueError():
@@ -70,11 +72,12 @@ def _invalid(problem: str) -> str:
     """Return a message that begins with the field of msgspec's, which ends with the field."""
     what, _, where = problem.partition(" - at `$")
     where = where.strip("`.")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what):
-        name = ".".join(filter(None, (where, unknown[1])))
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+        field = unknown[1][:80]
+        name = ".".join(filter(None, (where, field if field.isidentifier() else repr(field))))
         remedy = REMEDIES.get(name, "leave it out, or see /docs for the fields that there are")
-        return f"{name[:80]}: this API has no such field; {remedy}"
+        return f"{name}: this API has no such field; {remedy}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
         return f"{'.'.join(filter(None, (where, missing[1])))}: it is missing; /docs has an example"
-    what = what.replace("`", "").replace("Expected", "expected")
+    what = what.replace("`", "").replace("Expected", "expected")[:120]
     return f"{where or 'body'}: {what}; /docs has the fields and their types"

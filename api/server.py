@@ -6,9 +6,11 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 import threading
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,12 +23,13 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_MB = 32
 BACKLOG = 2048
-# A client has this long to send a request; between two requests a connection is kept this long.
+# A client has this long to send a request, and to read some more of its answer; between two requests a connection is
+# kept for KEEP_ALIVE_S.
 RECEIVE_TIMEOUT_S = 60.0
 KEEP_ALIVE_S = 75
 # uvicorn's parser of headers has no limit of its own.
 MAX_HEAD_BYTES = 64 * 1024
-# Requests under way when the server is told to end have this long.
+# Requests under way when the server is told to end have this long; in Cog's server ten seconds, its own limit.
 DRAIN_TIMEOUT_S = 60
 
 
@@ -77,9 +80,14 @@ class Doors:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP, with limits on the head of a request and on the time that a client may take to send one."""
+    """uvicorn's HTTP/1.1, with limits on what is not a body and on the time that a client may take to send a request.
+
+    Offers of other protocols are declined. Java's clients offer HTTP/2 with each request, and the parser, as uvicorn
+    uses it, would lose the body behind the offer.
+    """
 
     _head_bytes = 0
+    """Bytes since the request began or since the last part of its body: a head, the lengths of chunks, trailers."""
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -87,25 +95,48 @@ class LimitedProtocol(HttpToolsProtocol):
         self._await_request()
 
     def data_received(self, data: bytes) -> None:
-        if self._head_bytes == 0 and self._timer is None:
+        self._unset_keepalive_if_required()
+        if self._timer is None:
             self._await_request()
         self._head_bytes += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("This is not a request of HTTP/1.1.")
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The head of the request is larger than {MAX_HEAD_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        self._head_bytes = -(2**62)  # what comes now is the body
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._head_bytes = 0
         self._stop_waiting()
+        if self.cycle.response_complete:  # refused before its body came: uvicorn waits for the next without end
+            self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def _decline(self, rest: bytes) -> None:
+        """Read the request again without its offer, and the rest of what has come behind it."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            return self.send_400_response("This server is no proxy.")
+        head = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
+        head += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.data_received(b"\r\n".join([*head, b"", rest]))
 
     def _await_request(self) -> None:
         self._timer = self.loop.call_later(RECEIVE_TIMEOUT_S, self._give_up)
@@ -126,12 +157,15 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # connections inherit it; without it a client that reads nothing is never dropped
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(RECEIVE_TIMEOUT_S * 1000))
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
+        reason = error.strerror if isinstance(error, OSError) else "there are ports from 1 to 65535"
         raise DoorError(
-            f"API_PORT: {host}:{port} cannot be listened on ({error.strerror}); choose a port that is free"
+            f"API_PORT: {host}:{port} cannot be listened on ({reason}); choose a port that is free"
         ) from None
     return listener
 

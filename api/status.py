@@ -15,12 +15,7 @@ class Status(msgspec.Struct):
     status: str
 
 
-async def ready(call: Call) -> Status:
-    """Say whether requests are answered now."""
-    return await live(call)
-
-
-async def live(call: Call) -> Status:
+async def state(call: Call) -> Status:
     """Say whether the server can go on: while it loads the model it can; when the engine is lost it cannot."""
     if not call.service.started:
         return Status("starting")
@@ -36,8 +31,8 @@ async def metrics(call: Call) -> Response:
 
 API = Api("This server", error)
 OPERATIONS = [
-    Operation(API, "GET", "/ready", "503 while requests are not answered.", ready, None, Status, True),
-    Operation(API, "GET", "/health", "As /ready, for TEI's clients.", ready, None, Status, True),
-    Operation(API, "GET", "/live", "503 when the server must be started again.", live, None, Status, True, True),
-    Operation(API, "GET", "/metrics", "Metrics for Prometheus.", metrics, None, None, True, True),
+    Operation(API, "GET", "/ready", "503 while requests are not answered.", state, None, Status, True),
+    Operation(API, "GET", "/health", "As /ready, for TEI's clients.", state, None, Status, True),
+    Operation(API, "GET", "/live", "503 when the server must be started again.", state, None, Status, True, True),
+    Operation(API, "GET", "/metrics", "Metrics for Prometheus.", metrics, is_open=True, while_loading=True),
 ]

@@ -26,13 +26,19 @@ def main() -> None:
     parser.add_argument(
         "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
     )
-    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "8080")))
+    parser.add_argument("--port", type=int, default=os.environ.get("PORT", "8080"))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     args = parser.parse_args()
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     service = Service(args.weights)
+
+    def end(*_: object) -> None:
+        if not service.started:  # nobody waits for an answer, and loading may take minutes
+            sys.exit()
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     try:
         doors = Doors(service, args.host, args.port)
         service.start()

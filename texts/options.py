@@ -63,7 +63,7 @@ class Options:
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise ValueError, naming the field and the choices, for a value that is none of them."""
     if value not in choices:
-        raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(map(str, choices))}")
+        raise ValueError(f"{name}: {value!r:.80} is unknown; use one of {', '.join(map(str, choices))}")
 
 
 def chunking_of(chunk: int | None, overlap: int, late_chunking: bool) -> Chunking | None:

@@ -1,13 +1,32 @@
-"""The real server, coglet, on the small checkpoint: one for all tests here."""
+"""The real servers on the small checkpoint: coglet, one for all tests here, and the other APIs."""
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from scripts.server import Server, running_server
+from tests.support.apis import running_apis
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     with running_server("small") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    """A client of the other APIs' server, which embeds at the end as at the start and has logged no error."""
+    texts = {"inputs": ["Are you well?", "I am."]}
+    # The tests' own process needs the cores, too.
+    with (
+        running_apis({"OMP_WAIT_POLICY": "passive"}) as running,
+        httpx.Client(base_url=running.url, timeout=60) as open_client,
+    ):
+        before = open_client.post("/embed", json=texts).json()
+        yield open_client
+        assert open_client.post("/embed", json=texts).json() == before
+        assert open_client.get("/live").json() == {"status": "ready"}
+        log = running.log.read_text(encoding="utf-8")
+        assert "Traceback" not in log and "ERROR" not in log, log

@@ -1,43 +1,8 @@
-"""The predictor with an engine that fails on demand: as the file that FAULT names says, once for each writing of it.
-
-While that file says `wait`, the setup does not begin.
-"""
-
-import os
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
-
-import numpy as np
+"""The predictor on a service that fails on demand."""
 
 import predict
-from engine.contract import Ranges
-
-
-class ThreadDeath(BaseException):
-    """What no handler of Exception catches."""
+from tests.support import faulty_service  # noqa: F401
 
 
 class Predictor(predict.Predictor):
-    def setup(self) -> None:
-        """Set up as usual, then put the faults in front of the engine."""
-        file = Path(os.environ["FAULT"])
-        with suppress(FileNotFoundError):
-            while file.read_text(encoding="utf-8") == "wait":
-                time.sleep(0.05)
-        super().setup()
-        launch = self.service.engine.launch
-
-        def faulty(token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
-            fault = file.read_text(encoding="utf-8") if file.exists() else ""
-            file.unlink(missing_ok=True)
-            if fault == "raise":
-                raise RuntimeError("injected")
-            if fault == "die":
-                raise ThreadDeath("injected")
-            if fault.startswith("sleep"):
-                time.sleep(float(fault.split()[1]))
-            return launch(token_ids, ranges)
-
-        self.service.engine.launch = faulty  # type: ignore[method-assign]
+    """As it is: the service has the faults."""

@@ -1,0 +1,161 @@
+"""Clients of the other APIs that are slow, that vanish, and that come by the thousand: others are served as before."""
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.apis import FAULTY, Running, running_apis
+from tests.support.servers import eventually, order
+from tests.support.sockets import CHUNKED, HEAD, asking, chunk, is_closed, read
+
+PATIENCE_S = 1.5
+UNKNOWN = HEAD.replace(b"/v1/embeddings", b"/unknown") + b"Content-Length: 5\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that makes the next batch of `server` slow."""
+    return tmp_path_factory.mktemp("server") / "fault"
+
+
+@pytest.fixture(scope="module")
+def server(fault: Path) -> Iterator[Running]:
+    """A server that waits PATIENCE_S for its clients."""
+    settings = {"FAULT": str(fault), "PATIENCE_S": str(PATIENCE_S), "CACHE_MB": "0"}
+    with running_apis(settings, FAULTY) as running:
+        yield running
+
+
+def answers(server: Running, texts: list[str]) -> bool:
+    answer = httpx.post(f"{server.url}/embed", json={"inputs": texts}, timeout=30)
+    return answer.status_code == 200 and len(answer.json()) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b""],
+        [HEAD],
+        [HEAD + b"Content-Length: 100\r\n\r\n{"],
+        [HEAD + CHUNKED + b"\r\n" + chunk(b"{")],
+        [asking(["one"]), HEAD],  # on a connection that was kept
+        [asking(["one"]) + HEAD],
+        [asking(["one"])],
+        [UNKNOWN, b"12345"],  # refused before its body came
+    ],
+    ids=[
+        "nothing",
+        "half a head",
+        "half a body",
+        "half of the chunks",
+        "half a second request",
+        "one and a half at once",
+        "no second request",
+        "a body that nobody asked for",
+    ],
+)
+def test_a_client_that_stops_sending_is_dropped(server: Running, parts: list[bytes]) -> None:
+    with socket.create_connection(server.address) as connection:
+        for part in parts:
+            connection.sendall(part)
+            answered = read(connection)
+            assert bool(answered) == (part[-1:] == b"}" or part == UNKNOWN or part.count(b"HTTP/1.1") == 2)
+        assert not is_closed(connection, PATIENCE_S * 0.5)
+        assert answers(server, ["others are answered"])
+        assert is_closed(connection, PATIENCE_S * 2)
+
+
+@pytest.mark.parametrize("started", [HEAD + b"X: ", HEAD + b"Content-Length: 9999\r\n\r\n"], ids=["head", "body"])
+def test_a_client_that_sends_byte_by_byte_is_dropped(server: Running, started: bytes) -> None:
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(started)
+        began = time.monotonic()
+        while not is_closed(connection, within_s=0.05):
+            assert time.monotonic() - began < PATIENCE_S * 2
+            with suppress(OSError):
+                connection.sendall(b"a")
+        assert time.monotonic() - began > PATIENCE_S * 0.9
+
+
+def test_a_client_that_does_not_read_its_answer_is_dropped(server: Running) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect(server.address)
+        connection.sendall(asking([f"text {i}" for i in range(1_000)]))
+        port = connection.getsockname()[1]
+
+        def is_held() -> bool:
+            return any(
+                each.raddr and each.raddr.port == port for each in psutil.Process(server.process.pid).net_connections()
+            )
+
+        assert is_held()
+        eventually(lambda: server.metric("te_embed_count_total") >= 1_000, "the texts are computed")
+        eventually(lambda: not is_held(), "the connection is dropped")
+
+
+def test_work_that_nobody_waits_for_any_more_is_not_done(server: Running, fault: Path) -> None:
+    before = server.metric("te_batch_embed_count_total")
+    order(fault, "sleep 4")
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(answers, server, ["I keep the engine busy."])
+        eventually(lambda: not fault.exists(), "the batch begins")
+        with ExitStack() as stack:
+            for number in range(5):
+                connection = stack.enter_context(socket.create_connection(server.address))
+                connection.sendall(asking([f"text {i} of {number}" for i in range(200)]))
+            eventually(lambda: server.metric("te_queue_tokens") > 5_000, "the texts wait")
+        eventually(lambda: server.metric("te_queue_tokens") == 0, "no text waits any more")
+        assert not kept.done()  # they were forgotten, not computed
+        assert kept.result()
+    assert server.metric("te_batch_embed_count_total") - before == 1
+    assert server.metric("http_server_active_requests") == 1  # the one for the metrics
+
+
+def test_ten_thousand_connections_leave_nothing_behind(server: Running) -> None:
+    process = psutil.Process(server.process.pid)
+    sent = b"GET /api/version HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    def open_and_close(count: int) -> None:
+        with ExitStack() as stack:
+            connections = [stack.enter_context(socket.create_connection(server.address)) for _ in range(count)]
+            for _ in range(2):  # each is kept for a second request
+                for connection in connections:
+                    connection.sendall(sent)
+                for connection in connections:
+                    received = connection.recv(1_000)
+                    assert received.startswith(b"HTTP/1.1 200 OK")
+                    while not received.endswith(b"}"):
+                        received += connection.recv(1_000)
+
+    for _ in range(4):
+        open_and_close(250)
+    eventually(lambda: process.num_fds() < 100, "the connections are closed")
+    files, memory = process.num_fds(), process.memory_info().rss
+    for _ in range(40):
+        open_and_close(250)
+    eventually(lambda: process.num_fds() <= files, "no file is left open")
+    grown = process.memory_info().rss - memory
+    print(f"{grown / 1e6:.1f} MB more after 10,000 connections")
+    assert grown < 10_000_000
+
+
+def test_a_server_without_files_left_answers_again_when_clients_leave(server: Running) -> None:
+    process = psutil.Process(server.process.pid)
+    before, at_most = process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (before + 10, at_most[1]))
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(server.address)) for _ in range(30)]
+        for connection in connections:
+            with suppress(ConnectionError):
+                connection.sendall(asking(["one"]))
+        assert 5 < sum(b"200 OK" in read(connection) for connection in connections) < 20
+    eventually(lambda: answers(server, ["one"]), "others are answered")
+    process.rlimit(psutil.RLIMIT_NOFILE, at_most)

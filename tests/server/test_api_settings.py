@@ -1,0 +1,119 @@
+"""What the other APIs' settings do: a key, browsers' pages, and the limit of what may wait."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.apis import BODIES, FAULTY, MODEL, Running, api_of, message, running_apis
+from tests.support.servers import eventually, order
+
+KEY = "a secret"
+OPEN = ["/live", "/ready", "/health", "/metrics", "/v1/models", f"/v1/models/{MODEL}", "/docs", "/openapi.json"]
+LOCKED = ["/info", "/api/tags", "/api/version"]
+PAGE = "https://page.example"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Running]:
+    """A server that all machines may reach, with a key, and that pages of one origin may call."""
+    settings = {"API_KEY": KEY, "API_ORIGINS": f"{PAGE}, https://other.example"}
+    with running_apis(settings, options=("--host", "0.0.0.0")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(locked: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=locked.url, timeout=30) as open_client:
+        yield open_client
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_key_is_needed_and_taken_as_each_api_sends_it(client: httpx.Client, path: str) -> None:
+    body = BODIES[path](["one", "two"])
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY[:-1]}, {"x-goog-api-key": "wrong"}):
+        answer = client.post(path, json=body, headers=headers)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert "API_KEY" in message(path, answer) and KEY not in answer.text
+    assert client.post(path, json=body, params={"key": "wrong"}).status_code == 401
+    own = "x-goog-api-key" if api_of(path) == "Gemini" else "Authorization: Bearer"
+    assert own in message(path, client.post(path, json=body))
+    keys = [{"headers": {"authorization": f"Bearer {KEY}"}}, {"params": {"key": KEY}}]
+    if api_of(path) == "Gemini":
+        keys.append({"headers": {"x-goog-api-key": KEY}})
+    for key in keys:
+        assert client.post(path, json=body, **key).status_code == 200  # type: ignore[arg-type]
+
+
+def test_a_body_without_the_key_is_not_even_read(client: httpx.Client) -> None:
+    for content in (b"{", b" " * 40_000_000):
+        answer = client.post("/v1/embeddings", content=content)
+        assert answer.status_code == 401, answer.text
+
+
+def test_what_probes_and_clients_ask_first_needs_no_key(client: httpx.Client) -> None:
+    assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(OPEN, 200)
+    assert {path: client.get(path).status_code for path in LOCKED} == dict.fromkeys(LOCKED, 401)
+
+
+def test_pages_of_the_origins_that_are_listed_may_call_and_no_others(client: httpx.Client) -> None:
+    asking = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    allowed = client.options("/v1/embeddings", headers={"origin": PAGE} | asking)
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == PAGE
+    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    refused = client.options("/v1/embeddings", headers={"origin": "https://evil.example"} | asking)
+    assert refused.status_code == 400 and "access-control-allow-origin" not in refused.headers
+    for origin, expected in ((PAGE, PAGE), ("https://other.example", "https://other.example"), ("null", None)):
+        headers = {"origin": origin, "authorization": f"Bearer {KEY}"}
+        answer = client.post("/embed", json={"inputs": "one"}, headers=headers)
+        assert answer.status_code == 200 and answer.headers.get("access-control-allow-origin") == expected
+        # A page may read why it was refused, too.
+        answer = client.post("/embed", json={"inputs": "one"}, headers={"origin": origin})
+        assert answer.status_code == 401 and answer.headers.get("access-control-allow-origin") == expected
+
+
+def test_who_may_embed_is_said_where_other_machines_reach_the_server(locked: Running) -> None:
+    warning = "may embed there, as API_KEY is not set"
+    assert warning not in locked.log.read_text(encoding="utf-8")
+    with running_apis(options=("--host", "0.0.0.0"), until="/live") as server:
+        assert warning in server.log.read_text(encoding="utf-8")
+        asked = {"origin": PAGE, "access-control-request-method": "POST"}
+        answer = httpx.options(f"{server.url}/v1/embeddings", headers=asked)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    for host in ("127.0.0.1", "localhost"):
+        with running_apis(options=("--host", host), until="/live") as server:
+            assert warning not in server.log.read_text(encoding="utf-8")
+
+
+def test_what_is_too_much_is_refused_at_once_and_the_client_told_when_to_come_back(tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    settings = {"FAULT": str(fault), "MAX_WAITING_TOKENS": "100"}
+    with (
+        running_apis(settings, FAULTY) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        order(fault, "sleep 4")
+        asked = [pool.submit(client.post, "/embed", json={"inputs": "I keep the engine busy."})]
+        eventually(lambda: not fault.exists(), "the batch begins")
+        texts = [f"text {i} of those that fill the queue" for i in range(30)]
+        asked.append(pool.submit(client.post, "/embed", json={"inputs": texts}))
+        eventually(lambda: server.metric("te_queue_tokens") > 100, "the queue is full")
+        for path in BODIES.keys() - {"/tokenize"}:
+            answer = client.post(path, json=BODIES[path](["one", "too", "many"]))
+            assert answer.status_code == 429 and answer.headers["retry-after"] == "1", answer.text
+            assert message(path, answer).startswith("busy: ") and "try again" in message(path, answer)
+        assert not asked[0].done()
+        assert [each.result().status_code for each in asked] == [200, 200]
+        assert client.post("/embed", json={"inputs": ["one", "too", "many"]}).status_code == 200
+
+
+def test_weights_in_a_folder_of_any_name_are_served(tmp_path: Path, small: Path) -> None:
+    directory = shutil.copytree(small, tmp_path / "gewichte-漢字")
+    with running_apis(options=("--weights", str(directory))) as server:
+        answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "one"})
+        assert answer.status_code == 200 and answer.json()["model"].startswith("gewichte-漢字@")
+        assert answer.headers["x-model"].startswith(r"gewichte-\u6f22\u5b57@")
