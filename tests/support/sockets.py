@@ -9,8 +9,9 @@ Address = tuple[str, int]
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-# A server that says nothing for so long has said all.
+# A server that has answered and says nothing more for so long has said all.
 SILENCE_S = 0.3
+PATIENCE_S = 30.0
 
 
 def asking(texts: Sequence[str], path: str = "/v1/embeddings") -> bytes:
@@ -24,13 +25,14 @@ def chunk(content: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(content), content)
 
 
-def read(connection: socket.socket, silence_s: float = SILENCE_S) -> bytes:
-    """Return what comes until the server closes the connection, or is silent."""
-    connection.settimeout(silence_s)
+def read(connection: socket.socket, patience_s: float = PATIENCE_S, silence_s: float = SILENCE_S) -> bytes:
+    """Return what comes within `patience_s`, and then until the server closes the connection or is silent."""
+    connection.settimeout(patience_s)
     received = b""
     try:
         while part := connection.recv(1 << 20):
             received += part
+            connection.settimeout(silence_s)
     except (TimeoutError, ConnectionResetError):
         pass
     return received
