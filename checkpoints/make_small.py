@@ -43,7 +43,7 @@ from checkpoints.training_texts import (
     prompted,
     train_tokenizer,
 )
-from tasks import prompt_for
+from tasks import PROMPT_NAMES, prompt_for
 
 logger = logging.getLogger(__name__)
 
@@ -51,28 +51,12 @@ DIMS = [768, 512, 256, 128]
 LAYERS, HIDDEN = 6, 192
 # The config says float32, to compute in; the tensors are float16 only to be small on disk.
 CONFIG = network_config(LAYERS, vocab_size=VOCAB_SIZE, hidden_size=HIDDEN, intermediate_size=384, head_dim=64)
-PROMPTS = {  # the genuine checkpoint's names
-    "query": "retrieval_query",
-    "document": "retrieval_document",
-    "BitextMining": "retrieval_query",
-    "Clustering": "clustering",
-    "Classification": "classification",
-    "InstructionRetrieval": "code_retrieval",
-    "MultilabelClassification": "classification",
-    "PairClassification": "semantic_similarity",
-    "Reranking": "retrieval_query",
-    "Retrieval": "retrieval_query",
-    "Retrieval-query": "retrieval_query",
-    "Retrieval-document": "retrieval_document",
-    "STS": "semantic_similarity",
-    "Summarization": "summarization",
-}
 
 
 def write(out: Path, tokenizer: Tokenizer, network: dict[str, torch.Tensor], dense: list[torch.Tensor]) -> None:
     """Write a checkpoint in float16. `dense` holds the weights of the two Dense modules."""
     halves = {name: tensor.half() for name, tensor in network.items()}
-    prompts = {name: prompt_for(task) for name, task in PROMPTS.items()}
+    prompts = {name: prompt_for(task) for name, task in PROMPT_NAMES.items()}
     options = {"clean_up_tokenization_spaces": False}
     write_checkpoint(out, CONFIG, halves, [weight.half() for weight in dense], prompts, SPECIAL_PIECES, {}, options)
     write_json(out / "special_tokens_map.json", special_tokens(SPECIAL_PIECES))
