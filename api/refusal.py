@@ -74,7 +74,7 @@ def _invalid(problem: str) -> str:
     where = where.strip("`.")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
         field = unknown[1][:80]
-        name = ".".join(filter(None, (where, field if field.isidentifier() else repr(field))))
+        name = ".".join(filter(None, (where, field if re.fullmatch(r"\w+", field) else repr(field))))
         remedy = REMEDIES.get(name, "leave it out, or see /docs for the fields that there are")
         return f"{name}: this API has no such field; {remedy}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
