@@ -19,11 +19,7 @@ def server() -> Iterator[Server]:
 def client() -> Iterator[httpx.Client]:
     """A client of the other APIs' server, which embeds at the end as at the start and has logged no error."""
     texts = {"inputs": ["Are you well?", "I am."]}
-    # The tests' own process needs the cores, too.
-    with (
-        running_apis({"OMP_WAIT_POLICY": "passive"}) as running,
-        httpx.Client(base_url=running.url, timeout=60) as open_client,
-    ):
+    with running_apis() as running, httpx.Client(base_url=running.url, timeout=60) as open_client:
         before = open_client.post("/embed", json=texts).json()
         yield open_client
         assert open_client.post("/embed", json=texts).json() == before

@@ -123,11 +123,11 @@ def running_apis(
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="embeddinggemma-apis-") as folder:
         log = Path(folder) / "log"
+        # The tests need the cores, too, and threads that spin while they wait would take them.
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"} | (settings or {})
         command = [sys.executable, "-m", module, "--weights", "small", "--port", str(port), *options]
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | (settings or {}), stdout=output, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         server = Running(f"http://127.0.0.1:{port}", process, log)
         try:
             eventually(lambda: process.poll() is not None or _answers(server.url + until), "the server answers")

@@ -45,4 +45,4 @@ def start(service: Service) -> None:
     service.engine.launch = faulty  # type: ignore[method-assign]
 
 
-Service.start = start  # type: ignore
+Service.start = start  # type: ignore[method-assign, assignment]
