@@ -124,7 +124,7 @@ def running_apis(
     with tempfile.TemporaryDirectory(prefix="embeddinggemma-apis-") as folder:
         log = Path(folder) / "log"
         # The tests need the cores, too, and threads that spin while they wait would take them.
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive"} | (settings or {})
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"} | dict(settings or {})
         command = [sys.executable, "-m", module, "--weights", "small", "--port", str(port), *options]
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
