@@ -20,7 +20,7 @@ NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inpl
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve api embed load test test-ray test-clients lint format openapi native wheel bake build push named clean
+.PHONY: predict serve api embed load test test-fuzz test-ray test-clients lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -42,6 +42,9 @@ load: $(READY)
 # Two processes share the cores only where their threads do not spin while they wait.
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile
+
+test-fuzz: $(READY)
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile -m fuzz tests/server
 
 test-ray: $(READY)
 	@$(INSTALL) -r requirements-ray.txt >&2

@@ -15,6 +15,7 @@ from schemathesis.core import NOT_SET
 from api.app import OPERATIONS
 from tests.support.apis import MODEL, check
 
+pytestmark = pytest.mark.fuzz
 # Values that are known, where random ones would all be refused at once.
 KNOWN = {
     "model": [MODEL, f"{MODEL}:clustering"],

@@ -13,6 +13,7 @@ from hypothesis_jsonschema import from_schema
 from scripts.make_openapi import OPENAPI
 from scripts.server import Server
 
+pytestmark = pytest.mark.fuzz
 SCHEMAS = json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"]
 PROPERTIES = {
     name: {"enum": SCHEMAS[one["allOf"][0]["$ref"].rsplit("/", 1)[1]]["enum"]} if "allOf" in one else one
