@@ -11,7 +11,7 @@ HOST = 127.0.0.1
 IMAGE ?= embeddinggemma-300m
 # Cog would read less from predict.py than openapi.json says.
 COG_OPENAPI_SCHEMA = openapi.json
-export PORT WEIGHTS TEXT TASK INPUT OUTPUT COG_OPENAPI_SCHEMA
+export PORT WEIGHTS TEXT TASK INPUT OUTPUT TASKS DATA URL FORMATS OUT COG_OPENAPI_SCHEMA
 
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -20,7 +20,7 @@ NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inpl
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve api embed load test test-fuzz test-ray test-clients lint format openapi native wheel bake build push named clean
+.PHONY: predict serve api embed load evaluate test test-fuzz test-ray test-clients test-evaluation lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -39,6 +39,11 @@ embed: $(READY)  # make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet OPTIONS=
 load: $(READY)
 	$(RUN) -m benchmarks.load
 
+# make evaluate [TASKS=...|DATA=my/] [WEIGHTS=...|URL=http://...] [FORMATS=...] [OUT=folder] [OPTIONS="--prompts ..."]
+evaluate: $(VENV)/.evaluation
+	@$(RUN) -m evaluation $(if $(TASKS),--tasks "$$TASKS") $(if $(DATA),--data "$$DATA") $(if $(URL),--url "$$URL") \
+		$(if $(FORMATS),--formats "$$FORMATS") $(if $(OUT),--out "$$OUT") $(OPTIONS)
+
 # Two processes share the cores only where their threads do not spin while they wait.
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile
@@ -49,6 +54,9 @@ test-fuzz: $(READY)
 test-ray: $(READY)
 	@$(INSTALL) -r requirements-ray.txt >&2
 	$(RUN) -m pytest -m ray
+
+test-evaluation: $(VENV)/.evaluation
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile -m evaluation tests/evaluation tests/judging
 
 # Other APIs' clients, in environments of their own, against a server from $(VENV).
 test-clients: export SERVER_PYTHON = $(abspath $(RUN))
@@ -90,6 +98,10 @@ $(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV) >&2
 	@$(INSTALL) -r requirements-dev.txt -e . >&2
 	@$(NATIVE) >&2
+	@touch $@
+
+$(VENV)/.evaluation: $(READY) requirements-evaluate.txt
+	@$(INSTALL) -r requirements-evaluate.txt >&2
 	@touch $@
 
 .venv-%/.ready: requirements-%.txt

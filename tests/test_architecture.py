@@ -24,12 +24,14 @@ ARROWS = {
     "corpus": {"texts", "batching", "engine", "weights", "encoding"},
     "predict": {"api", "service", "corpus", "texts", "engine", "encoding", "prediction_folders"},
     "checkpoints": {"tasks"},
+    "judging": {"engine", "tasks"},
 }
 # What a user runs, and what measures, stands above all of these.
 BELOW = {*ARROWS} - {"predict"}
 ARROWS |= {"scripts": BELOW, "benchmarks": {*BELOW, "scripts", "predict"}}
+ARROWS |= {"evaluation": {*BELOW, "benchmarks"}}
 # Libraries that only some rooms may import.
-KEPT_IN = {"torch": {"engine", "benchmarks", "checkpoints"}, "cog": {"predict", "benchmarks"}}
+KEPT_IN = {"mteb": {"evaluation"}, "torch": {"engine", "benchmarks", "checkpoints"}, "cog": {"predict", "benchmarks"}}
 
 SOURCES = sorted(
     path
