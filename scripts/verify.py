@@ -1,12 +1,13 @@
-"""Check a checkpoint in full, every byte and every canary text, or what a running server computes with it.
+"""Check a checkpoint in full, every byte and every canary text, or judge any server that says that it serves it.
 
     python -m scripts.verify                                # the genuine model, or what WEIGHTS names
-    python -m scripts.verify path/to/checkpoint
-    python -m scripts.verify small --url http://localhost:5000   # the server's vectors against small's canaries
+    python -m scripts.verify --weights path/to/checkpoint
     python -m scripts.verify --write path/to/checkpoint     # write its canaries.json, by the reference
+    python -m scripts.verify --weights DIR --url http://localhost:8080 --api tei    # whose server it is does not matter
 
-Prints a table; the exit status is 1 if a comparison fails. Of a checkpoint it also prints the largest activations, and
-whether float16, the format of a GPU, holds them.
+Of a checkpoint it prints a table and the largest activations, and whether float16, the format of a GPU, holds them; of
+a server a page of Markdown that names the fault where its vectors differ. The exit status is 1 if a comparison fails or
+a fault is found, and 2 where nothing could be compared.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import os
 import sys
 from pathlib import Path
 
-import httpx
 import numpy as np
 
-import encoding
 import engine
 import selfcheck
 import weights
 from fetching.files import RECORD, check_complete, content_hash, differences, read_record, record_files
-from selfcheck import Canaries, Comparison
+from judging.expected import Expected
+from judging.judge import judge
+from judging.page import page
+from judging.servers import APIS, AskError, Server
+from selfcheck import Comparison
 from tasks import prompt_for
 
 logger = logging.getLogger("verify")
@@ -79,28 +82,28 @@ def compare_content(checkpoint: weights.Checkpoint) -> Comparison:
     return Comparison(f"content of {len(files)} files", len(problems), 0, "; ".join(problems))
 
 
-def compare_server(url: str, expected: Canaries) -> list[Comparison]:
-    """Compare what the server at `url` computes with the canaries. Raises httpx.HTTPError or SelfCheckError."""
-    vectors, models = [], set[str]()
-    for canary in expected.texts:
-        inputs = {"text": canary.text, "task": canary.task, "normalize": False}
-        answer = httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=600).raise_for_status().json()
-        if answer.get("status") != "succeeded":
-            raise selfcheck.SelfCheckError(f"{url}: the prediction of {canary.name!r} failed: {answer.get('error')}")
-        vectors.append(encoding.decode(answer["output"]))
-        models.add(answer["output"]["model"])
-    allowed = max(selfcheck.allowed_error(model.rpartition("+")[2]) for model in models)
-    return selfcheck.compare_vectors(np.stack(vectors), expected, allowed)
+def judge_server(url: str, api: str, checkpoint: weights.Checkpoint, args: argparse.Namespace) -> tuple[str, bool]:
+    """Return the page about the server at `url`, and whether its vectors are the checkpoint's.
+
+    Raises AskError where the server cannot be asked.
+    """
+    if args.prompts == "client" and api in ("gemini", "cohere"):
+        raise AskError(f"--prompts client: {api}'s API names a task with every text; leave the option out")
+    server = Server(url, api, args.model, args.key)
+    judgement = judge(server, Expected(checkpoint.directory), args.prompts == "client")
+    asked = {
+        "server": f"{server.url}, {api}'s API, model `{server.model}`",
+        "checkpoint": f"`{checkpoint.name}`",
+        "prompts": "put before the texts here" if args.prompts == "client" else "left to the server",
+        "tasks named": ", ".join(sorted(server.tasks)) or "none",
+    }
+    return page(judgement, asked), judgement.is_right
 
 
-def verify(checkpoint: weights.Checkpoint, url: str | None) -> list[Comparison]:
-    """Return the comparisons for a checkpoint, or for the server at `url` with that checkpoint's canaries."""
+def verify(checkpoint: weights.Checkpoint) -> list[Comparison]:
+    """Return the comparisons for a checkpoint."""
     logger.info("%s, from %s", checkpoint.name, checkpoint.source)
     expected = selfcheck.read(checkpoint.canaries) if checkpoint.canaries else None
-    if url is not None:
-        if expected is None:
-            raise selfcheck.SelfCheckError(f"{checkpoint.directory}: no canaries.json; write it with --write")
-        return compare_server(url, expected)
     comparisons = [compare_content(checkpoint), *selfcheck.compare_prompts(checkpoint.directory)]
     if expected is None:
         logger.warning("no canaries.json in %s: its vectors are not compared", checkpoint.directory)
@@ -140,25 +143,42 @@ def activations(directory: Path) -> str:
     return "\n".join([*lines, held]) + "\n"
 
 
+def arguments() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="as WEIGHTS would name it")
+    parser.add_argument("--write", metavar="DIR", type=Path, help="write DIR/canaries.json instead")
+    parser.add_argument("--url", help="a running server to judge, such as http://localhost:5000")
+    parser.add_argument("--api", choices=APIS, default="cog", help="whose API it speaks (default: cog)")
+    parser.add_argument("--model", help="the model's name there, where it has several")
+    parser.add_argument("--key", default=os.environ.get("API_KEY"), help="the server's key (default: API_KEY)")
+    parser.add_argument(
+        "--prompts", choices=("server", "client"), default="server",
+        help="client: put the prompts before the texts here, for a server that adds none",
+    )  # fmt: skip
+    return parser
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="?", default=os.environ.get("WEIGHTS"), help="as WEIGHTS would name it")
-    parser.add_argument("--url", help="a running server, such as http://localhost:5000")
-    parser.add_argument("--write", metavar="DIR", type=Path, help="write DIR/canaries.json instead")
-    args = parser.parse_args()
+    args = arguments().parse_args()
     try:
         if args.write is not None:
             sys.stdout.write(f"{write(args.write)}\n")
             return
         checkpoint = weights.resolve(args.weights)
-        comparisons = verify(checkpoint, args.url)
+        if args.url is not None:
+            text, is_right = judge_server(args.url, args.api, checkpoint, args)
+            sys.stdout.write(text)
+            sys.exit(0 if is_right else 1)
+        comparisons = verify(checkpoint)
         sys.stdout.write(table(comparisons))
-        if args.url is None and os.environ.get("ENGINE") != "reference":
+        if os.environ.get("ENGINE") != "reference":
             sys.stdout.write("\n" + activations(checkpoint.directory))
-    except (RuntimeError, ValueError, httpx.HTTPError) as error:
-        sys.exit(str(error))
+    except (RuntimeError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
     sys.exit(0 if all(comparison.ok for comparison in comparisons) else 1)
 
 

@@ -167,7 +167,7 @@ def test_a_weight_that_no_canary_uses_is_refused_by_its_hash(right: Path, tmp_pa
         resolve(str(copy))
     verify.write(copy)
     assert resolve(str(copy)).name != resolve(str(right)).name
-    assert all(comparison.ok for comparison in verify.verify(resolve(str(copy)), None))
+    assert all(comparison.ok for comparison in verify.verify(resolve(str(copy))))
 
 
 def test_a_16_bit_engine_is_allowed_its_rounding_and_no_more(right: Path) -> None:
@@ -204,12 +204,12 @@ def test_canaries_that_cannot_be_read_are_refused(spoiled: Path) -> None:
 
 def test_verify_prints_a_table(loaded: Engine, right: Path, spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.load", lambda _, measured: loaded)
-    comparisons = verify.verify(resolve(str(right)), None)
+    comparisons = verify.verify(resolve(str(right)))
     assert all(comparison.ok for comparison in comparisons)
     table = verify.table(comparisons)
     assert "vector of 'past the window'" in table
     assert table.count("ok") >= len(comparisons)
     edit_json(spoiled / "canaries.json", lambda canaries: canaries | {"prompts": {"clustering": "Cluster: "}})
-    table = verify.table(verify.verify(resolve(str(spoiled)), None))
+    table = verify.table(verify.verify(resolve(str(spoiled))))
     assert "FAILED is 'task: clustering | query: ', expected 'Cluster: '" in table
     assert GENUINE.name not in table

@@ -26,10 +26,22 @@ PAGES = {
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         *sorted((ROOT / "docs").rglob("*.md")),
+        ROOT / "evaluation" / "tasks" / "README.md",
         ROOT / "checkpoints" / "small" / "README.md",
     )
 }
-ROOMS = ("texts", "batching", "engine", "corpus", "fetching", "scripts", "benchmarks", "checkpoints")
+ROOMS = (
+    "texts",
+    "batching",
+    "engine",
+    "corpus",
+    "fetching",
+    "judging",
+    "evaluation",
+    "scripts",
+    "benchmarks",
+    "checkpoints",
+)
 # In place of the URL of a file in an example.
 LINES = 'data:application/jsonl,{"key": 1, "text": "one"}%0A{"key": 2, "text": "two"}'
 
@@ -171,7 +183,7 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_that_a_page_names_exists(page: str) -> None:
-    sources = [path.read_text(encoding="utf-8") for room in ROOMS[-3:] for path in (ROOT / room).glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for room in ROOMS[-4:] for path in (ROOT / room).glob("*.py")]
     options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
     options |= {"--openapi-schema", "--rm", "--gpus", "--cpus", "--cpunodebind", "--membind"}  # of Cog, Docker, numactl
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options

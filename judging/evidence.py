@@ -1,0 +1,111 @@
+"""The two sides of the judgement: what a server answers, and what its faults would have it answer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from judging import faults, probes
+from judging.expected import Expected
+from judging.faults import Hypothesis
+from judging.judgement import Judgement, distance, figures
+from judging.probes import Probe
+from judging.servers import Answered, AskError, Refused, Server
+from tasks import prompt_for
+
+EXACT = 1e-6
+"""1 - cosine that is right beyond doubt; the order of float32 additions explains less than a hundredth of it."""
+FLOOR = 1e-8
+"""1 - cosine below which no fault is looked for."""
+NOISE = 3.0
+"""A server in 16 bits may be so many times as far off as sentence-transformers in bfloat16 is."""
+CLEARER = 10.0
+"""How many times nearer than a right server one with a fault must be."""
+
+
+class Evidence:
+    """Asks the server and compares; `judgement` takes what is found."""
+
+    def __init__(self, server: Server, expected: Expected, client_prompts: bool = False) -> None:
+        """With `client_prompts` the texts are sent with their prompts before them."""
+        self.server, self.expected, self.client_prompts = server, expected, client_prompts
+        self.judgement = Judgement()
+        self._has_answered = False
+        self.rounding = (0.0, 0.0)
+        """1 - cosine, median and worst, that the server's weights are found to cost."""
+
+    def short_probes(self) -> Sequence[Probe]:
+        """Return the short probes whose tasks and titles the server can be told."""
+        unknown = [task for task in self.server.forget_unknown_tasks() if task != "none"]
+        if self.client_prompts:
+            return probes.SHORT
+        if unknown:
+            self.judgement.remarks.append(f"It has no prompts for {', '.join(unknown)}: not judged.")
+        if not self.server.tasks:
+            self.judgement.remarks.append("The API names no task: every text should have a document's prompt.")
+            return probes.as_documents(probes.SHORT)
+        known = [probe for probe in probes.SHORT if probe.task in self.server.tasks]
+        if not known:
+            return probes.as_documents(probes.SHORT)
+        return known if self.server.api.title else [replace(probe, title=None) for probe in known]
+
+    def ask(self, texts: Sequence[Probe], dimensions: int | None = None, refuse: bool | None = None) -> Answered:
+        """Return the answer to probes of one task and title in one request. Raises what `Server.ask` does."""
+        task: str | None = texts[0].task
+        title = texts[0].title
+        if self.client_prompts:
+            texts = [replace(each, text=prompt_for(each.task, each.title) + each.text) for each in texts]
+            task, title = "none", None
+        return self.server.ask([each.text for each in texts], task, title, dimensions, refuse)
+
+    def ask_alone(self, asked: Sequence[Probe]) -> tuple[list[Probe], np.ndarray]:
+        """Return the probes that have vectors, and these, each asked alone; what has none is found to be a fault.
+
+        Raises AskError where the very first is refused, as a request that is wrong in itself would be.
+        """
+        answered, vectors, refused = list[Probe](), list[np.ndarray](), list[str]()
+        for probe in asked:
+            try:
+                [vector] = self.ask([probe]).vectors
+            except Refused as refusal:
+                if refusal.status < 500 and not self._has_answered:
+                    raise AskError(f"{self.server.url}: {refusal}; check --url, --api and --model") from refusal
+                refused.append(f"{probe.name}: {refusal}")
+                continue
+            self._has_answered = True
+            if np.isfinite(vector).all() and vector.any():
+                answered.append(probe)
+                vectors.append(vector)
+            else:
+                kind = "all zero" if np.isfinite(vector).all() else "not finite"
+                self.judgement.find("16-bit overflow or NaN", f"The vector of {probe.name!r} is {kind}")
+        if refused:
+            self.judgement.find("requests fail", f"{len(refused)} of {len(asked)}, such as {refused[0]}")
+        return answered, np.stack(vectors) if vectors else np.empty((0, 0))
+
+    def errors(self, vectors: Sequence[np.ndarray] | np.ndarray, expected: Sequence[np.ndarray]) -> np.ndarray:
+        """Return 1 - cosine of each pair."""
+        return np.array([distance(a, b) for a, b in zip(vectors, expected, strict=True)])
+
+    def is_noise(self, errors: np.ndarray) -> bool:
+        """Return whether 16-bit arithmetic explains the errors."""
+        if errors.max() <= EXACT:
+            return True
+        median, worst = np.maximum(self.expected.noise, self.rounding)
+        return bool(np.median(errors) <= NOISE * median + EXACT and errors.max() <= NOISE * worst + EXACT)
+
+    def step(self, what: str, errors: np.ndarray, meaning: str = "") -> None:
+        """Add a line of figures."""
+        self.judgement.steps.append((what, len(errors), figures(errors), meaning))
+
+    def check_width(self, vectors: np.ndarray) -> bool:
+        """Return whether the vectors are as wide as they should be; a missing Dense layer may show in this alone."""
+        one, width = probes.SHORT[:1], vectors.shape[1]
+        full = len(self.expected.vectors(Hypothesis(), one)[0])
+        if width == full:
+            return True
+        networks = faults.NETWORKS.items()
+        widths = {len(self.expected.vectors(Hypothesis(variant=variant), one)[0]): name for name, variant in networks}
+        name = widths.get(width, "unexplained")
+        self.judgement.find(name, f"Vectors have {width} components, expected {full}")
+        return False

@@ -1,0 +1,26 @@
+"""The judgement as a page of Markdown that can be pasted into an issue."""
+
+from judging.judgement import Judgement
+
+
+def page(judgement: Judgement, asked: dict[str, str]) -> str:
+    """Return the page: what was asked, the verdict, what else was noticed, and the figures."""
+    lines = ["# Are these vectors EmbeddingGemma's?", "", "## Asked", ""]
+    lines += [f"- {name}: {value}" for name, value in asked.items()]
+    lines += ["", "## Verdict", "", verdict(judgement), ""]
+    for finding in judgement.found:
+        fault = finding.fault
+        lines.append(f"- **{fault.name}**: {fault.effect}. {finding.figures}. Remedy: {fault.remedy}.")
+    lines += [f"- {remark}" for remark in judgement.remarks]
+    lines += ["", "## Answered", "", "1 - cosine between the server's vectors and those computed here in float32:", ""]
+    lines += ["| compared | texts | 1 - cosine | |", "| --- | --- | --- | --- |"]
+    lines += [f"| {what} | {texts} | {error} | {meaning} |" for what, texts, error, meaning in judgement.steps]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(judgement: Judgement) -> str:
+    """Return the verdict in one sentence."""
+    if judgement.is_right:
+        return "**Right**: the vectors are this checkpoint's."
+    names = [finding.fault.name for finding in judgement.found]
+    return f"**Wrong**: {'; '.join(names)}."

@@ -1,0 +1,84 @@
+"""Short texts: prompts, special tokens, Dense layers, mask, pooling, and the format of the weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.variants import Variant
+from judging import faults
+from judging.evidence import CLEARER, EXACT, NOISE, Evidence
+from judging.faults import QUANTISED, Hypothesis
+from judging.judgement import figures
+from judging.probes import Probe
+
+UNIT = 5e-3
+"""How far a length may be off 1: one that was computed in bfloat16 is off by three thousandths."""
+TRIED = 8
+"""Probes, the furthest off, on which all pairs of faults are tried; the best is then held against all probes."""
+
+
+def judge(evidence: Evidence, asked: Sequence[Probe], vectors: np.ndarray) -> Hypothesis | None:
+    """Find what the server does to short texts and return it; None where nothing explains its vectors."""
+    judgement = evidence.judgement
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not np.abs(lengths - 1).max() <= UNIT:
+        judgement.find("not normalised", f"Lengths from {lengths.min():.4g} to {lengths.max():.4g}")
+    errors = evidence.errors(vectors, evidence.expected.vectors(Hypothesis(), asked))
+    evidence.step("short texts, against a right server", errors)
+    if errors.max() <= EXACT:
+        return Hypothesis()
+    best, best_errors = nearest(evidence, asked, vectors, errors)
+    if best.faults:
+        evidence.step(f"short texts, against: {', '.join(best.faults)}", best_errors)
+        for name in best.faults:
+            judgement.find(name, f"With it 1 - cosine is {figures(best_errors)}, without {figures(errors)}")
+    elif not evidence.is_noise(errors):
+        judgement.find("unexplained", f"1 - cosine {figures(errors)}; no known fault is near")
+        return None
+    else:
+        median, worst = evidence.expected.noise
+        judgement.remarks.append(
+            f"The differences are those of 16-bit arithmetic: bfloat16 gives {median:.1e} (median) and {worst:.1e} "
+            "(worst) here. Weights of 8 bits in a scheme not known here would look the same."
+        )
+    return best
+
+
+def nearest(
+    evidence: Evidence, asked: Sequence[Probe], vectors: np.ndarray, errors: np.ndarray
+) -> tuple[Hypothesis, np.ndarray]:
+    """Return the simplest server that explains the vectors clearly better than a right one, or a right one."""
+    tried = np.argsort(-errors, kind="stable")[:TRIED]
+    some = [asked[i] for i in tried]
+    evidence.expected.prepare(faults.of_short_texts(), some)
+    scored = [
+        (evidence.errors(vectors[tried], evidence.expected.vectors(hypothesis, some)).mean(), hypothesis)
+        for hypothesis in faults.of_short_texts()
+    ]
+    least = min(score for score, _ in scored)
+    best = next(each for score, each in scored if score <= max(2 * least, EXACT))  # those with the fewest come first
+    best_errors = evidence.errors(vectors, evidence.expected.vectors(best, asked))
+    is_clear = best_errors.mean() * CLEARER <= errors.mean()
+    if best.faults and not (is_clear or _is_of_rounding(evidence, best, asked, best_errors)):
+        best, best_errors = Hypothesis(), errors
+    if best_errors.max() <= EXACT:
+        return best, best_errors
+    candidates = [
+        (each, evidence.errors(vectors, evidence.expected.vectors(each, asked))) for each in faults.with_weights(best)
+    ]
+    rounded, rounded_errors = min(candidates, key=lambda each: each[1].mean())
+    if rounded_errors.mean() * CLEARER <= best_errors.mean():
+        return rounded, rounded_errors
+    if evidence.is_noise(best_errors):
+        return best, best_errors
+    if _is_of_rounding(evidence, best, asked, best_errors):
+        evidence.rounding = (float(np.median(best_errors)), float(best_errors.max()))
+        return faults.named(best, QUANTISED), best_errors
+    return Hypothesis(), errors
+
+
+def _is_of_rounding(evidence: Evidence, best: Hypothesis, asked: Sequence[Probe], errors: np.ndarray) -> bool:
+    """Return whether the errors are at most those of weights of 4 bits."""
+    coarse = faults.with_variant(best, Variant(weights="int4 blocks"))
+    four_bits = evidence.errors(evidence.expected.vectors(coarse, asked), evidence.expected.vectors(best, asked))
+    return bool(np.median(errors) <= NOISE * np.median(four_bits) and errors.max() <= NOISE * four_bits.max())
