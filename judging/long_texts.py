@@ -71,7 +71,8 @@ def judge_beyond(evidence: Evidence, server_is: Hypothesis) -> None:
             return
     if not np.isfinite(answered.vectors).all():
         judgement.find("16-bit overflow or NaN", "The vector of a text beyond the limit is not finite")
-    elif not any(finding.fault.name == OTHER_CUT for finding in judgement.found):
+    elif server_is.special == (0, None) and not any(finding.fault.name == OTHER_CUT for finding in judgement.found):
+        # Without <bos> or <eos> anywhere, where they stand after a cut says nothing.
         _judge_cut(evidence, server_is, probe, answered.vectors)
 
 
