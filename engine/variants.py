@@ -20,10 +20,11 @@ BATCH_TOKENS = 1_024
 BLOCK = 32
 """Weights that share a scale in GGUF's formats."""
 
-# Whether query i sees key j, from i - j and the layer's window (None in a full layer); bool [length, length].
+# Whether query i sees key j, from i - j and the layer's window (None in a full layer); bool [length, length]. Libraries
+# that run the model causal do not halve its 512 either: a token sees itself and the 511 before it.
 Visible = Callable[[Tensor, int | None], Tensor]
 ATTENTIONS: dict[str, Visible] = {
-    "causal": lambda distance, window: (distance >= 0) & (distance <= (window or len(distance))),
+    "causal": lambda distance, window: (distance >= 0) & (distance <= (2 * window - 1 if window else len(distance))),
     "window 128": lambda distance, window: distance.abs() <= (128 if window else len(distance)),
     "window 512": lambda distance, window: distance.abs() <= (512 if window else len(distance)),
     "no window": lambda distance, window: distance.abs() <= len(distance),
@@ -56,11 +57,18 @@ class Variants:
 
         With `ranges` each text gives a vector for each of its ranges of tokens.
         """
+        return self.embed_stages(variant, token_ids, ranges)[variant.dense]
+
+    @torch.inference_mode()
+    def embed_stages(
+        self, variant: Variant, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None
+    ) -> list[np.ndarray]:
+        """Return what `embed` does without Dense layers, with the first one, and with both."""
         network = self._network(variant.weights)
         kernels, dense = network.kernels, network.dense
         attention = ATTENTIONS.get(variant.attention)
         network.kernels = replace(kernels, attention=attention_where(attention)) if attention else kernels
-        network.dense = nn.ModuleList(list(dense)[: variant.dense])
+        network.dense = nn.ModuleList()
         try:
             vectors: list[np.ndarray] = [np.empty(0)] * len(token_ids)
             for batch in split_by_tokens([len(ids) for ids in token_ids], BATCH_TOKENS):
@@ -73,9 +81,13 @@ class Variants:
                 ends = np.cumsum([1 if of_batch is None else len(each) for each in of_batch or ids])
                 for i, part in zip(batch, np.split(rows, ends[:-1]), strict=True):
                     vectors[i] = part
-            return np.concatenate(vectors)
+            pooled = np.concatenate(vectors)
         finally:
             network.kernels, network.dense = kernels, dense
+        stages = [torch.from_numpy(pooled)]
+        for layer in dense:
+            stages.append(layer(stages[-1]))
+        return [stage.numpy() for stage in stages]
 
     def _load(self, weights: str) -> Network:
         numbers = NumberFormat(torch.bfloat16, torch.bfloat16) if weights == "bfloat16" else FLOAT32
@@ -88,28 +100,34 @@ class Variants:
 @torch.inference_mode()
 def quantize(network: Network, weights: str) -> None:
     """Round the weights of all matmuls to a format of WEIGHTS and, with blocks, the rows of the embedding table."""
-    block, levels = (BLOCK if weights.endswith("blocks") else None), (127 if weights.startswith("int8") else 7)
     for module in network.modules():
         if isinstance(module, Linear):
             columns = (module.packed if module.packed is not None else module.weight).shape[-1]
             weight = module(torch.eye(columns)).T  # packed, a weight shows only in its products
             module.packed = None
-            module.weight = nn.Parameter(rounded(weight, block, levels), requires_grad=False)
-    if block:
+            module.weight = nn.Parameter(rounded(weight, weights), requires_grad=False)
+    if weights.endswith("blocks"):
         embed_norm = network.kernels.embed_norm
 
         def of_rounded_rows(token_ids: Tensor, table: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-            rows = rounded(table[token_ids].float(), block, levels)
+            rows = rounded(table[token_ids].float(), weights)
             return embed_norm(torch.arange(len(token_ids)), rows, *others)
 
         network.kernels = replace(network.kernels, embed_norm=of_rounded_rows)
 
 
-def rounded(weight: Tensor, block: int | None, levels: int) -> Tensor:
-    """Return float32 [rows, columns], each a whole number of -levels..levels times the scale of its row or block."""
-    blocks = weight.reshape(len(weight), -1, block or weight.shape[1])
-    scale = blocks.abs().amax(dim=-1, keepdim=True) / levels
-    return ((blocks / scale.clamp_min(1e-12)).round() * scale).reshape(weight.shape).contiguous()
+def rounded(weight: Tensor, weights: str) -> Tensor:
+    """Return float32 [rows, columns]: whole numbers times a scale, as a format of WEIGHTS stores them.
+
+    Blocks have GGUF's scales, in float16: of Q8_0, and of Q4_0, whose numbers are -8..7 and have the largest at -8.
+    """
+    is_rows = weights == "int8 rows"
+    blocks = weight.reshape(len(weight), -1, weight.shape[1] if is_rows else BLOCK)
+    largest = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
+    least, most = (-8, 7) if weights == "int4 blocks" else (-127, 127)
+    scale = largest / least
+    numbers = (blocks / torch.where(scale == 0, 1.0, scale)).round().clamp(least, most)
+    return (numbers * (scale if is_rows else scale.half().float())).reshape(weight.shape).contiguous()
 
 
 def attention_where(visible: Visible) -> Callable[..., Tensor]:

@@ -21,6 +21,8 @@ NOISE = 3.0
 """A server in 16 bits may be so many times as far off as sentence-transformers in bfloat16 is."""
 CLEARER = 10.0
 """How many times nearer than a right server one with a fault must be."""
+FEW = 4
+"""Texts of which the median says nothing."""
 
 
 class Evidence:
@@ -33,6 +35,8 @@ class Evidence:
         self._has_answered = False
         self.rounding = (0.0, 0.0)
         """1 - cosine, median and worst, that the server's weights are found to cost."""
+        self.is_rounded = False
+        """Whether every short text is off by more than float32 explains, so that a small fault would not show."""
 
     def short_probes(self) -> Sequence[Probe]:
         """Return the short probes whose tasks and titles the server can be told."""
@@ -69,7 +73,7 @@ class Evidence:
                 [vector] = self.ask([probe]).vectors
             except Refused as refusal:
                 if refusal.status < 500 and not self._has_answered:
-                    raise AskError(f"{self.server.url}: {refusal}; check --url, --api and --model") from refusal
+                    raise AskError(f"{self.server.url}: {refusal}; check --url, --api, --model and --key") from refusal
                 refused.append(f"{probe.name}: {refusal}")
                 continue
             self._has_answered = True
@@ -88,11 +92,15 @@ class Evidence:
         return np.array([distance(a, b) for a, b in zip(vectors, expected, strict=True)])
 
     def is_noise(self, errors: np.ndarray) -> bool:
-        """Return whether 16-bit arithmetic explains the errors."""
+        """Return whether 16-bit arithmetic explains the errors; of few texts each may be the worst."""
         if errors.max() <= EXACT:
             return True
-        median, worst = np.maximum(self.expected.noise, self.rounding)
-        return bool(np.median(errors) <= NOISE * median + EXACT and errors.max() <= NOISE * worst + EXACT)
+        median, worst = NOISE * np.maximum(self.expected.noise, self.rounding) + EXACT
+        return bool(errors.max() <= worst and (len(errors) < FEW or np.median(errors) <= median))
+
+    def is_only_rounded(self, errors: np.ndarray) -> bool:
+        """Return whether no fault need be looked for: the server rounds, and the errors are no larger than that."""
+        return errors.max() <= FLOOR or (self.is_rounded and self.is_noise(errors))
 
     def step(self, what: str, errors: np.ndarray, meaning: str = "") -> None:
         """Add a line of figures."""

@@ -74,6 +74,10 @@ def _judge_batch(
         return
     if not np.isfinite(alone).all():
         return  # which was found before
+    if not np.isfinite(company).all():
+        figure = f"{probe.name!r} has numbers alone, and none among {kind} texts"
+        evidence.judgement.find("vectors depend on their batch", figure)
+        return
     errors = evidence.errors(company, list(alone))
     evidence.step(f"{probe.name!r} alone and among {kind} texts", errors)
     if not evidence.is_noise(errors):

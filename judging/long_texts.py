@@ -1,17 +1,21 @@
 """Longer texts: the window, cuts below the limit, and what happens beyond it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
 from judging import faults, probes
-from judging.evidence import CLEARER, EXACT, FLOOR, Evidence
+from judging.evidence import CLEARER, FLOOR, Evidence
 from judging.expected import Change
 from judging.faults import Hypothesis
 from judging.judgement import figures
 from judging.probes import Probe
 from judging.servers import Refused
 
+Cut = tuple[tuple[str, ...], str, Change]
+"""The names of a cut's faults, where it cuts in words, and what is left of the tokens."""
+Trial = tuple[float, tuple[str, ...], str, Hypothesis]
+"""1 - cosine in the mean, the names of the faults, the words of the cut, and the server without the cut."""
 OTHER_CUT = "cut at another length"
 LOST = "<eos> lost in the cut"
 
@@ -23,16 +27,16 @@ def judge(evidence: Evidence, server_is: Hypothesis) -> Hypothesis:
         return server_is
     right = evidence.errors(vectors, evidence.expected.vectors(server_is, asked))
     evidence.step(f"texts of {probes.LONG_TOKENS[0]} to {probes.LONG_TOKENS[-1]:,} tokens", right)
-    if right.max() <= EXACT:
+    if right.max() <= FLOOR:
         return server_is
-    trials: list[tuple[float, tuple[str, ...], str, Hypothesis]] = []
-    for hypothesis in [server_is, *faults.with_windows(server_is)]:
-        window = hypothesis.faults[len(server_is.faults) :]
-        for cut, detail, change in _cuts(evidence):
-            error = float(evidence.errors(vectors, evidence.expected.vectors(hypothesis, asked, change)).mean())
-            trials.append((error, (*window, *cut), detail, hypothesis))
+    windows = [server_is, *faults.with_windows(server_is)]
+    trials = _trials(evidence, asked, vectors, windows, [((), "", list)])
+    if not _explain(evidence, trials):
+        trials += _trials(evidence, asked, vectors, [server_is], _cuts(evidence))
+        if not _explain(evidence, trials):
+            trials += _trials(evidence, asked, vectors, windows[1:], _cuts(evidence))
     least = min(error for error, *_ in trials)
-    simple = [trial for trial in trials if trial[0] <= max(2 * least, EXACT)]
+    simple = [trial for trial in trials if trial[0] <= max(2 * least, FLOOR)]
     error, names, detail, best = min(simple, key=lambda trial: len(trial[1]))
     if not names or error * CLEARER > right.mean():
         if evidence.is_noise(right):
@@ -45,8 +49,30 @@ def judge(evidence: Evidence, server_is: Hypothesis) -> Hypothesis:
     return best
 
 
-def _cuts(evidence: Evidence) -> list[tuple[tuple[str, ...], str, Change]]:
-    cuts: list[tuple[tuple[str, ...], str, Change]] = [((), "", list)]
+def _trials(
+    evidence: Evidence,
+    asked: Sequence[Probe],
+    vectors: np.ndarray,
+    hypotheses: Sequence[Hypothesis],
+    cuts: Sequence[Cut],
+) -> list[Trial]:
+    """Return how far each server with each cut is from the vectors."""
+    trials: list[Trial] = []
+    for hypothesis in hypotheses:
+        window = tuple(name for name in hypothesis.faults if name in faults.WINDOWS)
+        for cut, detail, change in cuts:
+            error = float(evidence.errors(vectors, evidence.expected.vectors(hypothesis, asked, change)).mean())
+            trials.append((error, (*window, *cut), detail, hypothesis))
+    return trials
+
+
+def _explain(evidence: Evidence, trials: Sequence[Trial]) -> bool:
+    """Return whether one of the trials is so near that further ones can be no nearer."""
+    return evidence.is_only_rounded(np.array([min(error for error, *_ in trials)]))
+
+
+def _cuts(evidence: Evidence) -> list[Cut]:
+    cuts: list[Cut] = []
     for limit in faults.CUTS:
         cuts.append(((OTHER_CUT,), f"At {limit} tokens; ", _cutting(limit, evidence.expected.tokenizer.eos)))
         cuts.append(((OTHER_CUT, LOST), f"At {limit} tokens; ", _cutting(limit, None)))
@@ -80,22 +106,24 @@ def _judge_cut(evidence: Evidence, server_is: Hypothesis, probe: Probe, vector: 
     """Find where a text beyond the limit was cut."""
     limit, eos = evidence.expected.tokenizer.max_tokens, evidence.expected.tokenizer.eos
     before = len(evidence.expected.tokenizer.tokens(server_is.prompting(probe))) - 1
-    reads: dict[tuple[str, ...], Callable[[list[int]], list[int]]] = {
-        (): _cutting(limit, eos),
+    far = 2 * probes.TOO_LONG_TOKENS
+
+    def error(change: Change) -> float:
+        return float(evidence.errors(vector, evidence.expected.vectors(server_is, [probe], change, far))[0])
+
+    right = error(_cutting(limit, eos))
+    evidence.step("a text beyond the limit", np.array([right]))
+    if evidence.is_only_rounded(np.array([right])):
+        return
+    reads: dict[tuple[str, ...], Change] = {
         (LOST,): _cutting(limit, None),
         ("cut at the start",): lambda ids: [*ids[:before], *ids[before - limit :]],
         ("not cut",): list,
     }
     reads |= {(OTHER_CUT, f"{n:,}"): _cutting(n, eos) for n in (*faults.CUTS, limit - 2, limit - 1)}
-    far = 2 * probes.TOO_LONG_TOKENS
-    errors = {
-        names: float(evidence.errors(vector, evidence.expected.vectors(server_is, [probe], change, far))[0])
-        for names, change in reads.items()
-    }
-    right = errors[()]
-    evidence.step("a text beyond the limit", np.array([right]))
+    errors = {names: error(change) for names, change in reads.items()}
     best = min(errors, key=lambda names: errors[names])
-    if best and errors[best] * CLEARER <= right and right > FLOOR:
+    if errors[best] * CLEARER <= right:
         at = f"At {best[1]} tokens; " if len(best) > 1 else ""
         evidence.judgement.find(best[0], f"{at}1 - cosine {errors[best]:.1e} with it, {right:.1e} without")
     elif not evidence.is_noise(np.array([right])):

@@ -96,6 +96,12 @@ def _openai(asked: Asked) -> dict[str, Any]:
     return {"model": asked.model, "input": list(asked.texts), "encoding_format": "float"} | fields
 
 
+def _in_order(answer: Any) -> list[Any]:
+    """Return OpenAI's vectors; the order of the texts is in `index`, which some servers leave out."""
+    data = answer["data"]
+    return [each["embedding"] for each in sorted(data, key=lambda each: each.get("index", 0))]
+
+
 def _cut(asked: Asked) -> bool | None:
     return None if asked.refuse is None else not asked.refuse
 
@@ -112,7 +118,7 @@ APIS = {
         {task: task for task in PROMPTS}, title=True,
     ),
     "openai": Api(
-        lambda asked: "/v1/embeddings", _openai, lambda answer: [each["embedding"] for each in answer["data"]], {},
+        lambda asked: "/v1/embeddings", _openai, _in_order, {},
         models="/v1/models", can_refuse=False,
     ),
     "gemini": Api(

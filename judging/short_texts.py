@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.variants import Variant
 from judging import faults
-from judging.evidence import CLEARER, EXACT, NOISE, Evidence
+from judging.evidence import CLEARER, EXACT, FLOOR, NOISE, Evidence
 from judging.faults import QUANTISED, Hypothesis
 from judging.judgement import figures
 from judging.probes import Probe
@@ -28,6 +28,7 @@ def judge(evidence: Evidence, asked: Sequence[Probe], vectors: np.ndarray) -> Hy
     if errors.max() <= EXACT:
         return Hypothesis()
     best, best_errors = nearest(evidence, asked, vectors, errors)
+    evidence.is_rounded = bool(best_errors.min() > FLOOR)
     if best.faults:
         evidence.step(f"short texts, against: {', '.join(best.faults)}", best_errors)
         for name in best.faults:
@@ -48,16 +49,9 @@ def nearest(
     evidence: Evidence, asked: Sequence[Probe], vectors: np.ndarray, errors: np.ndarray
 ) -> tuple[Hypothesis, np.ndarray]:
     """Return the simplest server that explains the vectors clearly better than a right one, or a right one."""
-    tried = np.argsort(-errors, kind="stable")[:TRIED]
-    some = [asked[i] for i in tried]
-    evidence.expected.prepare(faults.of_short_texts(), some)
-    scored = [
-        (evidence.errors(vectors[tried], evidence.expected.vectors(hypothesis, some)).mean(), hypothesis)
-        for hypothesis in faults.of_short_texts()
-    ]
-    least = min(score for score, _ in scored)
-    best = next(each for score, each in scored if score <= max(2 * least, EXACT))  # those with the fewest come first
-    best_errors = evidence.errors(vectors, evidence.expected.vectors(best, asked))
+    best, best_errors = _nearest_of(evidence, asked, vectors, errors, most=1)
+    if best_errors.max() > EXACT and not (best_errors.min() > FLOOR and evidence.is_noise(best_errors)):
+        best, best_errors = _nearest_of(evidence, asked, vectors, errors)
     is_clear = best_errors.mean() * CLEARER <= errors.mean()
     if best.faults and not (is_clear or _is_of_rounding(evidence, best, asked, best_errors)):
         best, best_errors = Hypothesis(), errors
@@ -75,6 +69,22 @@ def nearest(
         evidence.rounding = (float(np.median(best_errors)), float(best_errors.max()))
         return faults.named(best, QUANTISED), best_errors
     return Hypothesis(), errors
+
+
+def _nearest_of(
+    evidence: Evidence, asked: Sequence[Probe], vectors: np.ndarray, errors: np.ndarray, most: int | None = None
+) -> tuple[Hypothesis, np.ndarray]:
+    """Return the nearest of all servers with at most so many faults, the simplest of those about as near."""
+    tried = np.argsort(-errors, kind="stable")[:TRIED]
+    some = [asked[i] for i in tried]
+    hypotheses = [each for each in faults.of_short_texts() if most is None or len(each.faults) <= most]
+    evidence.expected.prepare(hypotheses, some)
+    scored = [
+        (evidence.errors(vectors[tried], evidence.expected.vectors(each, some)).mean(), each) for each in hypotheses
+    ]
+    least = min(score for score, _ in scored)
+    best = next(each for score, each in scored if score <= max(2 * least, EXACT))  # those with the fewest come first
+    return best, evidence.errors(vectors, evidence.expected.vectors(best, asked))
 
 
 def _is_of_rounding(evidence: Evidence, best: Hypothesis, asked: Sequence[Probe], errors: np.ndarray) -> bool:

@@ -45,6 +45,12 @@ def nan_where_long(ids: Sequence[list[int]], vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
+def nan_in_company(ids: Sequence[list[int]], vectors: np.ndarray) -> np.ndarray:
+    """As padding does that is not masked and not finite."""
+    vectors[[len(each) < max(map(len, ids)) for each in ids]] = np.nan
+    return vectors
+
+
 def zero(ids: Sequence[list[int]], vectors: np.ndarray) -> np.ndarray:
     return vectors * 0
 
@@ -98,6 +104,7 @@ FAULTY: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("openai", "NaN", {"vectors": nan_where_long}, ["16-bit overflow or NaN"]),
     ("tei", "NaN", {"vectors": nan_where_long}, ["16-bit overflow or NaN"]),
     ("cohere", "zero", {"vectors": zero}, ["16-bit overflow or NaN"]),
+    ("tei", "NaN in company", {"vectors": nan_in_company}, ["vectors depend on their batch"]),
     ("openai", "leaking", {"vectors": leaking}, ["vectors depend on their batch"]),
     ("ollama", "leaking", {"vectors": leaking}, ["vectors depend on their batch"]),
     ("tei", "int8 rows", {"variant": Variant(weights="int8 rows")}, ["quantised weights"]),
@@ -193,6 +200,11 @@ def test_a_window_that_depends_on_the_batch_is_named_with_both(judged: Judged) -
     judgement = judged("openai", variant_of_request=no_window_if_equal)
     assert names(judgement) == ["window ignored", "vectors depend on their batch"]
     assert "alone: window ignored, in company: window right" in judgement.found[1].figures
+
+
+def test_numbers_that_are_missing_in_company_are_named(judged: Judged) -> None:
+    [finding] = judged("gemini", vectors=nan_in_company).found
+    assert finding.figures == "'planet question' has numbers alone, and none among longer texts"
 
 
 def test_other_weights_are_not_taken_for_a_fault(judged: Judged) -> None:

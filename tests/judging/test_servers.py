@@ -15,7 +15,7 @@ from judging.expected import Expected
 from judging.faults import FAULTS
 from judging.judge import judge
 from judging.judgement import Judgement
-from judging.page import page
+from judging.page import cell, page
 from judging.servers import AskError, Server
 from scripts.make_openapi import ROOT
 from tests.support.reference_server import running_reference_server
@@ -66,7 +66,7 @@ def test_sentence_transformers_served_is_right(small_vectors: Expected, small: A
 @pytest.mark.parametrize(
     ("answers", "api", "problem"),
     [
-        ({}, "tei", "HTTP 404: .*; check --url, --api and --model"),
+        ({}, "tei", "HTTP 404: .*; check --url, --api, --model and --key"),
         ({"/embed": (200, {"data": []})}, "tei", "the answer is not tei's .*; check --url and --api"),
         ({"/embed": (200, "hello")}, "tei", "the answer is not tei's"),
         ({"/embed": (200, [[1.0, 2.0], [1.0, 2.0]])}, "tei", "2 vectors for 1 texts; one for each was expected"),
@@ -99,6 +99,28 @@ def test_the_models_name_is_the_one_without_a_task() -> None:
     with answering({"/v1/models": (200, listed)}) as url:
         server = Server(url, "openai")
     assert server.model == "EmbeddingGemma-300m" and server.tasks == {"clustering"}
+
+
+def test_openais_vectors_are_in_the_order_of_their_index() -> None:
+    data = [{"index": 1, "embedding": [0.0, 1.0]}, {"index": 0, "embedding": [1.0, 0.0]}]
+    with answering({"/v1/models": (404, {}), "/v1/embeddings": (200, {"data": data})}) as url:
+        assert Server(url, "openai").ask(["a", "b"]).vectors.tolist() == [[1, 0], [0, 1]]
+
+
+def test_the_documentation_has_every_fault() -> None:
+    rows = [f"| {cell(each.name)} | {cell(each.effect)} | {cell(each.remedy)} |" for each in FAULTS.values()]
+    assert "\n|---|---|---|\n" + "\n".join(rows) + "\n\n" in (ROOT / "docs" / "verifying.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_page_shows_what_markdown_would_hide() -> None:
+    judgement = Judgement()
+    judgement.find("<eos> dropped", "HTTP 500: <html>\n| failed")
+    judgement.steps.append(("a | b", 1, "0", ""))
+    text = page(judgement, {})
+    assert "**Wrong**: `<eos>` dropped." in text and "- **`<eos>` dropped**: the last token" in text
+    assert "HTTP 500: `<html>` | failed" in text and "| a \\| b | 1 | 0 |  |" in text
 
 
 def test_the_page_has_all_parts() -> None:
