@@ -15,6 +15,9 @@ from judging.servers import APIS
 from tests.judging.conftest import Judged
 from texts.options import Options
 
+# Some sixty judgements of four seconds: make test-evaluation.
+pytestmark = pytest.mark.evaluation
+
 DOCUMENT, QUERY = "title: none | text: ", "task: search result | query: "
 EOS, LIMIT = 1, 2048
 Q8_0, HALVED = Variant(weights="int8 blocks"), Variant(attention="window 128")
@@ -132,7 +135,6 @@ def test_a_right_server_passes_with_prompts_of_the_clients(judged: Judged, api: 
     assert judged(api, client_prompts=True).is_right
 
 
-@pytest.mark.evaluation
 @pytest.mark.parametrize(
     ("api", "what", "faults", "expected"), FAULTY, ids=[f"{api}: {what}" for api, what, *_ in FAULTY]
 )

@@ -49,6 +49,7 @@ def answering(answers: dict[str, tuple[int, Any]]) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.evaluation
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sentence_transformers_served_is_right(small_vectors: Expected, small: Any, dtype: str) -> None:
     with running_reference_server(small, dtype) as url:
