@@ -19,9 +19,10 @@ from weights import SMALL
 
 LENGTHS = [1, 2, 3, 15, 16, 17, 31, 33, 64, 100, 128, 200, 255, 256, 257, 258, 259, 385, 512, 513, 700, 2048]
 FORMATS = [FLOAT32, BFLOAT16]
-# 1 - cosine and the relative error of the length. In bfloat16 PyTorch rounds gelu's product once more, which random
-# weights enlarge; on the small checkpoint it is 1e-6.
-ALLOWED = {FLOAT32: (2e-11, 3e-6), BFLOAT16: (1e-3, 2e-2)}
+# 1 - cosine and the relative error of the length. Random weights enlarge both what the order of additions changes in
+# float32, which differs with the processor (4e-11 with AVX2, 7e-12 with AVX-512), and the rounding of gelu's product,
+# once more in PyTorch's bfloat16 than in the extension's; on the small checkpoint they are 4e-13 and 1e-6.
+ALLOWED = {FLOAT32: (2e-10, 3e-6), BFLOAT16: (1e-3, 2e-2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
