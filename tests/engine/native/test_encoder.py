@@ -91,13 +91,13 @@ def test_ranges(native: PackedEngine, plain: PackedEngine) -> None:
 
 def test_company_adds_no_error(native: PackedEngine, plain: PackedEngine, exact: PackedEngine) -> None:
     """A text among others is as near to float32 as alone, and all are as near as PyTorch's."""
-    texts = sorted((random_ids(length, seed) for seed in range(2) for length in LENGTHS[:-2]), key=len)
+    texts = sorted((random_ids(length, seed) for seed in range(4) for length in LENGTHS[:-2]), key=len)
     expected = exact.embed(texts)
     alone = np.concatenate([native.embed([ids]) for ids in texts])
     together, mixed, in_pytorch = native.embed(texts), native.launch(texts)(), plain.embed(texts)
     worst = [errors(vectors, expected)[0] for vectors in (alone, together, mixed)]
     print(f"{native.number_format}: 1 - cosine alone {worst[0]:.1e}, in batches {worst[1]:.1e}, in one {worst[2]:.1e}")
-    assert max(worst[1:]) <= 1.5 * worst[0] + 1e-11
+    assert max(worst[1:]) <= 1.5 * worst[0] + 1e-12
     medians = [
         median(errors(a[None], b[None])[0] for a, b in zip(v, expected, strict=True)) for v in (together, in_pytorch)
     ]
