@@ -23,6 +23,7 @@ from engine.packed import GPU_BATCH_TOKENS, SWITCH_S, PackedEngine
 from engine.packing import Layout, layout_of
 from tests.support.large_activations import SOME_OVERFLOW, with_larger_activations
 from tests.support.vectors import errors, random_ids, segments_of, unit
+from weights import SMALL
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none")
 
@@ -55,11 +56,13 @@ def expected(packed: PackedEngine) -> np.ndarray:
     return packed.embed([random_ids(length) for length in LENGTHS])
 
 
-@pytest.mark.parametrize(("numbers", "limit"), [(FLOAT32, 1e-6), (FLOAT16, 1e-4), (BFLOAT16, 1e-3)])
-def test_every_length_alone_and_together(
-    checkpoint: Path, expected: np.ndarray, numbers: NumberFormat, limit: float
-) -> None:
-    """1e-4 is asked of the format that the engine uses; bfloat16 has an eighth of its precision."""
+@pytest.mark.parametrize("numbers", [FLOAT32, FLOAT16, BFLOAT16])
+def test_every_length_alone_and_together(checkpoint: Path, expected: np.ndarray, numbers: NumberFormat) -> None:
+    """1e-4 is asked of the format that the engine uses; bfloat16 has an eighth of its precision.
+
+    Random weights enlarge rounding errors: there bfloat16 was off 1.4e-2, and sentence-transformers in it 7.7e-2.
+    """
+    limit = {FLOAT32: 1e-6, FLOAT16: 1e-4, BFLOAT16: 1e-3 if checkpoint == SMALL else 5e-2}[numbers]
     engine = PackedEngine(checkpoint, "cuda", numbers)
     texts = [random_ids(length) for length in LENGTHS]
     alone, _ = errors(np.concatenate([engine.embed([ids]) for ids in texts]), expected)
