@@ -34,7 +34,7 @@ class ReferenceEngine(Engine):
         self._model = SentenceTransformer(
             str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
         ).eval()
-        _check_pipeline(self._model, directory)
+        check_pipeline(self._model, directory)
         # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
         del self._model[-1]
         self.batch_tokens = BATCH_TOKENS[self.device.type]
@@ -68,7 +68,7 @@ class ReferenceEngine(Engine):
         return {"input_ids": rows.to(self.device), "attention_mask": mask.to(self.device)}
 
 
-def _check_pipeline(model: SentenceTransformer, directory: Path) -> None:
+def check_pipeline(model: SentenceTransformer, directory: Path) -> None:
     """Refuse what would compute other vectors silently: a missing Dense layer, a halved window, a causal mask."""
     kinds = [type(module).__name__ for module in model]
     if kinds != [kind.__name__ for kind in PIPELINE]:

@@ -50,9 +50,9 @@ class LocalRetrieval(AbsTaskRetrieval):
 
 
 class LocalSTS(AbsTaskSTS):
-    """Pairs of sentences with grades of 0 to 5."""
+    """Pairs of sentences with grades."""
 
-    path = BUNDLED / "similarity" / "pairs.jsonl"
+    path: Path
 
     def load_data(self, **options: Any) -> None:
         """Read the file."""
@@ -63,7 +63,7 @@ class LocalSTS(AbsTaskSTS):
 class LocalClassification(AbsTaskClassification):
     """Texts with labels, apart for training and test."""
 
-    folder = BUNDLED / "intents"
+    folder: Path
     # Few of each, as this is quick and tells forms of vectors apart better than a classifier that has seen more.
     samples_per_label, n_experiments = 4, 5
 
@@ -84,27 +84,39 @@ def bundled() -> list[AbsTask]:
     def pages() -> tuple[list[Row], list[Row], Judged]:
         return as_pages(*read_folder(folder))
 
-    similarity = _metadata("similarity", "STS", "cosine_spearman", LocalSTS.path)
-    intents = _metadata("intents", "Classification", "accuracy", LocalClassification.folder)
     return [
-        type("Similarity", (LocalSTS,), {"metadata": similarity})(),
-        type("Intents", (LocalClassification,), {"metadata": intents})(),
+        similarity("similarity", BUNDLED / "similarity" / "pairs.jsonl"),
+        classification("intents", BUNDLED / "intents"),
         _retrieval("dictionary", folder, dictionary),
         _retrieval("dictionary-pages", folder, pages),
     ]
 
 
-def own(folder: Path) -> AbsTask:
+def similarity(name: str, path: Path) -> AbsTask:
+    """Return the task of a file of pairs: sentence1, sentence2 and score."""
+    attributes = {"metadata": _metadata(name, "STS", "cosine_spearman", path), "path": path}
+    return cast(AbsTask, type("Similarity", (LocalSTS,), attributes)())
+
+
+def classification(name: str, folder: Path) -> AbsTask:
+    """Return the task of a folder with train.jsonl and test.jsonl: text and label."""
+    attributes = {"metadata": _metadata(name, "Classification", "accuracy", folder), "folder": folder}
+    return cast(AbsTask, type("Classification", (LocalClassification,), attributes)())
+
+
+def own(folder: Path, name: str | None = None, main_score: str = "ndcg_at_10") -> AbsTask:
     """Return the retrieval task in a user's folder. Raises EvaluationError naming the file, its problem and the remedy.
 
     The files are read at once, so that a mistake shows before anything is embedded.
     """
     content = read_folder(folder)
-    return _retrieval(folder.resolve().name, folder, lambda: content)
+    return _retrieval(name or folder.resolve().name, folder, lambda: content, main_score)
 
 
-def _retrieval(name: str, folder: Path, load: Callable[[], tuple[list[Row], list[Row], Judged]]) -> AbsTask:
-    attributes = {"metadata": _metadata(name, "Retrieval", "ndcg_at_10", folder), "load": staticmethod(load)}
+def _retrieval(
+    name: str, folder: Path, load: Callable[[], tuple[list[Row], list[Row], Judged]], main_score: str = "ndcg_at_10"
+) -> AbsTask:
+    attributes = {"metadata": _metadata(name, "Retrieval", main_score, folder), "load": staticmethod(load)}
     return cast(AbsTask, type("Retrieval", (LocalRetrieval,), attributes)())
 
 

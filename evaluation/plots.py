@@ -33,14 +33,15 @@ def draw(figures: Figures, folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _figure(folder: Path, name: str, files: list[Path], panels: int = 1) -> Iterator[Any]:
+def figure(folder: Path, name: str, files: list[Path], panels: int = 1, inches: float = 6.5) -> Iterator[Any]:
+    """Give the panels to draw on, each so wide, then write NAME.png and NAME.svg and add them to `files`."""
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(1, panels, figsize=(6.5 * panels, 4.6), layout="constrained", squeeze=False)
+        drawn, axes = pyplot.subplots(1, panels, figsize=(inches * panels, 4.6), layout="constrained", squeeze=False)
         yield axes[0]
         for suffix in ("png", "svg"):
             files.append(folder / f"{name}.{suffix}")
-            figure.savefig(files[-1], dpi=120, metadata={"Date": None} if suffix == "svg" else None)
-        pyplot.close(figure)
+            drawn.savefig(files[-1], dpi=120, metadata={"Date": None} if suffix == "svg" else None)
+        pyplot.close(drawn)
 
 
 def _quality(figures: Figures, folder: Path) -> list[Path]:
@@ -48,7 +49,7 @@ def _quality(figures: Figures, folder: Path) -> list[Path]:
     files: list[Path] = []
     panels = [("rows", f"mean of {len(figures['tasks'])} tasks")]
     panels += [("search", f"mean of {len(figures['search_tasks'])} search tasks")] if figures["search_tasks"] else []
-    with _figure(folder, "quality", files, len(panels)) as axes:
+    with figure(folder, "quality", files, len(panels)) as axes:
         for axis, (key, label) in zip(axes, panels, strict=True):
             lines: dict[str, list[Figures]] = {}
             for row in figures[key]:
@@ -80,7 +81,7 @@ def _recall(figures: Figures, folder: Path) -> list[Path]:
     """How many of the best ten by float32 are among the candidates of the binary search, a panel for each task."""
     files: list[Path] = []
     recall = figures["recall"]
-    with _figure(folder, "recall", files, len(recall["by_task"])) as axes:
+    with figure(folder, "recall", files, len(recall["by_task"])) as axes:
         for axis, (task, by_size) in zip(axes, recall["by_task"].items(), strict=True):
             for (size, shares), colour in zip(by_size.items(), COLOURS, strict=False):
                 axis.plot(recall["candidates"], shares, marker="o", color=colour, label=f"{size} dimensions")
@@ -96,7 +97,7 @@ def _recall(figures: Figures, folder: Path) -> list[Path]:
 def _speed(figures: Figures, folder: Path) -> list[Path]:
     """Quality against tokens a second, a point for each number format of the engine."""
     files: list[Path] = []
-    with _figure(folder, "speed", files) as [axis]:
+    with figure(folder, "speed", files) as [axis]:
         for row, colour in zip(figures["formats"], COLOURS, strict=False):
             spread = None
             if row["low"] is not None:
