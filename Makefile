@@ -11,7 +11,7 @@ HOST = 127.0.0.1
 IMAGE ?= embeddinggemma-300m
 # Cog would read less from predict.py than openapi.json says.
 COG_OPENAPI_SCHEMA = openapi.json
-export PORT WEIGHTS TEXT TASK INPUT OUTPUT TASKS DATA URL FORMATS OUT COG_OPENAPI_SCHEMA
+export PORT WEIGHTS TEXT TASK INPUT OUTPUT TASKS DATA URL FORMATS OUT HELD_OUT COG_OPENAPI_SCHEMA
 
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -20,7 +20,7 @@ NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inpl
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve api embed load evaluate test test-fuzz test-ray test-clients test-evaluation lint format openapi native wheel bake build push named clean
+.PHONY: predict serve api embed load evaluate tune test test-fuzz test-ray test-clients test-evaluation test-tuning lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -44,6 +44,10 @@ evaluate: $(VENV)/.evaluation
 	@$(RUN) -m evaluation $(if $(TASKS),--tasks "$$TASKS") $(if $(DATA),--data "$$DATA") $(if $(URL),--url "$$URL") \
 		$(if $(FORMATS),--formats "$$FORMATS") $(if $(OUT),--out "$$OUT") $(OPTIONS)
 
+tune: $(VENV)/.tuning  # make tune DATA=pairs.jsonl OUT=tuned [WEIGHTS=...] [HELD_OUT=file] [OPTIONS="--epochs 3"]
+	@test -n "$$DATA" -a -n "$$OUT" || { echo "make tune DATA=pairs.jsonl OUT=tuned" >&2; exit 2; }
+	@$(RUN) -m tuning --data "$$DATA" --out "$$OUT" $(if $(HELD_OUT),--held-out "$$HELD_OUT") $(OPTIONS)
+
 # Two processes share the cores only where their threads do not spin while they wait.
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile
@@ -57,6 +61,9 @@ test-ray: $(READY)
 
 test-evaluation: $(VENV)/.evaluation
 	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile -m evaluation tests/evaluation tests/judging
+
+test-tuning: $(VENV)/.tuning
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist loadfile -m tuning tests/tuning
 
 # Other APIs' clients, in environments of their own, against a server from $(VENV).
 test-clients: export SERVER_PYTHON = $(abspath $(RUN))
@@ -102,6 +109,10 @@ $(READY): requirements-local.txt requirements-dev.txt pyproject.toml
 
 $(VENV)/.evaluation: $(READY) requirements-evaluate.txt
 	@$(INSTALL) -r requirements-evaluate.txt >&2
+	@touch $@
+
+$(VENV)/.tuning: $(VENV)/.evaluation requirements-tune.txt
+	@$(INSTALL) -r requirements-tune.txt >&2
 	@touch $@
 
 .venv-%/.ready: requirements-%.txt

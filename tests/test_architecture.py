@@ -30,8 +30,14 @@ ARROWS = {
 BELOW = {*ARROWS} - {"predict"}
 ARROWS |= {"scripts": BELOW, "benchmarks": {*BELOW, "scripts", "predict"}}
 ARROWS |= {"evaluation": {*BELOW, "benchmarks"}}
+ARROWS |= {"tuning": {*BELOW, "scripts", "benchmarks", "evaluation"}}
 # Libraries that only some rooms may import.
-KEPT_IN = {"mteb": {"evaluation"}, "torch": {"engine", "benchmarks", "checkpoints"}, "cog": {"predict", "benchmarks"}}
+KEPT_IN = {
+    "mteb": {"evaluation", "tuning"},
+    "torch": {"engine", "benchmarks", "checkpoints", "tuning"},
+    "cog": {"predict", "benchmarks"},
+    "peft": {"tuning"},
+}
 
 SOURCES = sorted(
     path

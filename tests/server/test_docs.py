@@ -1,5 +1,6 @@
 """The documentation: its code runs, its tables are complete, and every file, link and command in it exists."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from scripts.server import Server
 from tasks import PROMPTS
 from tests.support.replicate_api import VERSION, running_replicate_api
 from tests.test_architecture import ARROWS
+from tuning.recipe import Recipe
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -37,6 +39,7 @@ ROOMS = (
     "corpus",
     "fetching",
     "judging",
+    "tuning",
     "evaluation",
     "scripts",
     "benchmarks",
@@ -183,8 +186,9 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_that_a_page_names_exists(page: str) -> None:
-    sources = [path.read_text(encoding="utf-8") for room in ROOMS[-4:] for path in (ROOT / room).glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for room in ROOMS[-5:] for path in (ROOT / room).glob("*.py")]
     options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
+    options |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Recipe)}
     options |= {"--openapi-schema", "--rm", "--gpus", "--cpus", "--cpunodebind", "--membind"}  # of Cog, Docker, numactl
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options
 

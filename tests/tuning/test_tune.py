@@ -1,0 +1,191 @@
+"""The command from rows to a checkpoint that is served, or rejected."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import encoding
+import weights
+from scripts.make_openapi import ROOT
+from scripts.server import ServerError, running_server
+from tasks import PROMPTS
+from tests.support.files import flip_bit
+from tests.support.vectors import errors
+from tests.tuning.conftest import Rows, write_rows
+from tuning.__main__ import arguments as tuning_arguments
+from tuning.__main__ import command, overlaps, tune
+from tuning.data import read
+from tuning.measure import tasks_of
+from tuning.recipe import Recipe, TuningError
+from tuning.split import split
+from weights import SMALL
+
+pytestmark = pytest.mark.tuning
+
+OPTIONS = ["--weights", "small", "--learning-rate", "1e-3", "--epochs", "2"]
+EXACT = {"DTYPE": "float32"}
+# Of the untuned checkpoint; the window of 257 tokens is passed.
+TEXTS = ["a", "What is the meaning of life?", "The bridge was painted green in spring. " * 60]
+
+
+def start(data: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
+    arguments = [sys.executable, "-m", "tuning", "--data", str(data), "--out", str(out), *OPTIONS, *options]
+    return subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def data(labelled: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "marks.jsonl", labelled)
+
+
+@pytest.fixture(scope="module")
+def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that has learnt the labels, by a command that was killed while it measured."""
+    out = tmp_path_factory.mktemp("tuned") / "tuned"
+    process = start(data, out)
+    while process.poll() is None and not (out.with_name("tuned.work") / "vectors.sqlite").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    _, said = (process := start(data, out)).communicate()
+    assert process.returncode == 0, said
+    assert "Going on with what is in" in said and f"\n{out}\n" in said
+    return out
+
+
+def figures(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / "tuning.json").read_text(encoding="utf-8")))
+
+
+def test_what_was_learnt_shows_at_every_size(tuned: Path) -> None:
+    rows = figures(tuned)["held_out"]
+    assert [row["dimensions"] for row in rows] == [768, 512, 256, 128]
+    assert all(row["low"] > 0 for row in rows)
+    assert {row["task"] for row in figures(tuned)["general"]} == {"similarity", "intents", "dictionary"}
+    assert figures(tuned)["reasons"] == []
+
+
+def test_the_directory_is_whole_and_nothing_else_is_left(tuned: Path) -> None:
+    """Configurations are byte for byte the untuned ones: what libraries save would halve the window on some loads."""
+    assert [path.name for path in tuned.parent.iterdir()] == ["tuned"]
+    for path in SMALL.rglob("*.json"):
+        name = path.relative_to(SMALL)
+        assert ((tuned / name).read_bytes() == path.read_bytes()) == (name.name != "canaries.json"), name
+    for weight in ("model.safetensors", "2_Dense/model.safetensors", "3_Dense/model.safetensors"):
+        assert (tuned / weight).read_bytes() != (SMALL / weight).read_bytes()
+    for plot in ("loss.png", "loss.svg", "scores.png", "scores.svg"):
+        assert (tuned / plot).stat().st_size > 5_000
+    card = (tuned / "README.md").read_text(encoding="utf-8")
+    for part in ("base_model: small", "Gemma Terms of Use", "| learning rate | 0.001 |", "320 labels of marks.jsonl"):
+        assert part in card
+    assert str(tuned) not in card and "| held-out, accuracy | 128 |" in card
+
+
+def test_verify_finds_it_right(tuned: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "scripts.verify", "--weights", str(tuned)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0 and "FAILED" not in run.stdout, run.stderr
+
+
+def test_the_server_gives_sentence_transformers_vectors(tuned: Path) -> None:
+    """The self-check is on: it is part of the setup."""
+    model = SentenceTransformer(str(tuned), device="cpu")
+    with running_server(str(tuned), settings=EXACT) as server:
+        for task in ("classification", "retrieval_query"):
+            inputs = {"texts": TEXTS, "task": task}
+            answer = httpx.post(f"{server.url}/predictions", json={"input": inputs}, timeout=60).json()
+            ours = encoding.decode(answer["output"])
+            cosine, _ = errors(ours, model.encode(TEXTS, prompt=PROMPTS[task]))
+            print(f"{task}: 1 - cosine {cosine:.1e}")
+            assert cosine < 1e-6
+            assert answer["output"]["model"].startswith("tuned@sha256:")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "3_Dense/model.safetensors"])
+def test_one_flipped_bit_is_refused(tuned: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "tuned"
+    shutil.copytree(tuned, copy)
+    flip_bit(copy / name)
+    with pytest.raises(weights.WeightsError, match=f"canaries.json was written for other files: {name}"):
+        weights.resolve(str(copy))
+    with pytest.raises(ServerError, match="was written for other files"), running_server(str(copy), settings=EXACT):
+        pass
+
+
+def test_labels_at_random_are_rejected_with_the_reason(labelled: Rows, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    labels = [row["label"] for row in labelled]
+    rng.shuffle(labels)
+    rows = [row | {"label": label} for row, label in zip(labelled, labels, strict=True)]
+    out = tmp_path / "tuned"
+    process = start(write_rows(tmp_path / "random.jsonl", rows), out, "--epochs", "1", "--learning-rate", "1e-5")
+    _, said = process.communicate()
+    assert process.returncode == 3, said
+    rejected = tmp_path / "tuned.rejected"
+    assert not out.exists() and rejected.is_dir() and not (tmp_path / "tuned.work").exists()
+    card = (rejected / "README.md").read_text(encoding="utf-8")
+    assert "**Rejected:** held-out at 768 dimensions is not shown to be better" in card
+    assert "Rejected:\nheld-out at 768 dimensions is not shown to be better" in said
+    assert weights.resolve(str(rejected)).canaries
+
+
+def test_what_is_there_is_not_replaced_and_another_training_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    def asked(*options: str) -> Any:
+        return tuning_arguments().parse_args(["--data", str(data), "--out", str(tmp_path / "out"), *OPTIONS, *options])
+
+    (tmp_path / "out.rejected").mkdir()
+    with pytest.raises(TuningError, match=r"out.rejected: it is there already; remove it, or name another folder"):
+        tune(asked())
+    (tmp_path / "out.rejected").rmdir()
+    (tmp_path / "out.work").mkdir()
+    (tmp_path / "out.work" / "asked.json").write_text('{"epochs": 2, "seed": 5}')
+    with pytest.raises(TuningError, match=r"unfinished training that differs in .*data.*seed.*weights; give the same"):
+        tune(asked())
+    (tmp_path / "out.work" / "asked.json").rename(tmp_path / "out.work" / "mine.json")
+    with pytest.raises(TuningError, match=r"out.work: it is no folder of this command's; remove it, or name another"):
+        tune(asked())
+    assert (tmp_path / "out.work" / "mine.json").is_file()
+    shutil.rmtree(tmp_path / "out.work")
+    scores = write_rows(tmp_path / "s.jsonl", [{"a": f"a{i}", "b": f"b{i}", "score": i} for i in range(300)])
+    with pytest.raises(TuningError, match="--distill: it is for pairs and labels; leave it out for scores"):
+        tune(asked("--data", str(scores), "--distill", "1"))
+    scores.unlink()
+    wrong = write_rows(tmp_path / "wrong.jsonl", [{"frage": "a"}])
+    with pytest.raises(TuningError, match="its columns are 'frage'"):
+        tune(tuning_arguments().parse_args(["--data", str(wrong), "--out", str(tmp_path / "out")]))
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.jsonl"]
+
+
+def test_the_command_is_told_in_words_of_make(data: Path) -> None:
+    args = tuning_arguments().parse_args(["--data", str(data), "--out", "x/out", *OPTIONS, "--max-loss", "1"])
+    expected = "make tune DATA=marks.jsonl OUT=out OPTIONS='--epochs 2 --learning-rate 0.001 --max-loss 1.0'"
+    assert command(args) == expected
+
+
+def test_the_page_has_every_setting_with_its_default() -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `--([\w-]+)` \| (\S+) \|", page, re.MULTILINE)
+    defaults = {name.replace("_", "-"): value for name, value in Recipe().as_dict().items()} | {"max-loss": 2.0}
+    assert {name: float(value) for name, value in rows} == defaults
+
+
+def test_training_on_texts_of_a_general_task_is_told(tmp_path: Path) -> None:
+    file = ROOT / "evaluation" / "tasks" / "intents" / "train.jsonl"
+    found = read(str(file))
+    parts = split(found, None, 0)
+    [note] = overlaps(parts, tasks_of(found.kind, parts, tmp_path).general)
+    assert note == f"{len(parts.train)} texts of the general task intents are among the training rows."

@@ -1,0 +1,1 @@
+"""Fine-tuning: pairs in, a better checkpoint out, measured before and after."""

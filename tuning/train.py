@@ -1,0 +1,202 @@
+"""Training by sentence-transformers' trainer, which goes on where it was killed."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
+from torch import Tensor
+from transformers import ProgressCallback, TrainerCallback
+
+from engine.reference import check_pipeline
+from tuning.columns import DistinctGroups, columns_of
+from tuning.data import Example, Kind
+from tuning.loss import loss_of
+from tuning.recipe import Recipe
+
+# A training is saved this often; the checkpoints of its second half are averaged at the end.
+SAVES = 8
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+State = dict[str, Tensor]
+
+
+def load_model(directory: Path) -> SentenceTransformer:
+    """Return the checkpoint in float32 without prompts, on the GPU if there is one.
+
+    Raises CheckpointError for another pipeline than EmbeddingGemma's.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"dtype": torch.float32}
+    model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
+    check_pipeline(model, directory)
+    model.prompts = {}  # texts come with theirs, and mining would put the checkpoint's before them
+    return model
+
+
+def train(
+    kind: Kind, examples: Sequence[Example], base: Path, recipe: Recipe, work: Path
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Train and return files of weights, `last` and the `average` of the second half, and the steps and their loss.
+
+    What is done is kept in the folder `work`. Raises OSError where the disk is full: the same call then goes on.
+    """
+    history, weights = work / "loss.json", {name: work / f"{name}.safetensors" for name in ("last", "average")}
+    if not history.is_file():
+        torch.manual_seed(recipe.seed)
+        model = load_model(base)
+        columns = columns_of(kind, examples, model, recipe, work)
+        groups = columns.pop("group", None)
+        if recipe.lora:
+            model.add_adapter(lora_config(recipe))
+        saver = Saver(model, work / "snapshots")
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=settings(recipe, work / "trainer", len(examples) if groups is None else len(groups), groups),
+            train_dataset=Dataset.from_dict(columns),
+            loss=loss_of(kind, model, recipe),
+            callbacks=[saver],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Bar)
+        trainer.train(resume_from_checkpoint=newest_complete(work / "trainer"))
+        write_state(weights["last"], merged_state(model))
+        write_state(weights["average"], average(sorted(saver.folder.glob("*.safetensors"))))
+        logged = [
+            {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
+        ]
+        write_json(history, {"steps": trainer.state.global_step, "loss": logged})
+        shutil.rmtree(work / "trainer")
+        shutil.rmtree(saver.folder)
+    return weights, json.loads(history.read_text(encoding="utf-8"))
+
+
+def settings(
+    recipe: Recipe, folder: Path, rows: int, groups: Sequence[str] | None
+) -> SentenceTransformerTrainingArguments:
+    """Return the trainer's settings. `groups` are the rows' labels, of which a batch has each once."""
+    batch = recipe.batch if groups is None else min(recipe.batch, len(set(groups)))
+    sampler: Any = BatchSamplers.NO_DUPLICATES if groups is None else partial(distinct, groups)
+    accumulated = max(1, recipe.batch // batch)
+    steps = max(1, rows // (batch * accumulated)) * (recipe.epochs if groups is None else 1)
+    on_gpu = torch.cuda.is_available()
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs if groups is None else 1,  # the rows of labels are those of all epochs
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup,
+        weight_decay=0.0,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        batch_sampler=sampler,
+        # A last batch with few negatives would teach little; of labels all rows are kept, as they run out one by one.
+        dataloader_drop_last=groups is None and rows >= 2 * batch,
+        save_steps=max(1, steps // SAVES),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        seed=recipe.seed,
+    )
+
+
+def distinct(groups: Sequence[str], dataset: Dataset, **options: Any) -> DistinctGroups:
+    """Return the sampler of batches in which each group comes once."""
+    sampler = DistinctGroups(dataset, **options)
+    sampler.groups = groups
+    return sampler
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    """Return adapters for every matrix of the layers, with alpha twice the rank; the Dense modules stay trainable."""
+    return LoraConfig(
+        r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=LORA_TARGETS, task_type=TaskType.FEATURE_EXTRACTION
+    )
+
+
+class Saver(TrainerCallback):
+    """Writes the weights of the second half's checkpoints, before the trainer writes its own.
+
+    So a training that is killed has, whenever it goes on from a checkpoint, the weights of all before it.
+    """
+
+    def __init__(self, model: SentenceTransformer, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write them; see TrainerCallback."""
+        if (state.global_step % args.save_steps == 0 and 2 * state.global_step > state.max_steps) or (
+            state.global_step == state.max_steps
+        ):
+            write_state(self.folder / f"{state.global_step:09}.safetensors", merged_state(self.model))
+
+
+class Bar(ProgressCallback):
+    """The trainer's progress bar, with the loss in it rather than lines between."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the loss; see TrainerCallback."""
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+def newest_complete(folder: Path) -> str | None:
+    """Return the newest checkpoint of the trainer, and remove what it was writing when it was killed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    complete = None
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # which is written last
+            complete = str(path)
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return complete
+
+
+def merged_state(model: SentenceTransformer) -> State:
+    """Return the weights under the names that a checkpoint has, adapters added: the network's, then `dense.N`."""
+    state = {}
+    adapted = {
+        name: module for name, module in model[0].auto_model.named_modules() if hasattr(module, "get_delta_weight")
+    }
+    for name, tensor in model[0].auto_model.state_dict().items():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer", "")
+        module = adapted.get(plain.removesuffix(".weight"))
+        tensor = tensor if module is None else tensor + module.get_delta_weight(module.active_adapters[0])
+        state[plain] = tensor.detach().float().cpu()
+    return state | {f"dense.{i}": model[i].linear.weight.detach().float().cpu() for i in (2, 3)}
+
+
+def average(files: Sequence[Path]) -> State:
+    """Return the mean of the weights in files: a soup of checkpoints (Wortsman et al. 2022, arXiv:2203.05482)."""
+    total = load_file(files[0])
+    for path in files[1:]:
+        for name, tensor in load_file(path).items():
+            total[name] += tensor
+    return {name: tensor / len(files) for name, tensor in total.items()}
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write weights so that the file is whole whenever it is there."""
+    unfinished = path.with_suffix(".unfinished")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, unfinished, {"format": "pt"})
+    unfinished.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is whole whenever it is there."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
