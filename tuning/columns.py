@@ -13,7 +13,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.util import mine_hard_negatives
 
-from tasks import TITLED_TASK, prompt_for
 from tuning.data import LABELS, SCORES, Example, Kind
 from tuning.recipe import Recipe
 
@@ -77,7 +76,7 @@ def negative_columns(
     """
     if not recipe.negatives:
         return {}
-    own = [[prompt_for(TITLED_TASK) + text for text in example.negatives] for example in examples]
+    own = [example.negatives for example in examples]
     mined = [list[str]() for _ in examples]
     if any(len(each) < recipe.negatives for each in own):
         if kept.is_file():

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from corpus.readers import DECOMPRESSORS, FORMATS, Reader
 from corpus.rows import BadRow, Columns, CorpusError, Row, json_object
 from tasks import TITLED_TASK, prompt_for
-from texts.checks import check_text
+from texts.checks import check_text, check_title
 from tuning.recipe import TuningError
 
 SEARCH_TASKS = ("retrieval_query", "question_answering", "fact_verification", "code_retrieval")
@@ -51,6 +52,7 @@ class Example:
     label: str = ""
     score: float = 0.0
     negatives: tuple[str, ...] = ()
+    """Under their prompts already."""
     title: str | None = None
     task: str = ""
 
@@ -138,6 +140,10 @@ def _values(row: Row, carried: tuple[str, ...], file_format: str) -> dict[str, A
     values = dict(zip(carried, row.carried, strict=True))
     if file_format == "jsonl":
         return {name: None if value is None else orjson.loads(value) for name, value in values.items()}
+    given = values.get("negatives")
+    if isinstance(given, str):  # in a field of a .csv: a text, or a list in JSON
+        with suppress(orjson.JSONDecodeError):
+            values["negatives"] = orjson.loads(given) if given.startswith("[") else given or None
     return values
 
 
@@ -145,9 +151,7 @@ def _example(kind: Kind, row: Row, values: Mapping[str, Any]) -> Example:
     """Return the example. Raises ValueError naming column, problem and remedy."""
     if kind is PAIRS:
         positive = check_text(values.get("positive"), "positive")
-        negatives = _negatives(values.get("negatives"))
-        if positive in negatives:
-            raise ValueError("negatives: the positive is among them; a document cannot be both")
+        negatives = _negatives(values.get("negatives"), positive)
         return Example(
             row.number, row.text, positive, negatives=negatives, title=row.title, task=_task(values.get("task"))
         )
@@ -160,18 +164,19 @@ def _example(kind: Kind, row: Row, values: Mapping[str, Any]) -> Example:
     return Example(row.number, row.text, second, score=_score(values.get("score")), task=kind.task)
 
 
-def _negatives(value: Any) -> tuple[str, ...]:
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str) and value.startswith("["):  # a list in a field of a .csv
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise ValueError(f"negatives: not a JSON list: {error}; give one text, or a list of texts") from None
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list):
+def _negatives(value: Any, positive: str) -> tuple[str, ...]:
+    """Return the negatives under their prompts. Each is a text, or an object with `text` and `title`."""
+    listed = [value] if isinstance(value, str | dict) else value or []
+    if not isinstance(listed, list):
         raise ValueError(f"negatives: it is {value!r}; give one text, or a list of texts")
-    return tuple(check_text(text, "negatives") for text in texts)
+    prompted = []
+    for each in listed:
+        text, title = (each.get("text"), each.get("title")) if isinstance(each, dict) else (each, None)
+        document = check_text(text, "negatives")
+        if document == positive:
+            raise ValueError("negatives: the positive is among them; a document cannot be both")
+        prompted.append(prompt_for(TITLED_TASK, check_title(title, "negatives")) + document)
+    return tuple(prompted)
 
 
 def _task(value: Any) -> str:

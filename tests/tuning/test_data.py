@@ -1,6 +1,7 @@
 """Rows of three kinds from three formats, and what is said of those that cannot be used."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tuning.recipe import TuningError
 pytestmark = pytest.mark.tuning
 
 PAIR_ROWS: Rows = [
-    {"query": "a", "positive": "b", "negatives": ["c", "d"], "title": "t", "task": "question_answering"},
+    {"query": "a", "positive": "b", "negatives": ["c", "[d]"], "title": "t", "task": "question_answering"},
     {"query": "e", "positive": "f", "negatives": ["g"], "title": None, "task": None},
 ]
 LABEL_ROWS: Rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
@@ -52,10 +53,31 @@ def test_prompts_are_those_of_serving(tmp_path: Path) -> None:
     first, second = read(str(write_rows(tmp_path / "rows.jsonl", PAIR_ROWS))).examples
     assert first.prompted() == (PROMPTS["question_answering"] + "a", "title: t | text: b")
     assert second.prompted() == (PROMPTS["retrieval_query"] + "e", prompt_for("retrieval_document") + "f")
+    assert first.negatives == ("title: none | text: c", "title: none | text: [d]")
     labelled, _ = read(str(write_rows(tmp_path / "labels.jsonl", LABEL_ROWS))).examples
     assert labelled.prompted()[0] == PROMPTS["classification"] + "a"
     scored, _ = read(str(write_rows(tmp_path / "scores.jsonl", SCORE_ROWS))).examples
     assert scored.prompted() == (PROMPTS["semantic_similarity"] + "a", PROMPTS["semantic_similarity"] + "b")
+
+
+def test_negatives_may_have_titles_and_a_field_of_csv_one_text(tmp_path: Path) -> None:
+    """Where only positives had titles, these would tell them apart."""
+    row = {"query": "a", "positive": "b", "negatives": [{"text": "c", "title": "t"}, {"text": "d", "title": None}]}
+    [example] = read(str(write_rows(tmp_path / "rows.jsonl", [row]))).examples
+    assert example.negatives == ("title: t | text: c", "title: none | text: d")
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    assert read(str(tmp_path / "rows.parquet")).examples == [example]
+    assert read(str(as_csv(tmp_path / "rows.csv", [row]))).examples[0].negatives == example.negatives
+    for field, expected in (("[1] see there", ("title: none | text: [1] see there",)), ("", ())):
+        path = as_csv(tmp_path / "one.csv", [{"query": "a", "positive": "b", "negatives": field}])
+        assert read(str(path)).examples[0].negatives == expected
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    plain = read(str(write_rows(tmp_path / "rows.jsonl", PAIR_ROWS)))
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
+        file.write((tmp_path / "rows.jsonl").read_bytes())
+    assert read(str(tmp_path / "rows.jsonl.gz")).examples == plain.examples
 
 
 def test_columns_in_another_language_are_named(tmp_path: Path) -> None:
