@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 
-from corpus.readers import DECOMPRESSORS, FORMATS, Reader
+from corpus.readers import BOM, DECOMPRESSORS, FORMATS, Reader
 from corpus.rows import BadRow, Columns, CorpusError, Row, json_object
 from tasks import TITLED_TASK, prompt_for
 from texts.checks import check_text, check_title
@@ -115,7 +115,7 @@ def column_names(path: str) -> list[str]:
         with open(path, "rb") as raw:
             if suffix == ".parquet":
                 return list(pq.read_schema(raw).names)
-            line = (decompress(raw) if decompress else raw).readline().removeprefix(b"\xef\xbb\xbf")
+            line = (decompress(raw) if decompress else raw).readline().removeprefix(BOM)
         if suffix == ".csv":
             return next(csv.reader(io.StringIO(line.decode())), [])
         return list(json_object(line))
