@@ -34,6 +34,7 @@ class Call:
     body: Any
     scope: Scope
     truncated: list[int] = field(default_factory=list)
+    prompted: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -54,11 +55,11 @@ class Call:
         single: bool = False,
         titles: Sequence[str | None] | None = None,
     ) -> Embedded:
-        """Check the texts as `check_texts` does, embed them as `Service.embed` does, and note which were cut."""
+        """Check the texts as `check_texts` does, embed them as `Service.embed` does, and note what the headers say."""
         is_large = sum(map(len, texts)) > CHARACTERS_ON_LOOP
         checked = await off_loop(is_large, check_texts, texts, titles, options.task, single, names)
         embedded = await self.service.embed(checked, options)
-        self.truncated = embedded.truncated
+        self.truncated, self.prompted = embedded.truncated, embedded.prompted
         return embedded
 
 

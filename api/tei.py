@@ -123,6 +123,7 @@ async def similarity(call: Call) -> list[float]:
     one = await call.embed([asked.inputs.source_sentence], options, Names("inputs.source_sentence"), single=True)
     others = await call.embed(asked.inputs.sentences, options, Names(texts="inputs.sentences[{}]"))
     call.truncated = [*one.truncated, *(1 + i for i in others.truncated)]
+    call.prompted = [*one.prompted, *(1 + i for i in others.prompted)]
     return (others.vectors @ one.vectors).tolist()
 
 

@@ -25,7 +25,7 @@ def test_the_contract() -> None:
     assert defaults == {
         "text": None,
         "texts": None,
-        "task": "retrieval_document",
+        "task": None,
         "title": None,
         "titles": None,
         "embedding_dim": 768,
