@@ -211,7 +211,7 @@ class Predictor(BaseRunner):
             name, tokens = request.name(embedded.owners[vector]), embedded.token_counts[vector]
             logger.warning("%s cut at its %s to %d tokens", name, truncate, tokens)
         if embedded.prompted:
-            logger.info("%d texts began with a prompt of the model, and got no second one", len(embedded.prompted))
+            logger.info("texts that began with a prompt, and got no second one: %d", len(embedded.prompted))
         for metric, value in embedded.cost._asdict().items():
             self.record_metric(metric, round(value, 3))
         self.record_metric("token_count", sum(embedded.token_counts))

@@ -24,7 +24,7 @@ from batching.request import Cost
 from engine.contract import Engine
 from engine.threads import in_own_thread
 from engine.tokenizer import TextRefused
-from texts.options import Options
+from texts.options import Options, prompts_in_texts
 from texts.prepare import Prepared, prepare
 from texts.prompts import PromptRefused
 from texts.request import Texts
@@ -73,7 +73,7 @@ class Service:
     """One checkpoint on one device, for any number of requests at once.
 
     `start` and `close` block; `async with` calls them in another thread. The environment variables MAX_WAITING_TOKENS,
-    CACHE_MB, ENGINE, and those of `weights.resolve`, are read at the start.
+    CACHE_MB, ENGINE, PROMPTS_IN_TEXTS, and those of `weights.resolve`, are read at the start.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Service:
     def start(self) -> None:
         """Load the checkpoint and prove it right. Raises in one sentence, most often WeightsError, when it cannot."""
         started = time.perf_counter()
+        prompts_in_texts()  # a wrong setting is to be told before the first request
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
         self.engine = engine.load(checkpoint.directory, measured=weights.measurements())
@@ -138,13 +139,14 @@ class Service:
         vectors = await off_loop(vectors.size > NUMBERS_ON_LOOP, options.finish, vectors)
         owners, is_whole = prepared.owners, options.chunking is None
         truncated = [vector for vector, was_cut in enumerate(prepared.truncated) if was_cut]
-        self.batcher.count(truncated=len(truncated), prompted=len(prepared.prompted))
+        prompted = sorted({owner for owner, had_one in zip(owners, prepared.prompted, strict=True) if had_one})
+        self.batcher.count(truncated=len(truncated), prompted=len(prompted))
         return Embedded(
             vectors=vectors[0] if request.single and is_whole else vectors,
             owners=owners,
             token_counts=prepared.token_counts,
             truncated=truncated,
-            prompted=prepared.prompted,
+            prompted=prompted,
             chunks=None
             if is_whole
             else [[text, span.start, span.end] for text, span in zip(owners, prepared.spans, strict=True)],

@@ -56,10 +56,9 @@ class Prepared:
         return [each.truncated for each in self.passes for _ in each.spans]
 
     @property
-    def prompted(self) -> list[int]:
-        """The positions of the texts that began with their prompt themselves, ascending."""
-        texts = [text for text, each in zip(self.pass_texts, self.passes, strict=True) if each.prompted]
-        return list(dict.fromkeys(texts))
+    def prompted(self) -> list[bool]:
+        """Whether the text began with its prompt itself, for each vector."""
+        return [each.prompted for each in self.passes for _ in each.spans]
 
 
 def prepare(

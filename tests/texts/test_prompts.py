@@ -30,7 +30,7 @@ def test_a_prompt_in_a_text_is_read_once(tokenizer: Tokenizer, task: str, chunki
     plain = read(tokenizer, TEXT, task=task, chunking=chunking)
     for asked in (None, task):
         own = read(tokenizer, "another text", prompt + TEXT, task=asked, chunking=chunking)
-        assert (own.prompted, plain.prompted) == ([1], [])
+        assert own.prompted == [vector > 0 for vector in range(len(own.spans))] and not any(plain.prompted)
         assert own.token_ids[1:] == plain.token_ids
         assert (own.ranges and own.ranges[1:]) == plain.ranges
         # Characters are counted in the text as it was given.
@@ -51,11 +51,11 @@ def test_a_task_of_none_and_the_setting_leave_texts_as_they_are(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = prompt_for("clustering") + "x"
-    assert read(tokenizer, own, task="none").prompted == []
+    assert read(tokenizer, own, task="none").prompted == [False]
     assert read(tokenizer, own, task="none").token_ids == read(tokenizer, own).token_ids
     monkeypatch.setenv("PROMPTS_IN_TEXTS", " ignore\n")
     ignored = read(tokenizer, own, task="retrieval_query")
-    assert ignored.prompted == []
+    assert ignored.prompted == [False]
     assert ignored.token_ids == read(tokenizer, prompt_for("retrieval_query") + own, task="none").token_ids
     monkeypatch.setenv("PROMPTS_IN_TEXTS", "no")
     with pytest.raises(ValueError, match=r"PROMPTS_IN_TEXTS: 'no' is unknown; use one of use, ignore"):
@@ -65,7 +65,7 @@ def test_a_task_of_none_and_the_setting_leave_texts_as_they_are(
 def test_titles_of_texts_with_prompts(tokenizer: Tokenizer) -> None:
     titled = prompt_for("retrieval_document", "Tides") + "x"
     assert read(tokenizer, titled).token_ids == read(tokenizer, "x", title="Tides").token_ids
-    assert read(tokenizer, titled, title="Tides").prompted == [0]
+    assert read(tokenizer, titled, title="Tides").prompted == [True]
     with pytest.raises(PromptRefused, match="another title was given than stands there"):
         read(tokenizer, prompt_for("retrieval_document") + "x", title="Tides")
     with pytest.raises(PromptRefused, match="prompt of task 'clustering', and the task is 'retrieval_document'"):
@@ -80,4 +80,4 @@ def test_a_prompt_with_nothing_behind_it_is_refused(tokenizer: Tokenizer) -> Non
 
 @pytest.mark.parametrize("text", ["task: search result", "title: Tides\n | text: x", "Task: clustering | query: x"])
 def test_what_only_resembles_a_prompt_is_text(tokenizer: Tokenizer, text: str) -> None:
-    assert read(tokenizer, text).prompted == []
+    assert read(tokenizer, text).prompted == [False]
