@@ -1,6 +1,8 @@
 """Cog's door: the inputs of a prediction go to the service, its vectors come back as the answer."""
 
+import functools
 import gc
+import inspect
 import logging
 import os
 import signal
@@ -67,6 +69,25 @@ def facts_of(embedded: Embedded) -> dict[str, Any]:
     facts = {"shape": shape, "token_counts": token_counts}
     facts |= {"truncated": embedded.truncated, "prompted": embedded.prompted}
     return facts if embedded.chunks is None else facts | {"chunks": embedded.chunks}
+
+
+@functools.cache
+def default_of(name: str) -> object:
+    """Return the default of an input of `Predictor.run`."""
+    return inspect.signature(Predictor.run).parameters[name].default.default
+
+
+def check_unset(reason: str, **inputs: object) -> None:
+    """Raise ValueError for an input that would be ignored, as it has another value than its default."""
+    for name, value in inputs.items():
+        if value and value != default_of(name):
+            raise ValueError(f"{name}: {reason}; leave it out")
+
+
+def check_form(output_format: str, options: Options) -> None:
+    """Raise ValueError for vectors alone that would not say whose they are."""
+    if output_format == "vectors" and options.chunking:
+        raise ValueError("output_format: 'vectors' does not say what a chunk is of; with 'chunk' use 'array'")
 
 
 class Predictor(BaseRunner):
@@ -174,10 +195,12 @@ class Predictor(BaseRunner):
         options = Options(task, int(embedding_dim), normalize, precision, cast(Truncate, truncate), chunking)
         if file is not None:
             check_beside_file(text=text, texts=texts, title=title, titles=titles)
+            check_unset("the answer to a file is a file, in the format of 'output_file'", output_format=output_format)
             columns = Columns(text_column, title_column or None, id_column or None)
             return await self.embed_file(Source(file, file_format, columns, on_error == "skip", output_file), options)
-        if output_format == "vectors" and chunking:
-            raise ValueError("output_format: 'vectors' does not say what a chunk is of; with 'chunk' use 'array'")
+        check_unset("it needs 'file'", text_column=text_column, title_column=title_column, id_column=id_column)
+        check_unset("it needs 'file'", file_format=file_format, output_file=output_file, on_error=on_error)
+        check_form(output_format, options)
         request = read_texts(text, texts, title, titles, task)
         with self.folders.in_use():
             embedded = await self.service.embed(request, options)
@@ -187,9 +210,8 @@ class Predictor(BaseRunner):
                 return embedded.vectors.view(PlainNumbers)
             is_large = embedded.vectors.size > NUMBERS_ON_LOOP
             embedding = await off_loop(is_large, encoding.encode, embedded.vectors, output_format)
-        answer = PlainJson(embedding=embedding, output_format=output_format, **facts_of(embedded))
-        answer |= {"precision": precision, "model": self.service.model}
-        answer["processing_time_ms"] = round((time.perf_counter() - started) * 1000, 3)
+        answer = PlainJson(embedding=embedding, output_format=output_format, precision=precision, **facts_of(embedded))
+        answer |= {"model": self.service.model, "processing_time_ms": round((time.perf_counter() - started) * 1000, 3)}
         return answer
 
     async def embed_file(self, source: Source, options: Options) -> Path:

@@ -57,7 +57,7 @@ class TextVectors:
 
 @dataclass(frozen=True, slots=True)
 class OutputRows:
-    """Rows of the output: a table of id, token_count, truncated, prompted, ranges and carried columns; vectors [rows, width]."""
+    """Rows of the output: a table of id, FACTS (ranges only with chunks) and carried columns; vectors [rows, width]."""
 
     table: pa.Table
     vectors: np.ndarray

@@ -111,7 +111,17 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
         ({"texts": ["a", "b"], "titles": ["", "w " * 4000], "chunk": 16}, r"titles\[1\]: leaves 0 of 2,048 tokens"),
         (
             {"texts": ["a", "task: clustering | query: b"], "task": "retrieval_query"},
-            r"texts\[1\]: begins with the prompt of task 'clustering', and the task is 'retrieval_query'; leave the prompt",
+            r"texts\[1\]: begins with the prompt of task 'clustering', and the task is 'retrieval_query'; leave the",
+        ),
+        ({"text": "a", "text_column": "body"}, "text_column: it needs 'file'; leave it out"),
+        ({"text": "a", "title_column": "title"}, "title_column: it needs 'file'"),
+        ({"text": "a", "id_column": "id"}, "id_column: it needs 'file'"),
+        ({"text": "a", "file_format": "csv"}, "file_format: it needs 'file'"),
+        ({"texts": ["a"], "output_file": "npy"}, "output_file: it needs 'file'"),
+        ({"texts": ["a"], "on_error": "skip"}, "on_error: it needs 'file'"),
+        (
+            {"file": Path("b.txt"), "output_format": "array"},
+            "output_format: the answer to a file is a file, in the format of 'output_file'; leave it out",
         ),
         ({"text": "title: none | text: "}, "text: is nothing but the prompt of task 'retrieval_document'; put a text"),
         ({"text": "a", "file": Path("b.txt")}, "file, text: give a file, whose columns have texts and titles"),
