@@ -25,6 +25,8 @@ class Options:
     precision: str = "float32"
     truncate: Truncate = "end"
     chunking: Chunking | None = None
+    max_tokens: int | None = None
+    """The most tokens of a text that is not chunked, prompt included, where these are fewer than the model's."""
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, PROMPTS)

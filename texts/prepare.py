@@ -89,5 +89,5 @@ def passes_of(
     prompts = [prompt_for(options.task, title) for title in titles]
     if options.chunking is not None:
         return cut_into_passes(tokenizer, prompts, texts, options.chunking, max_chunks)
-    tokenized = tokenizer.encode(prompts, texts, options.truncate)
+    tokenized = tokenizer.encode(prompts, texts, options.truncate, options.max_tokens)
     return [[Pass.whole(result, 0, len(text))] for result, text in zip(tokenized, texts, strict=True)]
