@@ -21,6 +21,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/models/{model}:batchEmbedContents": {"requests": [TEXT]},
     "/v1beta/models/{model}:batchEmbedContents": {"requests": [TEXT]},
     "/api/embed": {"model": "embeddinggemma", "input": "one"},
+    "/api/embeddings": {"model": "embeddinggemma", "prompt": "one"},
+    "/api/show": {"model": "embeddinggemma"},
     "/v1/embed": {"texts": ["one"]},
     "/v2/embed": {"texts": ["one"], "embedding_types": ["float", "base64", "int8"]},
 }
@@ -64,7 +66,7 @@ def test_the_page_shows_the_document(client: httpx.Client) -> None:
     [
         ("POST", "/v1/completions", 404, lambda body: body["error"]["message"]),
         ("GET", "/v1/embeddings", 405, lambda body: body["error"]["message"]),
-        ("GET", "/", 405, lambda body: body["error"]["message"]),
+        ("PUT", "/", 405, lambda body: body["error"]["message"]),
         ("POST", "/v1/models/embeddinggemma-300m:countTokens", 405, lambda body: body["error"]["message"]),
         ("POST", "/v1beta/models/embeddinggemma-300m:generateContent", 404, lambda body: body["error"]["message"]),
         ("POST", "/api/chat", 404, lambda body: body["error"]),
