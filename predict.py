@@ -38,6 +38,7 @@ class Output(TypedDict):
     shape: list[int]
     token_counts: list[int]
     truncated: list[int]
+    prompted: list[int]
     chunks: NotRequired[list[list[int]]]
     processing_time_ms: float
     precision: str
@@ -63,7 +64,8 @@ class PlainNumbers(np.ndarray):
 def facts_of(embedded: Embedded) -> dict[str, Any]:
     """Return what an answer says of its vectors."""
     shape, token_counts = list(embedded.vectors.shape), embedded.token_counts
-    facts = {"shape": shape, "token_counts": token_counts, "truncated": embedded.truncated}
+    facts = {"shape": shape, "token_counts": token_counts}
+    facts |= {"truncated": embedded.truncated, "prompted": embedded.prompted}
     return facts if embedded.chunks is None else facts | {"chunks": embedded.chunks}
 
 
@@ -95,9 +97,9 @@ class Predictor(BaseRunner):
         texts: list[str] | str | None = Input(
             description="1 to 2,048 texts to embed in one call: a list, or a JSON string of one.", default=None
         ),
-        task: str = Input(
-            description="What the vectors are for: chooses the prompt that the model was trained with.",
-            default="retrieval_document",
+        task: str | None = Input(
+            description="What the vectors are for: chooses the prompt. Without it, retrieval_document.",
+            default=None,
             choices=[
                 "retrieval_document",
                 "retrieval_query",
@@ -167,8 +169,9 @@ class Predictor(BaseRunner):
     ) -> Any:
         """Embed one text, many, or a file of them. Raises ValueError naming the field, its problem and the remedy."""
         started = time.perf_counter()
-        chunking = chunking_of(chunk, overlap, late_chunking)
-        options = Options(task, embedding_dim, normalize, precision, cast(Truncate, truncate), chunking)
+        # JSON's 256.0 is a whole number to Cog's server, and comes as a float.
+        chunking = chunking_of(None if chunk is None else int(chunk), int(overlap), late_chunking)
+        options = Options(task, int(embedding_dim), normalize, precision, cast(Truncate, truncate), chunking)
         if file is not None:
             check_beside_file(text=text, texts=texts, title=title, titles=titles)
             columns = Columns(text_column, title_column or None, id_column or None)
@@ -207,7 +210,10 @@ class Predictor(BaseRunner):
         for vector in embedded.truncated:
             name, tokens = request.name(embedded.owners[vector]), embedded.token_counts[vector]
             logger.warning("%s cut at its %s to %d tokens", name, truncate, tokens)
+        if embedded.prompted:
+            logger.info("texts that began with a prompt, and got no second one: %d", len(embedded.prompted))
         for metric, value in embedded.cost._asdict().items():
             self.record_metric(metric, round(value, 3))
         self.record_metric("token_count", sum(embedded.token_counts))
         self.record_metric("truncated", len(embedded.truncated))
+        self.record_metric("prompted", len(embedded.prompted))

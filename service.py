@@ -24,8 +24,9 @@ from batching.request import Cost
 from engine.contract import Engine
 from engine.threads import in_own_thread
 from engine.tokenizer import TextRefused
-from texts.options import Options
+from texts.options import Options, prompts_in_texts
 from texts.prepare import Prepared, prepare
+from texts.prompts import PromptRefused
 from texts.request import Texts
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Embedded:
     """Tokens that each vector is the mean over, prompt, `<bos>` and `<eos>` included."""
     truncated: list[int]
     """The vectors whose text was cut to the limit."""
+    prompted: list[int]
+    """The positions of the texts that began with one of the model's prompts and got no other."""
     chunks: list[list[int]] | None
     """With chunking, [text, start, end] of each vector: it is of the characters [start, end) of that text."""
     cost: Cost
@@ -70,7 +73,7 @@ class Service:
     """One checkpoint on one device, for any number of requests at once.
 
     `start` and `close` block; `async with` calls them in another thread. The environment variables MAX_WAITING_TOKENS,
-    CACHE_MB, ENGINE, and those of `weights.resolve`, are read at the start.
+    CACHE_MB, ENGINE, PROMPTS_IN_TEXTS, and those of `weights.resolve`, are read at the start.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Service:
     def start(self) -> None:
         """Load the checkpoint and prove it right. Raises in one sentence, most often WeightsError, when it cannot."""
         started = time.perf_counter()
+        prompts_in_texts()  # a wrong setting is to be told before the first request
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
         self.engine = engine.load(checkpoint.directory, measured=weights.measurements())
@@ -135,13 +139,14 @@ class Service:
         vectors = await off_loop(vectors.size > NUMBERS_ON_LOOP, options.finish, vectors)
         owners, is_whole = prepared.owners, options.chunking is None
         truncated = [vector for vector, was_cut in enumerate(prepared.truncated) if was_cut]
-        if truncated:
-            self.batcher.count_truncated(len(truncated))
+        prompted = sorted({owner for owner, had_one in zip(owners, prepared.prompted, strict=True) if had_one})
+        self.batcher.count(truncated=len(truncated), prompted=len(prompted))
         return Embedded(
             vectors=vectors[0] if request.single and is_whole else vectors,
             owners=owners,
             token_counts=prepared.token_counts,
             truncated=truncated,
+            prompted=prompted,
             chunks=None
             if is_whole
             else [[text, span.start, span.end] for text, span in zip(owners, prepared.spans, strict=True)],
@@ -154,7 +159,7 @@ class Service:
             raise ValueError("late_chunking: ENGINE=reference has none; leave it out, or use ENGINE=packed")
 
     async def _prepare(self, request: Texts, options: Options) -> Prepared:
-        """Tokenize. Raises TooLong naming the text, or the title, that cannot be."""
+        """Tokenize. Raises ValueError naming the text, or the title, that cannot be; TooLong where it is too long."""
         is_large = sum(map(len, request.texts)) > CHARACTERS_ON_LOOP
         try:
             return await off_loop(
@@ -162,7 +167,8 @@ class Service:
             )
         except TextRefused as refused:
             name = request.title_name if refused.is_prompt else request.name
-            raise TooLong(f"{name(refused.position)}: {refused.reason}") from None
+            kind = ValueError if isinstance(refused, PromptRefused) else TooLong
+            raise kind(f"{name(refused.position)}: {refused.reason}") from None
 
 
 async def off_loop(is_large: bool, work: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:

@@ -1,5 +1,8 @@
 """The task prompts that EmbeddingGemma was trained with. A text follows its prompt with nothing in between."""
 
+import re
+from typing import NamedTuple
+
 TITLED_TASK = "retrieval_document"
 """The one task whose prompt has a place for a title."""
 NO_TITLE = "none"
@@ -38,6 +41,10 @@ PROMPT_NAMES: dict[str, str] = {
 """Tasks by the names that the genuine checkpoint's config_sentence_transformers.json gives their prompts."""
 
 
+FIXED_PROMPTS = [(task, prompt) for task, prompt in PROMPTS.items() if prompt and task != TITLED_TASK]
+TITLED_PROMPT = re.compile(re.escape(PROMPTS[TITLED_TASK]).replace(re.escape("{title}"), r"[^\n]*?"))
+
+
 def prompt_for(task: str, title: str | None = None) -> str:
     """Return the prompt to put before a text.
 
@@ -52,3 +59,19 @@ def prompt_for(task: str, title: str | None = None) -> str:
     if title is not None:
         raise ValueError(f"title: task {task!r} has no place for a title; leave it out or use task {TITLED_TASK!r}")
     return PROMPTS[task]
+
+
+class OwnPrompt(NamedTuple):
+    """The prompt that a text begins with, and its task."""
+
+    task: str
+    prompt: str
+
+
+def own_prompt(text: str) -> OwnPrompt | None:
+    """Return the prompt that `text` begins with, None unless it begins with one of PROMPTS to the letter."""
+    if not text.startswith(("task: ", "title: ")):  # as few texts do, and this takes no time
+        return None
+    if titled := TITLED_PROMPT.match(text):
+        return OwnPrompt(TITLED_TASK, titled[0])
+    return next((OwnPrompt(task, prompt) for task, prompt in FIXED_PROMPTS if text.startswith(prompt)), None)

@@ -38,7 +38,7 @@ def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["x-truncated", "x-model", "x-compute-tokens", "retry-after"],
+        expose_headers=["x-truncated", "x-prompted", "x-model", "x-compute-tokens", "retry-after"],
     )
     return Starlette(routes=routes, middleware=[cors] if origins else [], exception_handlers={HTTPException: _lost})
 

@@ -79,6 +79,8 @@ class Endpoint:
             return answer
         if call.truncated:
             call.headers["x-truncated"] = in_ranges(call.truncated)
+        if call.prompted:
+            call.headers["x-prompted"] = in_ranges(call.prompted)
         if service.started:
             call.headers["x-model"] = service.model.encode("ascii", "backslashreplace").decode()
         return Response(msgspec.json.encode(answer), headers=call.headers, media_type=JSON)

@@ -132,6 +132,7 @@ async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool)
         raise ValueError(f"requests: {len(asked):,} were given; give 1 to {MAX_TEXTS:,}, the rest in further calls")
     vectors: list[Any] = [None] * len(asked)
     truncated: list[int] = []
+    prompted: list[int] = []
     tokens = 0
     for options, positions in groups.items():
         texts = [_text(asked[i], "" if single else f"requests[{i}].") for i in positions]
@@ -143,8 +144,9 @@ async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool)
         for position, values in zip(positions, await numbers(embedded.vectors), strict=True):
             vectors[position] = ContentEmbedding(cast(list[float], values))
         truncated += [positions[i] for i in embedded.truncated]
+        prompted += [positions[i] for i in embedded.prompted]
         tokens += sum(embedded.token_counts)
-    call.truncated = sorted(truncated)
+    call.truncated, call.prompted = sorted(truncated), sorted(prompted)
     return vectors, tokens
 
 

@@ -18,6 +18,7 @@ COUNTERS = {
     "te_embed_tokens": ("tokens", "Tokens of these texts, prompts included."),
     "te_embed_cache_hits": ("cache_hits", "Texts whose vectors came from the cache."),
     "te_embed_truncated": ("truncated", "Texts that were cut to the limit of tokens."),
+    "te_embed_prompted": ("prompted", "Texts that began with one of the model's prompts and got no second one."),
     "te_request_overloaded": ("refused", "Requests that were refused because too much was waiting."),
     "te_batch_count": ("batches", "Batches that were computed."),
     "te_batch_embed_count": ("computed_texts", "Texts in these batches."),

@@ -16,16 +16,11 @@ import encoding
 from api.metrics import Metrics
 from api.refusal import STATUSES, Refusal
 from service import CHARACTERS_ON_LOOP, NUMBERS_ON_LOOP, Embedded, Service, off_loop
-from tasks import TITLED_TASK
 from texts.options import Options
 from texts.request import DEFAULT_NAMES, Names, check_texts
 
-
 # Checking the same few options takes as long as finding a vector in the cache.
-@lru_cache(1024)
-def options_of(task: str | None, *, default_task: str = TITLED_TASK, **options: Any) -> Options:
-    """Return options; `task` is None where nobody chose one."""
-    return Options(task or default_task, **options)
+options_of = lru_cache(1024)(Options)
 
 
 @dataclass
@@ -37,6 +32,7 @@ class Call:
     body: Any
     scope: Scope
     truncated: list[int] = field(default_factory=list)
+    prompted: list[int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -57,11 +53,11 @@ class Call:
         single: bool = False,
         titles: Sequence[str | None] | None = None,
     ) -> Embedded:
-        """Check the texts as `check_texts` does, embed them as `Service.embed` does, and note which were cut."""
+        """Check the texts as `check_texts` does, embed them as `Service.embed` does, and note what the headers say."""
         is_large = sum(map(len, texts)) > CHARACTERS_ON_LOOP
         checked = await off_loop(is_large, check_texts, texts, titles, options.task, single, names)
         embedded = await self.service.embed(checked, options)
-        self.truncated = embedded.truncated
+        self.truncated, self.prompted = embedded.truncated, embedded.prompted
         return embedded
 
 

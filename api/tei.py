@@ -10,7 +10,7 @@ from api.operations import Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
 from engine.threads import usable_threads
 from service import CHARACTERS_ON_LOOP, Service, off_loop
-from tasks import PROMPT_NAMES, PROMPTS, prompt_for
+from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK, prompt_for
 from texts.options import Options
 from texts.request import MAX_TEXTS, Names, check_texts
 
@@ -132,7 +132,7 @@ class Said:
         """Return the task, None if none was sent. Raises ValueError where two differ."""
         return task_of(self._service, {}, self.all("prompt_name"), TASKS)
 
-    def options(self, default_task: str | None = None) -> Options:
+    def options(self, default_task: str = TITLED_TASK) -> Options:
         """Return the options. Raises ValueError where two places differ."""
         truncate = self.one("truncate")
         end = cut_end(AUTO_TRUNCATE if truncate is None else truncate)
@@ -140,7 +140,7 @@ class Said:
             end = "start"
         return options_of(
             self.task(),
-            **({"default_task": default_task} if default_task else {}),
+            default_task=default_task,
             embedding_dim=dimensions_of(*self.all("dimensions").items()),
             normalize=self.one("normalize") is not False,
             truncate=end,
@@ -174,6 +174,7 @@ async def similarity(call: Call) -> list[float]:
     one = await call.embed([inputs.source_sentence], options, Names("inputs.source_sentence"), single=True)
     others = await call.embed(inputs.sentences, options, Names(texts="inputs.sentences[{}]"))
     call.truncated = [*one.truncated, *(1 + i for i in others.truncated)]
+    call.prompted = [*one.prompted, *(1 + i for i in others.prompted)]
     return cast(list[float], (others.vectors @ one.vectors).tolist())
 
 

@@ -60,9 +60,10 @@ class Batcher:
         finally:
             self._queue.withdraw(request)
 
-    def count_truncated(self, texts: int) -> None:
-        """Count texts that were cut to the limit, for `totals`."""
-        self._queue.count_truncated(texts)
+    def count(self, truncated: int, prompted: int) -> None:
+        """Count texts that were cut to the limit, and those that began with their prompt, for `totals`."""
+        if truncated or prompted:
+            self._queue.count(truncated, prompted)
 
     def totals(self) -> Totals:
         """Return what was asked and computed since the start."""

@@ -153,10 +153,11 @@ class Queue:
                 return None
             return self._stats.line()
 
-    def count_truncated(self, texts: int) -> None:
-        """Count texts that were cut to the limit before they came here."""
+    def count(self, truncated: int, prompted: int) -> None:
+        """Count texts that were cut before they came here, and those that began with their prompt."""
         with self._changed:
-            self._stats.totals.truncated += texts
+            self._stats.totals.truncated += truncated
+            self._stats.totals.prompted += prompted
 
     def totals(self) -> Totals:
         """Return the counters since the start, as they are now."""

@@ -36,6 +36,7 @@ class Totals:
     tokens: int = 0
     cache_hits: int = 0
     truncated: int = 0
+    prompted: int = 0
     refused: int = 0
     batches: int = 0
     computed_texts: int = 0

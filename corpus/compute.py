@@ -22,8 +22,9 @@ Embed = Callable[[Sequence[Sequence[int]], Ranges | None], np.ndarray]
 TEXTS_AT_ONCE = 1024
 # Vectors finished or gathered at once: with 768 float32 components 12 MiB.
 VECTORS_AT_ONCE = 4096
-FACTS = np.dtype([("token_count", "<i4"), ("truncated", "?"), ("start", "<i8"), ("end", "<i8")])
-"""What is known of a vector: its tokens, whether its text was cut to the limit, the characters that it is of."""
+FACTS = np.dtype([("token_count", "<i4"), ("truncated", "?"), ("prompted", "?"), ("start", "<i8"), ("end", "<i8")])
+"""What is known of a vector: its tokens, whether its text was cut to the limit, whether the text began with one of the
+model's prompts and got no second one, and the characters that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class TextVectors:
 
 @dataclass(frozen=True, slots=True)
 class OutputRows:
-    """Rows of the output: a table of id, token_count, truncated, ranges and carried columns; vectors [rows, width]."""
+    """Rows of the output: a table of id, token_count, truncated, prompted, ranges and carried columns; vectors [rows, width]."""
 
     table: pa.Table
     vectors: np.ndarray
@@ -107,6 +108,7 @@ def finish(options: Options, prepared_block: PreparedBlock, vectors: np.ndarray 
     prepared = prepared_block.prepared
     facts = np.empty(len(raw), dtype=FACTS)
     facts["token_count"], facts["truncated"] = prepared.token_counts, prepared.truncated
+    facts["prompted"] = prepared.prompted
     facts["start"], facts["end"] = [span.start for span in prepared.spans], [span.end for span in prepared.spans]
     offsets = np.searchsorted(prepared.owners, np.arange(len(prepared_block.block.texts) + 1)).astype(np.int64)
     return TextVectors(finished, facts, offsets, prepared_block.refused)
@@ -156,7 +158,7 @@ def _output_rows(rows: pa.Table, vectors_of: VectorsOf, positions: np.ndarray, w
 
 def fact_fields(with_ranges: bool) -> list[pa.Field]:
     """Return the output's columns for FACTS: the ranges of characters only where texts are cut into chunks."""
-    names = ["token_count", "truncated", *(("start", "end") if with_ranges else ())]
+    names = ["token_count", "truncated", "prompted", *(("start", "end") if with_ranges else ())]
     return [pa.field(name, pa.from_numpy_dtype(FACTS[name])) for name in names]
 
 

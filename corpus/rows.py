@@ -9,7 +9,7 @@ from texts.checks import check_text, check_title
 
 Id = int | str
 
-OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "start", "end")
+OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "prompted", "start", "end")
 """The columns that every output has: `start` and `end` only where texts are cut into chunks."""
 
 

@@ -23,7 +23,7 @@ from evaluation.sources import EvaluationError
 from evaluation.store import Store
 from tasks import TITLED_TASK
 from texts.chunking import Chunking
-from texts.options import EMBEDDING_DIMS
+from texts.options import EMBEDDING_DIMS, prompts_in_texts
 
 QUICK = "quick"
 # Where documents are this long in the mean, there is something to cut: 2,048 tokens have some 9,000 characters.
@@ -101,6 +101,7 @@ class Scorer:
 def tables_of(store: Store, chosen: Mapping[str, str]) -> Tables:
     """Return the tables without scores; `chosen` is as `task_of` takes it."""
     prompts = {"prompts": ",".join(f"{task}={prompt}" for task, prompt in sorted(chosen.items()))} if chosen else {}
+    prompts |= {"prompts_in_texts": "ignore"} if prompts_in_texts() == "ignore" else {}
 
     def form_line(form: Form) -> Line:
         experiment = form.experiment | prompts

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from engine.contract import DIMENSIONS
 from evaluation.sources import EvaluationError, Source
 from texts.chunking import Chunking
+from texts.options import prompts_in_texts
 
 # Texts that are computed and then written at once: what is lost at most when the run is killed.
 TEXTS_AT_ONCE = 1_024
@@ -48,6 +49,7 @@ class Store:
     ) -> list[np.ndarray]:
         """Return for each text the vectors of its chunks, float32 [chunks, 768]; none of an empty text."""
         settings = [self.source.model, task, *([chunking.chunk, chunking.overlap, chunking.late] if chunking else [])]
+        settings += ["ignore"] if prompts_in_texts() == "ignore" else []
         keys = [_digest([*settings, title, text]) for title, text in zip(titles, texts, strict=True)]
         asked = hashlib.sha256(b"".join(keys)).digest()
         if asked not in self._remembered:

@@ -35,7 +35,7 @@ from corpus.writers import OUTPUT_FORMATS, check_output, side_file
 from engine.contract import DeviceError
 from engine.device import device_shares
 from engine.tokenizer import Truncate
-from tasks import PROMPTS, prompt_for
+from tasks import PROMPTS, TITLED_TASK, prompt_for
 from texts.chunking import Chunking
 from texts.options import Options
 
@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     columns.add_argument("--id", metavar="COLUMN", help="the ids (default: the line's or row's number, from 1)")
     columns.add_argument("--carry", action="append", default=[], metavar="COLUMN", help="copy it to the output")
     vectors = parser.add_argument_group("vectors")
-    vectors.add_argument("--task", default="retrieval_document", choices=list(PROMPTS))
+    vectors.add_argument("--task", choices=list(PROMPTS), help="(default: retrieval_document)")
     vectors.add_argument("--dim", type=int, default=768, choices=[768, 512, 256, 128])
     vectors.add_argument("--no-normalize", dest="normalize", action="store_false")
     vectors.add_argument("--precision", default="float32", choices=list(encoding.WIRE_DTYPES))
@@ -83,7 +83,7 @@ def _range(text: str) -> tuple[int, int]:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Return what the vectors are to be. Raises ValueError for what does not go together."""
-    prompt_for(args.task, "a title" if args.title else None)
+    prompt_for(args.task or TITLED_TASK, "a title" if args.title else None)
     chunking = Chunking(args.chunk, args.overlap, args.late) if args.chunk is not None else None
     return Options(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
 

@@ -118,7 +118,7 @@ def _read_input(argument: ast.arg, call: ast.expr, source: str) -> dict[str, Any
         raise SchemaError(call, f"{name}: default None needs the annotation {annotation} | None, else it is required")
     if "choices" in keywords:
         field["choices"] = _literal(keywords["choices"], name)
-        if default not in field["choices"]:
+        if default is not None and default not in field["choices"]:
             raise SchemaError(call, f"{name}: default {default!r} is not among its choices")
     return field
 

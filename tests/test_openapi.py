@@ -25,7 +25,7 @@ def test_the_contract() -> None:
     assert defaults == {
         "text": None,
         "texts": None,
-        "task": "retrieval_document",
+        "task": None,
         "title": None,
         "titles": None,
         "embedding_dim": 768,
@@ -47,7 +47,7 @@ def test_the_contract() -> None:
     assert "required" not in schemas["Input"]
     output, file, *vectors = schemas["Output"]["anyOf"]
     assert list(output["properties"]) == [
-        *("embedding", "output_format", "shape", "token_counts", "truncated", "chunks"),
+        *("embedding", "output_format", "shape", "token_counts", "truncated", "prompted", "chunks"),
         *("processing_time_ms", "precision", "model"),
     ]
     assert set(output["properties"]) - set(output["required"]) == {"chunks"}

@@ -109,6 +109,11 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
             "chunk: the texts make 10,001 chunks; 8,192 are allowed: give few",
         ),
         ({"texts": ["a", "b"], "titles": ["", "w " * 4000], "chunk": 16}, r"titles\[1\]: leaves 0 of 2,048 tokens"),
+        (
+            {"texts": ["a", "task: clustering | query: b"], "task": "retrieval_query"},
+            r"texts\[1\]: begins with the prompt of task 'clustering', and the task is 'retrieval_query'; leave the prompt",
+        ),
+        ({"text": "title: none | text: "}, "text: is nothing but the prompt of task 'retrieval_document'; put a text"),
         ({"text": "a", "file": Path("b.txt")}, "file, text: give a file, whose columns have texts and titles"),
         ({"file": "b.txt"}, "file: 'b.txt' is no URL"),
     ],
@@ -125,6 +130,32 @@ def test_cuts_are_logged_a_line_each(predict: Predict, caplog: pytest.LogCapture
         "texts[1] cut at its start to 2048 tokens",
         "texts[3] cut at its start to 2048 tokens",
     ]
+
+
+def test_texts_with_their_prompts_get_no_second_one_and_are_told(
+    predict: Predict, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["task: search result | query: one", "two", "title: Three | text: three"]
+    answer = predict(texts=texts)
+    assert answer["prompted"] == [0, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "texts that began with a prompt, and got no second one: 2"
+    ]
+    vectors = [
+        encoding.decode(predict(text="one", task="retrieval_query")),
+        encoding.decode(predict(text="two")),
+        encoding.decode(predict(text="three", title="Three")),
+    ]
+    np.testing.assert_array_equal(encoding.decode(answer), vectors)
+    assert predict(text=texts[0], task="retrieval_query")["prompted"] == [0]
+    assert predict(text=texts[0], task="none")["prompted"] == predict(text="two")["prompted"] == []
+
+
+def test_whole_numbers_may_come_as_floats(predict: Predict) -> None:
+    integers = {"embedding_dim": 256, "chunk": 64, "overlap": 8}  # all there are: tests/test_openapi.py
+    answer = predict(text="word " * 200, **integers)
+    floats = predict(text="word " * 200, **{name: float(value) for name, value in integers.items()})
+    assert floats["chunks"] == answer["chunks"] and floats["embedding"] == answer["embedding"]
 
 
 @pytest.mark.parametrize("late_chunking", [False, True], ids=["early", "late"])

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.tokenizer import TextRefused, TokenizedText, Tokenizer
 
@@ -46,11 +46,18 @@ class Pass:
     ids: list[int]
     truncated: bool
     spans: list[Span]
+    prompted: bool = False
+    """Whether the text began with its prompt itself."""
 
     @classmethod
     def whole(cls, tokenized: TokenizedText, start: int, end: int) -> "Pass":
         """Return the pass of characters [start, end) of a text, tokenized, with one vector."""
         return cls(tokenized.ids, tokenized.truncated, [Span(start, end, 0, len(tokenized.ids))])
+
+    def behind(self, prompt: int) -> "Pass":
+        """Return the pass for the text with its own prompt, of so many characters, before what was cut."""
+        spans = [replace(span, start=span.start + prompt, end=span.end + prompt) for span in self.spans]
+        return replace(self, spans=spans, prompted=True)
 
 
 def cut_into_passes(

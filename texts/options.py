@@ -1,13 +1,14 @@
 """What the vectors are to be: task, dimensions, normalisation, precision, truncation and chunking."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 
 import encoding
 from engine.tokenizer import Truncate
-from tasks import PROMPTS
+from tasks import PROMPTS, TITLED_TASK
 from texts.chunking import Chunking
 
 EMBEDDING_DIMS = (768, 512, 256, 128)
@@ -15,11 +16,22 @@ EMBEDDING_DIMS = (768, 512, 256, 128)
 MIN_CHUNK_STEP = 16
 
 
+def prompts_in_texts() -> str:
+    """Return the variable PROMPTS_IN_TEXTS: `use` the prompt that a text begins with (the default), or `ignore` it.
+
+    Raises ValueError for anything else.
+    """
+    value = os.environ.get("PROMPTS_IN_TEXTS", "").strip() or "use"
+    check_choice("PROMPTS_IN_TEXTS", value, ("use", "ignore"))
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How texts are embedded. Raises ValueError, naming the field and the choices, for a value that is none of them."""
 
-    task: str = "retrieval_document"
+    task: str | None = None
+    """None where nobody chose one: `default_task`, or the task whose prompt a text begins with."""
     embedding_dim: int = 768
     normalize: bool = True
     precision: str = "float32"
@@ -27,12 +39,20 @@ class Options:
     chunking: Chunking | None = None
     max_tokens: int | None = None
     """The most tokens of a text that is not chunked, prompt included, where these are fewer than the model's."""
+    default_task: str = TITLED_TASK
+    own_prompts: bool = field(default_factory=lambda: prompts_in_texts() == "use")
+    """Whether a text that begins with one of the model's prompts gets no second one."""
 
     def __post_init__(self) -> None:
-        check_choice("task", self.task, PROMPTS)
+        check_choice("task", self.prompt_task, PROMPTS)
         check_choice("embedding_dim", self.embedding_dim, EMBEDDING_DIMS)
         check_choice("precision", self.precision, encoding.WIRE_DTYPES)
         check_choice("truncate", self.truncate, get_args(Truncate))
+
+    @property
+    def prompt_task(self) -> str:
+        """The task of texts that begin with no prompt."""
+        return self.default_task if self.task is None else self.task
 
     @property
     def width(self) -> int:
@@ -51,11 +71,12 @@ class Options:
     def described(self) -> dict[str, str]:
         """Return the options as strings, for the metadata of a file of vectors."""
         facts = {
-            "task": self.task,
+            "task": self.prompt_task,
             "dimensions": self.embedding_dim,
             "precision": self.precision,
             "normalized": self.normalize,
             "truncate": self.truncate,
+            "prompts_in_texts": "ignored" if not self.own_prompts else "any task" if self.task is None else "this task",
         }
         if self.chunking:
             facts |= {"chunk": self.chunking.chunk, "overlap": self.chunking.overlap, "late": self.chunking.late}

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from engine.contract import Ranges
 from engine.tokenizer import Tokenizer
-from tasks import prompt_for
 from texts.chunking import Pass, Span, cut_into_passes
 from texts.options import Options
+from texts.prompts import split_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Prepared:
         """Whether the limit cut some of the text off, for each vector."""
         return [each.truncated for each in self.passes for _ in each.spans]
 
+    @property
+    def prompted(self) -> list[bool]:
+        """Whether the text began with its prompt itself, for each vector."""
+        return [each.prompted for each in self.passes for _ in each.spans]
+
 
 def prepare(
     tokenizer: Tokenizer,
@@ -66,7 +71,7 @@ def prepare(
     """Return what the model reads of checked texts: the task's prompt before each, cut to the limit or into chunks.
 
     Thread-safe, and mostly outside the interpreter's lock. Raises TextRefused for a text that cannot be brought under
-    the limit, and ValueError for more than `max_chunks` chunks.
+    the limit, or whose own prompt contradicts the options; ValueError for more than `max_chunks` chunks.
     """
     passes = passes_of(tokenizer, texts, titles, options, max_chunks)
     return gather(enumerate(passes), options)
@@ -86,8 +91,14 @@ def passes_of(
     max_chunks: int | None = None,
 ) -> list[list[Pass]]:
     """Return the passes of each text; see `prepare`."""
-    prompts = [prompt_for(options.task, title) for title in titles]
+    split = [split_prompt(i, text, title, options) for i, (text, title) in enumerate(zip(texts, titles, strict=True))]
+    prompts, rests = [prompt for prompt, _ in split], [rest for _, rest in split]
     if options.chunking is not None:
-        return cut_into_passes(tokenizer, prompts, texts, options.chunking, max_chunks)
-    tokenized = tokenizer.encode(prompts, texts, options.truncate, options.max_tokens)
-    return [[Pass.whole(result, 0, len(text))] for result, text in zip(tokenized, texts, strict=True)]
+        passes = cut_into_passes(tokenizer, prompts, rests, options.chunking, max_chunks)
+    else:
+        tokenized = tokenizer.encode(prompts, rests, options.truncate, options.max_tokens)
+        passes = [[Pass.whole(result, 0, len(rest))] for result, rest in zip(tokenized, rests, strict=True)]
+    for its_passes, text, rest in zip(passes, texts, rests, strict=True):
+        if rest is not text:
+            its_passes[:] = [each.behind(len(text) - len(rest)) for each in its_passes]
+    return passes

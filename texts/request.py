@@ -54,7 +54,7 @@ def read_texts(
     texts: Sequence[str] | str | None = None,
     title: str | None = None,
     titles: Sequence[str] | None = None,
-    task: str = TITLED_TASK,
+    task: str | None = None,
 ) -> Texts:
     """Return the texts of a request that gives either `text` or `texts`, with a title (or "") for each or for none.
 
@@ -78,7 +78,7 @@ def read_texts(
 def check_texts(
     texts: Sequence[Any],
     titles: Sequence[Any] | None = None,
-    task: str = TITLED_TASK,
+    task: str | None = None,
     single: bool = False,
     names: Names = DEFAULT_NAMES,
 ) -> Texts:
@@ -93,7 +93,7 @@ def check_texts(
         return request
     given = next((position for position, title in enumerate(titles) if title is not None), 0)
     name = request.title_name(given).removesuffix(f"[{given}]")
-    if task != TITLED_TASK:
+    if task not in (None, TITLED_TASK):
         raise ValueError(f"{name}: task '{task}' has no place for a title; leave it out or use task '{TITLED_TASK}'")
     if len(titles) != len(texts):
         raise ValueError(

@@ -87,22 +87,22 @@ def test_the_page_has_every_field_and_no_other() -> None:
         assert honoured | {name for name in ignored if "*" not in name} <= there, path
 
 
+SINGLE = {"content": {"parts": [{"text": "one"}]}}
 BASES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "one"},
     "/embed": {"inputs": "one"},
     "/": {"inputs": "one"},
     "/similarity": {"inputs": {"source_sentence": "one", "sentences": ["two"]}},
     "/tokenize": {"inputs": "one"},
+    f"/v1/models/{MODEL}:embedContent": SINGLE,
+    f"/v1beta/models/{MODEL}:embedContent": SINGLE,
+    f"/v1/models/{MODEL}:batchEmbedContents": {"requests": [SINGLE]},
+    f"/v1beta/models/{MODEL}:batchEmbedContents": {"requests": [SINGLE]},
     "/api/embed": {"model": MODEL, "input": "one"},
     "/api/embeddings": {"model": MODEL, "prompt": "one"},
     "/api/show": {"model": MODEL},
     "/v1/embed": {"texts": ["one"]},
     "/v2/embed": {"texts": ["one"]},
-} | {
-    f"/{version}/models/{MODEL}{form}": {"requests": [body]} if form == ":batchEmbedContents" else body
-    for version in ("v1", "v1beta")
-    for form in (":embedContent", ":batchEmbedContents")
-    for body in [{"content": {"parts": [{"text": "one"}]}}]
 }
 TEXT_FIELDS = ("input", "inputs", "prompt", "texts", "content.parts[].text", "inputs.sentences")
 # A value that changes the answer, by field; with a second value it does so for a text that is given it.

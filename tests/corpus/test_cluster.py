@@ -73,7 +73,7 @@ def test_all_batches_of_a_cluster_have_the_same_columns() -> None:
     assert tables[0].schema.equals(tables[1].schema, check_metadata=True)
     assert tables[0].schema.equals(tables[2].schema, check_metadata=True)
     assert [table["token_count"].null_count for table in tables] == [0, 1, 2]
-    assert tables[0].schema.names == ["id", "embedding", "token_count", "truncated", "problem", "text"]
+    assert tables[0].schema.names == ["id", "embedding", "token_count", "truncated", "prompted", "problem", "text"]
     assert tables[0]["id"].type == pa.int32()
     for table in tables:
         table.validate(full=True)

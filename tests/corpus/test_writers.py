@@ -71,6 +71,7 @@ def test_parquet_says_what_its_vectors_are(engine: PackedEngine, tmp_path: Path)
         b"precision": b"int8",
         b"normalized": b"true",
         b"truncate": b"end",
+        b"prompts_in_texts": b"this task",
     }
     assert output_rows(tmp_path / "v.parquet")[2]["note"] == '{"i":2}', "JSON that is no string stays JSON"
     assert output_rows(tmp_path / "v.parquet")[2]["name"] == "key-2"

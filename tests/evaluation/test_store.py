@@ -48,6 +48,15 @@ def test_vectors_are_those_of_the_source_in_order(counted: Counted, source: Engi
     assert np.abs(got - expected).max() < 1e-6
 
 
+def test_prompts_that_are_ignored_make_other_vectors(
+    counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, own = Store(tmp_path / "a.sqlite", counted), ["task: clustering | query: one"]
+    used = store.embed(own, [None], "clustering")
+    monkeypatch.setenv("PROMPTS_IN_TEXTS", "ignore")
+    assert np.abs(store.embed(own, [None], "clustering") - used).max() > 1e-3
+
+
 def test_a_text_is_computed_once_for_each_task_and_title(counted: Counted, tmp_path: Path) -> None:
     store = Store(tmp_path / "a.sqlite", counted)
     store.embed([*TEXTS, *TEXTS], [*NO_TITLES, *NO_TITLES], "clustering")

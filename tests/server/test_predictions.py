@@ -1,6 +1,7 @@
 """What a client of the HTTP API sees: every format and precision, every refusal, and that one harms no other."""
 
 import concurrent.futures
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ def test_a_cut_is_in_the_answer_and_its_log(server: Server) -> None:
     assert answer["output"]["truncated"] == [1]
     assert answer["output"]["token_counts"][1] == 2048
     assert answer["logs"].strip() == "WARNING predict: texts[1] cut at its start to 2048 tokens"
+
+
+def test_every_whole_number_may_be_written_as_a_float(server: Server) -> None:
+    schema = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
+    fields = schema["Input"]["properties"]
+    integers = [name for name in fields if "integer" in (fields[name].get("type"), schema.get(name, {}).get("type"))]
+    assert integers == ["embedding_dim", "chunk", "overlap"]
+    for name in integers:
+        inputs = {"text": "word " * 100, "chunk": 32} | {name: float(fields[name]["default"] or 24)}
+        answer = server.predict(inputs)
+        assert answer["status"] == "succeeded", answer["error"]
+
+
+def test_inputs_that_do_not_exist_are_named_in_the_servers_log(server: Server) -> None:
+    """Cog's server drops them before the predictor sees them, and its log is the one place that tells."""
+    assert server.predict({"text": "a", "tsk": "clustering", "dimension": 5})["status"] == "succeeded"
+    log = server.log.read_text(encoding="utf-8")
+    (line,) = [json.loads(line)["fields"] for line in log.splitlines() if "tsk" in line]
+    assert line["message"] == "Stripped unknown input fields" and json.loads(line["fields"]) == ["dimension", "tsk"]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_they_are_described_in_words() -> None:
         "precision": "int8",
         "normalized": "false",
         "truncate": "end",
+        "prompts_in_texts": "any task",
         "chunk": "64",
         "overlap": "8",
         "late": "true",
