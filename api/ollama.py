@@ -55,6 +55,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
     f16_kv: Any = None
     logits_all: Any = None
     vocab_only: Any = None
+    embedding_only: Any = None
     use_mmap: Any = None
     use_mlock: Any = None
     num_thread: Any = None

@@ -153,7 +153,8 @@ def _decoded(items: Sequence[object], single: bool, tokenizer: str | None, servi
 def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
     """Return the precision, and whether the numbers come as base64.
 
-    Only float32 does: clients ask for base64 without their user's knowledge, and take whatever comes for float32.
+    Only float32 does: OpenAI's clients ask for base64 unless told otherwise, and before version 7 the one in JavaScript
+    reads whatever comes as base64 of float32, lists of numbers too.
     """
     mixed = one_of("embedding_type", asked.embedding_type, FORMATS | PRECISIONS, "")
     output = one_of("output_dtype", asked.output_dtype, PRECISIONS, "")
