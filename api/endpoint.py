@@ -72,7 +72,7 @@ class Endpoint:
         if not service.started and not self.operation.while_loading:
             raise Refusal("unready", "the model is being loaded; try again in a moment")
         call = Call(service, self._host.metrics, body, scope)
-        if self._decoder and not self.operation.reads_url:
+        if self._decoder and not self.operation.in_url:
             check_url(call.query)
         answer = await _while_connected(self.operation.handle(call), receive)
         if isinstance(answer, Response):

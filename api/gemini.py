@@ -10,9 +10,12 @@ from api import names
 from api.fields import Whole, agreed, cut_end, dimensions_of
 from api.operations import Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
+from service import off_loop
 from texts.options import Options
 from texts.request import MAX_TEXTS, Names
 
+# What so few requests ask for is read in less time than handing them to another thread takes.
+REQUESTS_ON_LOOP = 50
 TASKS: dict[str, str | None] = {
     "TASK_TYPE_UNSPECIFIED": None,
     "RETRIEVAL_QUERY": "retrieval_query",
@@ -51,7 +54,15 @@ class EmbedContentConfig(msgspec.Struct, rename="camel", forbid_unknown_fields=T
     snake_auto_truncate: bool | None = msgspec.field(default=None, name="auto_truncate")
 
 
-WIRE_NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(EmbedContentConfig)}
+# The attributes for each setting, with their names in JSON.
+SPELLINGS = {
+    name: [
+        (field.name, field.encode_name)
+        for field in msgspec.structs.fields(EmbedContentConfig)
+        if field.name in (name, f"snake_{name}")
+    ]
+    for name in ("task_type", "title", "output_dimensionality", "auto_truncate")
+}
 
 
 class EmbedContentRequest(EmbedContentConfig, rename="camel", forbid_unknown_fields=True, kw_only=True):
@@ -122,10 +133,7 @@ async def batch_embed_contents(call: Call) -> BatchEmbedContentsAnswer:
 
 async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool) -> tuple[list[ContentEmbedding], int]:
     """Return the vectors and how many tokens they took. Requests of the same options are computed together."""
-    groups: dict[Options, list[int]] = {}
-    for position, each in enumerate(asked):
-        name = "" if single else f"requests[{position}]."
-        groups.setdefault(_options(each, name, call), []).append(position)
+    groups = await off_loop(len(asked) > REQUESTS_ON_LOOP, _grouped, asked, single, call)
     if not groups:
         raise ValueError("requests: the list is empty; give at least one request")
     if len(asked) > MAX_TEXTS:
@@ -148,6 +156,14 @@ async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool)
         tokens += sum(embedded.token_counts)
     call.truncated, call.prompted = sorted(truncated), sorted(prompted)
     return vectors, tokens
+
+
+def _grouped(asked: Sequence[EmbedContentRequest], single: bool, call: Call) -> dict[Options, list[int]]:
+    """Return the positions of the requests that have the same options."""
+    groups: dict[Options, list[int]] = {}
+    for position, each in enumerate(asked):
+        groups.setdefault(_options(each, "" if single else f"requests[{position}].", call), []).append(position)
+    return groups
 
 
 def _text(asked: EmbedContentRequest, name: str) -> str:
@@ -179,10 +195,12 @@ def _said(asked: EmbedContentRequest, name: str, field: str) -> Iterator[tuple[s
         ("embed_content_config.", asked.snake_embed_content_config),
     )
     for place, config in places:
-        for attribute in (field, f"snake_{field}"):
-            value = getattr(config, attribute, None)
+        if config is None:
+            continue
+        for attribute, spelling in SPELLINGS[field]:
+            value = getattr(config, attribute)
             if value is not None:
-                yield f"{name}{place}{WIRE_NAMES[attribute]}", value, value
+                yield f"{name}{place}{spelling}", value, value
 
 
 API = Api("Gemini", error, key_header="x-goog-api-key")

@@ -98,8 +98,8 @@ class Operation:
     """Whether it needs no key."""
     while_loading: bool = False
     """Whether it is answered before the model is there."""
-    reads_url: bool = False
-    """Whether it takes fields in the URL as well as in the body."""
+    in_url: Any = None
+    """The type of the fields that it takes in the URL as well as in the body; None for none."""
 
 
 async def numbers(vectors: np.ndarray) -> list[msgspec.Raw]:

@@ -4,7 +4,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
-from api.fields import URL_EXTRAS, Whole, agreed, cut_end, dimensions_of
+from api.fields import URL_EXTRAS, Whole, agreed, cut_end, dimensions_of, one_of
 from api.names import MODEL, task_of
 from api.operations import Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
@@ -39,6 +39,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     normalize: bool | None = None
     truncate: bool | str | None = None
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
+    encoding_format: str | None = None
 
 
 class Common(Parameters, forbid_unknown_fields=True, kw_only=True):
@@ -117,7 +118,7 @@ class Said:
         in_url = [(field, value) for field, value in call.query.multi_items() if field not in URL_EXTRAS]
         if len(dict(in_url)) < len(in_url):
             raise ValueError("URL: it has a field more than once; give each once")
-        self._places.append(("the URL's ", msgspec.convert(dict(in_url), kind, strict=False)))
+        self._places.append(("URL.", msgspec.convert(dict(in_url), kind, strict=False)))
 
     def all(self, field: str) -> dict[str, Any]:
         """Return the values of a field that were sent, each by where it stands."""
@@ -134,6 +135,7 @@ class Said:
 
     def options(self, default_task: str = TITLED_TASK) -> Options:
         """Return the options. Raises ValueError where two places differ."""
+        one_of("encoding_format", self.one("encoding_format"), ("float",))
         truncate = self.one("truncate")
         end = cut_end(AUTO_TRUNCATE if truncate is None else truncate)
         if self.one("truncation_direction") == "left" and end != "none":
@@ -228,11 +230,18 @@ async def info(call: Call) -> dict[str, Any]:
 
 API = Api("TEI", error, {"invalid": 422, "body": 422, "long": 413, "failed": 424})
 OPERATIONS = [
-    Operation(API, "POST", path, summary, handle, asks, answers, reads_url=True)
-    for path, summary, handle, asks, answers in (
-        ("/embed", "Embed texts.", embed, EmbedRequest, list[list[float]]),
-        ("/", "Embed or compare texts.", embed_or_compare, EmbedOrCompareRequest, list[list[float] | float]),
-        ("/similarity", "Compare a text with others.", similarity, SimilarityRequest, list[float]),
-        ("/tokenize", "Cut texts into tokens.", tokenize, TokenizeRequest, list[list[Token]]),
+    Operation(API, "POST", path, summary, handle, asks, answers, in_url=in_url)
+    for path, summary, handle, asks, answers, in_url in (
+        ("/embed", "Embed texts.", embed, EmbedRequest, list[list[float]], Parameters),
+        (
+            "/",
+            "Embed or compare texts.",
+            embed_or_compare,
+            EmbedOrCompareRequest,
+            list[list[float] | float],
+            Parameters,
+        ),
+        ("/similarity", "Compare a text with others.", similarity, SimilarityRequest, list[float], Parameters),
+        ("/tokenize", "Cut texts into tokens.", tokenize, TokenizeRequest, list[list[Token]], TokenParameters),
     )
 ] + [Operation(API, "GET", "/info", "Say what is served.", info, answers=dict[str, Any])]

@@ -199,7 +199,8 @@ def test_a_field_that_cannot_matter_changes_nothing(client: httpx.Client, path: 
 @pytest.mark.parametrize("path", TABLE)
 def test_fields_that_are_refused_and_those_that_nobody_knows(client: httpx.Client, service: Service, path: str) -> None:
     prefix = "requests[]." if "batch" in path else ""
-    values = {"images": [{}], "inputs[].content[].image_url": {}, "inputs[].content[].type": "image_url"}
+    values: dict[str, Any] = {"encoding_format": "base64"} if path != "/v1/embeddings" else {}
+    values |= {"images": [{}], "inputs[].content[].image_url": {}, "inputs[].content[].type": "image_url"}
     for field in TABLE[path][1] | {"nobody_knows_it"}:
         body = put(before(path, field, service), prefix + field, values.get(field, True))
         refused = client.post(path, json=body)
@@ -239,6 +240,7 @@ def test_two_places_of_a_field_agree_or_are_refused_with_both_names(
     first, second = {
         "prompt_name": ("query", "document"), "taskType": ("CLUSTERING", "RETRIEVAL_QUERY"), "title": ("a", "b"),
         "dimensions": (128, 256), "outputDimensionality": (128, 256), "truncation_direction": ("left", "right"),
+        "encoding_format": ("float", "base64"),
     }.get(plain(one), (True, False))  # fmt: skip
     agreeing = client.post(path, json=put(put(BASES[path], one, first), other, first))
     assert agreeing.status_code == 200, agreeing.text

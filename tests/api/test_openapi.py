@@ -41,6 +41,18 @@ def test_every_operation_is_described(document: dict[str, Any]) -> None:
     assert len(set(names)) == len(names)
 
 
+def test_fields_in_the_url_are_described(document: dict[str, Any]) -> None:
+    described = {
+        path: methods["post"].get("parameters", []) for path, methods in document["paths"].items() if path in BODIES
+    }
+    in_url = {path: {each["name"] for each in fields if each["in"] == "query"} for path, fields in described.items()}
+    parameters = {"prompt_name", "dimensions", "normalize", "truncate", "truncation_direction", "encoding_format"}
+    assert {path: names for path, names in in_url.items() if names} == {
+        **dict.fromkeys(("/", "/embed", "/similarity"), parameters),
+        "/tokenize": {"prompt_name", "add_special_tokens"},
+    }
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_bodies_and_answers_are_as_described(client: httpx.Client, document: dict[str, Any], path: str) -> None:
     def check(instance: object, described: dict[str, Any]) -> None:

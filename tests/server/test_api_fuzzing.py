@@ -30,7 +30,8 @@ KNOWN = {
     "embedding_types": [["float", "base64"], ["ubinary"], None],
     "tokenizer": [MODEL, None],
     "name": [MODEL, None],
-    "type": ["text"],
+    "images": [None],
+    "texts": [["one"], ["one", "two"]],
     **{name: [768, 128, None] for name in ("dimensions", "output_dimension")},
     **{name: [768, 128, None] for name in ("outputDimensionality", "output_dimensionality")},
     **{name: [64, None] for name in ("max_tokens", "num_ctx", "truncate_prompt_tokens")},
@@ -56,7 +57,7 @@ def narrowed(node: Any) -> Any:
         fields = {name: {"enum": KNOWN[name]} if name in KNOWN else field for name, field in node["properties"].items()}
         node |= {"properties": fields, "additionalProperties": False}
     shorter = {"string": {"minLength": 1, "maxLength": 12}, "array": {"minItems": 1, "maxItems": 3}}
-    return node | shorter.get(node.get("type", ""), {})
+    return node | shorter.get(str(node.get("type")), {})  # which is a field's description where a field has this name
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Hugging Face's InferenceClient, which speaks to text-embeddings-inference."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient, get_session
@@ -45,7 +47,7 @@ def test_parameters_beside_the_texts_or_in_an_object_of_their_own(
     client: InferenceClient, doors: str, predict: Predict
 ) -> None:
     """The client has sent them in both ways, and Hugging Face's client for JavaScript sends an object."""
-    parameters = {"prompt_name": "query", "normalize": False, "truncate": True, "dimensions": 256}
+    parameters: dict[str, Any] = {"prompt_name": "query", "normalize": False, "truncate": True, "dimensions": 256}
     vectors = client.feature_extraction(QUERY, **parameters)
     lengths = np.linalg.norm(vectors, axis=1)
     assert abs(lengths - 1).max() > 1e-3
@@ -61,8 +63,11 @@ def test_sentence_similarity(client: InferenceClient, doors: str, predict: Predi
         np.testing.assert_allclose(scores, np.array(others) @ source, atol=1e-6)
 
 
-def test_a_bad_request_names_the_field(client: InferenceClient) -> None:
+def test_a_bad_request_names_the_field(client: InferenceClient, predict: Predict) -> None:
     with pytest.raises(HfHubHTTPError, match=r"prompt_name.*search"):
         client.feature_extraction(QUERY, prompt_name="search")
+    check_same(client.feature_extraction(QUERY, encoding_format="float"), predict([QUERY]))
+    with pytest.raises(HfHubHTTPError, match=r"encoding_format.*base64"):
+        client.feature_extraction(QUERY, encoding_format="base64")
     with pytest.raises(HfHubHTTPError, match=r"dimensions.*300"):
         client.feature_extraction(QUERY, dimensions=300)
