@@ -12,6 +12,8 @@ Choice = TypeVar("Choice")
 Meaning = TypeVar("Meaning")
 Whole = int | float
 """A whole number. JSON has one kind of numbers, and some clients write 256 as 256.0."""
+SIDES: dict[str, Truncate] = {"left": "start", "right": "end"}
+"""The ends of a text by the names that tokenizers have for them."""
 # No prompt is longer, so some of a text is left of so many tokens.
 MIN_TOKENS = 32
 # What clients put into any URL: the key, and how answers look or which version they know, where there is but one.

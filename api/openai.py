@@ -8,7 +8,7 @@ import msgspec
 
 import encoding
 from api import names
-from api.fields import Whole, agreed, cut_end, dimensions_of, one_of, token_limit
+from api.fields import SIDES, Whole, agreed, cut_end, dimensions_of, one_of, token_limit
 from api.operations import Api, Call, Operation, base64s, numbers, options_of
 from api.refusal import Refusal
 from engine.tokenizer import Truncate
@@ -31,7 +31,6 @@ TASKS = {
 # Voyage's names for precisions; Jina has them and OpenAI's formats in one field.
 PRECISIONS = {"float": "float32"} | {name: name for name in encoding.WIRE_DTYPES}
 FORMATS = {"float": "float32", "base64": "float32"}
-SIDES: dict[str, Truncate] = {"left": "start", "right": "end"}
 TOKEN_IDS = (
     "token ids of another model's tokenizer would give vectors of another text; send strings (langchain-openai: "
     f"check_embedding_ctx_length=False), or with ids of this model's own tokenizer send 'tokenizer': {names.MODEL!r}"
@@ -119,10 +118,10 @@ async def embeddings(call: Call) -> EmbeddingsAnswer:
     asked: EmbeddingsRequest = call.body
     single = isinstance(asked.input, str) or _is_ids(asked.input)
     items: Sequence[Any] = [asked.input] if single else asked.input
-    if not all(isinstance(item, str) for item in items):
-        items = await asyncio.to_thread(_decoded, items, single, asked.tokenizer, call.service)
     precision, is_base64 = _number_format(asked)
     options = _options(asked, precision, call.service)
+    if not all(isinstance(item, str) for item in items):
+        items = await asyncio.to_thread(_decoded, items, single, asked.tokenizer, call.service)
     embedded = await call.embed(items, options, NAMES, single, asked.titles)
     vectors: list[Any] = await (base64s if is_base64 else numbers)(embedded.vectors)
     tokens = sum(embedded.token_counts)

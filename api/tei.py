@@ -1,14 +1,15 @@
 """The API of Hugging Face's text-embeddings-inference (TEI)."""
 
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
-from api.fields import URL_EXTRAS, Whole, agreed, cut_end, dimensions_of, one_of
+from api.fields import SIDES, URL_EXTRAS, Whole, agreed, cut_end, dimensions_of, one_of
 from api.names import MODEL, task_of
 from api.operations import Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
 from engine.threads import usable_threads
+from engine.tokenizer import Truncate
 from service import CHARACTERS_ON_LOOP, Service, off_loop
 from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK, prompt_for
 from texts.options import Options
@@ -103,13 +104,10 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
     return {"error": refusal.message, "error_type": kinds.get(refusal.kind, "Validation")}
 
 
-Kind = TypeVar("Kind", Parameters, TokenParameters)
-
-
 class Said:
     """What a request says in its body, in the body's `parameters` and in its URL."""
 
-    def __init__(self, call: Call, kind: type[Kind]) -> None:
+    def __init__(self, call: Call, kind: type[msgspec.Struct]) -> None:
         """Raises msgspec.ValidationError for what the URL has and `kind` has not."""
         self._service = call.service
         self._places: list[tuple[str, Any]] = [("", call.body)]
@@ -136,17 +134,23 @@ class Said:
     def options(self, default_task: str = TITLED_TASK) -> Options:
         """Return the options. Raises ValueError where two places differ."""
         one_of("encoding_format", self.one("encoding_format"), ("float",))
-        truncate = self.one("truncate")
-        end = cut_end(AUTO_TRUNCATE if truncate is None else truncate)
-        if self.one("truncation_direction") == "left" and end != "none":
-            end = "start"
         return options_of(
             self.task(),
             default_task=default_task,
             embedding_dim=dimensions_of(*self.all("dimensions").items()),
             normalize=self.one("normalize") is not False,
-            truncate=end,
+            truncate=self._truncate(),
         )
+
+    def _truncate(self) -> Truncate:
+        """Return the end to cut. `truncate` may name it, too."""
+        truncate, direction = self.one("truncate"), self.one("truncation_direction")
+        end = cut_end(AUTO_TRUNCATE if truncate is None else truncate)
+        if direction is None or end == "none":
+            return end
+        named = end if isinstance(truncate, str) else None
+        side = SIDES[direction]
+        return agreed(("truncate", truncate, named), ("truncation_direction", direction, side)) or side
 
 
 def _switch(value: Any) -> Any:

@@ -127,6 +127,11 @@ def test_info_says_what_is_served(client: httpx.Client, service: Service) -> Non
             "URL.prompt_name: 'query' contradicts prompt_",
         ),
         ("/embed?truncate=true&truncate=false", {"inputs": "a"}, "URL: it has a field more than once; give each once"),
+        (
+            "/embed",
+            {"inputs": "a", "truncate": "end", "truncation_direction": "left"},
+            "truncation_direction: 'left' contradicts truncate, which is 'end'; give one of the two",
+        ),
         ("/tokenize?normalize=true", {"inputs": "a"}, "normalize: this API has no such field; leave it out"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, "inputs.sentences: 0 texts were given"),
         ("/similarity", {"inputs": {"source_sentence": "", "sentences": ["a"]}}, "inputs.source_sentence: the text is"),
