@@ -8,11 +8,12 @@ import numpy as np
 
 import encoding
 from api import names
-from api.operations import Api, Call, Operation, base64s, cut_end, numbers, one_of, options_of
+from api.fields import Whole, cut_end, dimensions_of, one_of, token_limit
+from api.operations import Api, Call, Operation, base64s, numbers, options_of
 from api.refusal import Refusal
 from service import NUMBERS_ON_LOOP, off_loop
-from tasks import PROMPTS, TITLED_TASK
-from texts.options import EMBEDDING_DIMS
+from tasks import PROMPTS
+from texts.request import DEFAULT_NAMES, Names
 
 TASKS = {"search_document": "retrieval_document", "search_query": "retrieval_query"} | {task: task for task in PROMPTS}
 PRECISIONS = {"float": "float32", "base64": "float32"} | {
@@ -20,17 +21,36 @@ PRECISIONS = {"float": "float32", "base64": "float32"} | {
 }
 
 
-class EmbedRequest(msgspec.Struct):
+INPUT_NAMES = Names(texts="inputs[{}].content[0].text")
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A text; images are refused."""
+
+    type: str = "text"
+    text: str | None = None
+    image_url: Any = None
+
+
+class Input(msgspec.Struct, forbid_unknown_fields=True):
+    """One part, as several could be joined in more than one way."""
+
+    content: list[Part]
+
+
+class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A list of texts; `input_type` is one of Cohere's names for a task, or one of this server's."""
 
     model: str = names.MODEL
     texts: list[str] | None = None
+    inputs: list[Input] | None = None
     input_type: str | None = None
     embedding_types: list[str] | None = None
-    output_dimension: int | None = None
+    output_dimension: Whole | None = None
     truncate: str | None = None
-    images: Any = None
-    inputs: Any = None
+    max_tokens: Whole | None = None
+    images: list[Any] | None = None
+    priority: Whole | None = None
 
 
 class Meta(msgspec.Struct):
@@ -68,19 +88,43 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
 async def embed(call: Call, version: str = "2") -> EmbedAnswer:
     """Embed a list of texts."""
     asked: EmbedRequest = call.body
-    if asked.images or asked.inputs or asked.texts is None:
-        raise ValueError("texts: it is missing; give a list of strings there; images and inputs are not embedded here")
-    task = names.task_in(asked.model, call.service) or TITLED_TASK
-    task = TASKS[one_of("input_type", asked.input_type, TASKS, task)]
+    texts, names_of = _texts(asked)
     kinds = asked.embedding_types or ["float"]
     for position, kind in enumerate(kinds):
         one_of(f"embedding_types[{position}]", kind, PRECISIONS)
-    dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
-    options = options_of(task, dimensions, truncate=cut_end(asked.truncate or "END"))
-    embedded = await call.embed(asked.texts, options)
+    options = options_of(
+        names.task_of(call.service, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
+        embedding_dim=dimensions_of(("output_dimension", asked.output_dimension)),
+        truncate=cut_end(asked.truncate or "END"),
+        max_tokens=token_limit("max_tokens", asked.max_tokens),
+    )
+    embedded = await call.embed(texts, options, names_of)
     vectors = {kind: await _encoded(embedded.vectors, kind) for kind in dict.fromkeys(kinds)}
     meta = Meta({"version": version}, {"input_tokens": sum(embedded.token_counts)})
-    return EmbedAnswer(str(uuid.uuid4()), vectors, asked.texts, meta)
+    return EmbedAnswer(str(uuid.uuid4()), vectors, texts, meta)
+
+
+def _texts(asked: EmbedRequest) -> tuple[list[str], Names]:
+    """Return the texts, and what errors call them."""
+    if asked.images:
+        raise ValueError("images: they are not embedded here; give a list of strings in 'texts'")
+    if (asked.texts is None) == (asked.inputs is None):
+        problem = "it is missing" if asked.texts is None else "'inputs' are given, too"
+        raise ValueError(f"texts: {problem}; give a list of strings there, or objects with 'content' in 'inputs'")
+    if asked.texts is not None:
+        return asked.texts, DEFAULT_NAMES
+    texts: list[str] = []
+    for position, each in enumerate(asked.inputs or []):
+        name = f"inputs[{position}].content"
+        if len(each.content) != 1:
+            raise ValueError(
+                f"{name}: it has {len(each.content)} parts; give one, with the texts that belong together joined"
+            )
+        [part] = each.content
+        if part.type != "text" or part.text is None or part.image_url is not None:
+            raise ValueError(f"{name}[0]: only texts are embedded here; give 'type': 'text' and a 'text'")
+        texts.append(part.text)
+    return texts, INPUT_NAMES
 
 
 async def embed_first(call: Call) -> FirstEmbedAnswer:

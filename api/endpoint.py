@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.bodies import decoded
+from api.fields import check_url
 from api.metrics import Metrics
 from api.operations import Api, Call, Operation, in_ranges
 from api.refusal import RETRY_AFTER_S, Refusal, refusal_of
-from service import Service
+from service import Service, off_loop
 
 logger = logging.getLogger(__name__)
 
 # A client's end is noticed only while the answer is being computed, and looked for from then on.
 WATCH_AFTER_S = 0.05
 JSON = "application/json"
+# Of so few bytes the coding is undone where it stands, without handing them to another thread.
+SMALL_BYTES = 10_000
 # What a request counts as whose client went away, as nginx has it.
 CLIENT_GONE = 499
 
@@ -67,6 +72,8 @@ class Endpoint:
         if not service.started and not self.operation.while_loading:
             raise Refusal("unready", "the model is being loaded; try again in a moment")
         call = Call(service, self._host.metrics, body, scope)
+        if self._decoder and not self.operation.in_url:
+            check_url(call.query)
         answer = await _while_connected(self.operation.handle(call), receive)
         if isinstance(answer, Response):
             return answer
@@ -101,7 +108,8 @@ class Endpoint:
             size, more = size + len(parts[-1]), message["more_body"]
             if size > limit:
                 raise Refusal("large", too_large)
-        return b"".join(parts)
+        coding = Headers(scope=scope).get("content-encoding", "")
+        return await off_loop(size > SMALL_BYTES, decoded, b"".join(parts), coding, limit)
 
     def _refuse(self, error: Exception) -> Response:
         """Return the error that the API has for an exception."""

@@ -3,6 +3,9 @@
 Programs that let a user set nothing but a URL and a model's name choose the task so.
 """
 
+from collections.abc import Mapping
+
+from api.fields import agreed, one_of
 from api.refusal import Refusal
 from service import Service
 from tasks import PROMPTS
@@ -14,6 +17,20 @@ ALIASES = (MODEL, "google/embeddinggemma-300m", "embeddinggemma", "embeddinggemm
 def listed() -> list[str]:
     """Return the names that a list of models has: the model's own, and one for each task."""
     return [MODEL, *(f"{MODEL}:{task}" for task in PROMPTS)]
+
+
+def task_of(
+    service: Service, models: Mapping[str, str | None], asked: Mapping[str, str | None], tasks: Mapping[str, str | None]
+) -> str | None:
+    """Return the task that a request asks for; None where it asks for none.
+
+    `models` are the model's names in the request, `asked` its names of tasks, each by its field or None; `tasks` are
+    all names that the API has. Raises ValueError where two of them ask for different tasks.
+    """
+    by_name = [(field, name, task_in(name, service)) for field, name in models.items() if name is not None]
+    by_field = [(field, name, tasks[one_of(field, name, tasks)]) for field, name in asked.items() if name is not None]
+    hint = ", and if your client sends a task by itself, the model's name without one" if by_name else ""
+    return agreed(*by_name, *by_field, hint=hint)
 
 
 def task_in(name: str, service: Service) -> str | None:

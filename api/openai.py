@@ -8,12 +8,13 @@ import msgspec
 
 import encoding
 from api import names
-from api.operations import Api, Call, Operation, base64s, cut_end, numbers, one_of, options_of
+from api.fields import SIDES, Whole, agreed, cut_end, dimensions_of, one_of, token_limit
+from api.operations import Api, Call, Operation, base64s, numbers, options_of
 from api.refusal import Refusal
 from engine.tokenizer import Truncate
 from service import Service
-from tasks import PROMPTS, TITLED_TASK
-from texts.options import EMBEDDING_DIMS, Options
+from tasks import PROMPTS
+from texts.options import Options
 from texts.request import Names
 
 # The names that Jina and Voyage give to tasks.
@@ -27,8 +28,9 @@ TASKS = {
     "code.query": "code_retrieval",
     "code.passage": "retrieval_document",
 } | {task: task for task in PROMPTS}
-# Voyage's name for the precision that OpenAI calls a format.
-PRECISIONS = {"float": "float32", "base64": "float32"} | {name: name for name in encoding.WIRE_DTYPES}
+# Voyage's names for precisions; Jina has them and OpenAI's formats in one field.
+PRECISIONS = {"float": "float32"} | {name: name for name in encoding.WIRE_DTYPES}
+FORMATS = {"float": "float32", "base64": "float32"}
 TOKEN_IDS = (
     "token ids of another model's tokenizer would give vectors of another text; send strings (langchain-openai: "
     f"check_embedding_ctx_length=False), or with ids of this model's own tokenizer send 'tokenizer': {names.MODEL!r}"
@@ -42,19 +44,21 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     input: str | list[str | int | list[int]]
     model: str = names.MODEL
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Whole | None = None
     user: str | None = None
 
     task: str | None = None
     input_type: str | None = None
     truncate: bool | Literal["end", "start", "none"] | None = None
     truncation: bool | None = None
-    truncate_prompt_tokens: int | None = None
-    output_dimension: int | None = None
+    truncate_prompt_tokens: Whole | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    output_dimension: Whole | None = None
     output_dtype: str | None = None
     embedding_type: str | None = None
     normalized: bool = True
     late_chunking: bool = False
+    return_multivector: bool = False
 
     titles: list[str | None] | None = None
     tokenizer: str | None = None
@@ -114,28 +118,15 @@ async def embeddings(call: Call) -> EmbeddingsAnswer:
     asked: EmbeddingsRequest = call.body
     single = isinstance(asked.input, str) or _is_ids(asked.input)
     items: Sequence[Any] = [asked.input] if single else asked.input
+    precision, is_base64 = _number_format(asked)
+    options = _options(asked, precision, call.service)
     if not all(isinstance(item, str) for item in items):
         items = await asyncio.to_thread(_decoded, items, single, asked.tokenizer, call.service)
-    options = _options(asked, call.service)
     embedded = await call.embed(items, options, NAMES, single, asked.titles)
-    is_base64 = "base64" in (asked.encoding_format, asked.embedding_type)
     vectors: list[Any] = await (base64s if is_base64 else numbers)(embedded.vectors)
     tokens = sum(embedded.token_counts)
     data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
     return EmbeddingsAnswer(data, call.service.model, Usage(tokens, tokens))
-
-
-def _task(asked: EmbeddingsRequest, service: Service) -> str:
-    """Return the task that the fields and the model's name agree on."""
-    said = names.task_in(asked.model, service)
-    for field, name in (("task", asked.task), ("input_type", asked.input_type)):
-        if name is None:
-            continue
-        one_of(field, name, TASKS)
-        if said not in (None, TASKS[name]):
-            raise ValueError(f"{field}: {name!r} is another task than {said!r}, which is asked for, too; give one")
-        said = TASKS[name]
-    return said or TITLED_TASK
 
 
 def _is_ids(given: object) -> bool:
@@ -149,7 +140,7 @@ def _decoded(items: Sequence[object], single: bool, tokenizer: str | None, servi
         name = "input" if single else f"input[{position}]"
         if not isinstance(item, str) and not _is_ids(item):
             raise ValueError(f"{name}: it is neither a text nor a list of token ids; give a string")
-        if not isinstance(item, str) and tokenizer not in names.ALIASES:
+        if not isinstance(item, str) and tokenizer is None:
             raise ValueError(f"{name}: {TOKEN_IDS}")
         try:
             texts.append(item if isinstance(item, str) else service.engine.tokenizer.decode(cast(list[int], item)))
@@ -158,30 +149,70 @@ def _decoded(items: Sequence[object], single: bool, tokenizer: str | None, servi
     return texts
 
 
-def _options(asked: EmbeddingsRequest, service: Service) -> Options:
+def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
+    """Return the precision, and whether the numbers come as base64.
+
+    Only float32 does: OpenAI's clients ask for base64 unless told otherwise, and before version 7 the one in JavaScript
+    reads whatever comes as base64 of float32, lists of numbers too.
+    """
+    mixed = one_of("embedding_type", asked.embedding_type, FORMATS | PRECISIONS, "")
+    output = one_of("output_dtype", asked.output_dtype, PRECISIONS, "")
+    precision = agreed(
+        ("embedding_type", mixed, (FORMATS | PRECISIONS).get(mixed)), ("output_dtype", output, PRECISIONS.get(output))
+    )
+    form = agreed(
+        ("encoding_format", asked.encoding_format, asked.encoding_format),
+        ("embedding_type", mixed, mixed if mixed in FORMATS else None),
+    )
+    if form == "base64" and precision not in (None, "float32"):
+        raise ValueError(
+            f"encoding_format: 'base64' has only float32 numbers, and {precision!r} is asked for, too; send "
+            "encoding_format 'float' to get them as a list (OpenAI's clients ask for base64 unless it is sent)"
+        )
+    return precision or "float32", form == "base64"
+
+
+def _options(asked: EmbeddingsRequest, precision: str, service: Service) -> Options:
     if asked.late_chunking:
         raise ValueError("late_chunking: it is not in this API; leave it out, or send 'chunk' to Cog's /predictions")
-    dimensions = one_of("output_dimension", asked.output_dimension, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
-    dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, dimensions)
-    precision = one_of("embedding_type", asked.embedding_type, PRECISIONS, "float")
-    precision = one_of("output_dtype", asked.output_dtype, PRECISIONS, precision)
-    task, truncate = _task(asked, service), _truncate(asked, service.engine.tokenizer.max_tokens)
-    return options_of(task, dimensions, asked.normalized, PRECISIONS[precision], truncate)
-
-
-def _truncate(asked: EmbeddingsRequest, limit: int) -> Truncate:
-    """Return the end to cut. OpenAI refuses a text that is too long; Jina, Voyage and vLLM have a field for it."""
-    if asked.truncate is not None:
-        return cut_end(asked.truncate)
-    tokens = asked.truncate_prompt_tokens
-    if tokens is None:
-        return cut_end(bool(asked.truncation))
-    if tokens == -1 or tokens >= limit:
-        return "end"
-    raise ValueError(
-        f"truncate_prompt_tokens: {tokens} is below the limit of {limit:,}, the only one there is here; give -1, or "
-        "shorten the texts"
+    if asked.return_multivector:
+        raise ValueError("return_multivector: this model has one vector for a text; leave it out")
+    if asked.tokenizer not in (None, service.name, *names.ALIASES):
+        raise ValueError(f"tokenizer: {asked.tokenizer!r:.80} is another model's; send texts, or {names.MODEL!r}")
+    fields = {"task": asked.task, "input_type": asked.input_type}
+    return options_of(
+        names.task_of(service, {"model": asked.model}, fields, TASKS),
+        embedding_dim=dimensions_of(("dimensions", asked.dimensions), ("output_dimension", asked.output_dimension)),
+        normalize=asked.normalized,
+        precision=precision,
+        truncate=_truncate(asked),
+        max_tokens=token_limit("truncate_prompt_tokens", _tokens(asked)),
     )
+
+
+def _tokens(asked: EmbeddingsRequest) -> Whole | None:
+    """Return the tokens to cut a text to; None for the model's limit, which vLLM calls -1."""
+    return None if asked.truncate_prompt_tokens == -1 else asked.truncate_prompt_tokens
+
+
+def _truncate(asked: EmbeddingsRequest) -> Truncate:
+    """Return the end to cut. OpenAI refuses a text that is too long; Jina, Voyage and vLLM have fields for it."""
+    tokens, side = asked.truncate_prompt_tokens, asked.truncation_side
+    switches = (("truncate", asked.truncate), ("truncation", asked.truncation), ("truncate_prompt_tokens", tokens))
+    sent = [(field, value) for field, value in switches if value is not None]
+    if side is None:
+        return agreed(*((field, value, _end(value)) for field, value in sent)) or "none"
+    if not sent:
+        raise ValueError("truncation_side: it needs truncate_prompt_tokens or truncate; send one of them, too")
+    end = SIDES[side]
+    return agreed(("truncation_side", side, end), *((field, value, _end(value, end)) for field, value in sent)) or end
+
+
+def _end(value: bool | str | Whole, default: Truncate = "end") -> Truncate:
+    """Return the end that a field has cut: the default one for a mere yes, or a number of tokens."""
+    if isinstance(value, str):
+        return cut_end(value)
+    return "none" if value is False else default
 
 
 async def models(call: Call) -> Models:

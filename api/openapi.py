@@ -37,10 +37,15 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         }
         if not operation.is_open:
             entry["security"] = [{"key": []}, {}]
-        if variables := re.findall(r"\{(\w+)\}", path):
-            entry["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in variables
-            ]
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"\{(\w+)\}", path)
+        ]
+        if operation.in_url is not None:
+            fields = msgspec.json.schema_components([operation.in_url])[1][operation.in_url.__name__]["properties"]
+            parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
+        if parameters:
+            entry["parameters"] = parameters
         if operation.asks is not None:
             entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(remaining)}}}
         answer: dict[str, Any] = {"description": "The answer."}

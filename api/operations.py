@@ -1,9 +1,9 @@
 """What an API consists of: operations, one for each path, and what they have in common."""
 
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,12 +15,10 @@ from starlette.types import Scope
 import encoding
 from api.metrics import Metrics
 from api.refusal import STATUSES, Refusal
-from engine.tokenizer import Truncate
 from service import CHARACTERS_ON_LOOP, NUMBERS_ON_LOOP, Embedded, Service, off_loop
-from texts.options import Options, check_choice
+from texts.options import Options
 from texts.request import DEFAULT_NAMES, Names, check_texts
 
-Choice = TypeVar("Choice")
 # Checking the same few options takes as long as finding a vector in the cache.
 options_of = lru_cache(1024)(Options)
 
@@ -100,6 +98,8 @@ class Operation:
     """Whether it needs no key."""
     while_loading: bool = False
     """Whether it is answered before the model is there."""
+    in_url: Any = None
+    """The type of the fields that it takes in the URL as well as in the body; None for none."""
 
 
 async def numbers(vectors: np.ndarray) -> list[msgspec.Raw]:
@@ -119,19 +119,6 @@ async def base64s(vectors: np.ndarray) -> list[Any]:
 
 def _base64s(vectors: np.ndarray) -> list[Any]:
     return [encoding.encode(row, "base64") for row in np.atleast_2d(vectors)]
-
-
-def one_of(field: str, value: Choice | None, choices: Container[Choice], default: Choice | None = None) -> Any:
-    """Return the value of an optional field. Raises ValueError, naming field and choices, if it is none of these."""
-    if value is None:
-        return default
-    check_choice(field, value, choices)
-    return value
-
-
-def cut_end(truncate: bool | str) -> Truncate:
-    """Return which end of a text is cut, for `truncate` that is a switch in most APIs: true means the end."""
-    return cast(Truncate, truncate.lower()) if isinstance(truncate, str) else "end" if truncate else "none"
 
 
 def in_ranges(positions: Sequence[int]) -> str:

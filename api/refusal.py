@@ -19,6 +19,7 @@ STATUSES = {
     "path": 404,
     "method": 405,
     "large": 413,
+    "coding": 415,
     "busy": 429,
     "failed": 500,
     "unready": 503,
@@ -26,7 +27,11 @@ STATUSES = {
 
 
 # What to do about fields that some clients send.
-REMEDIES = {"messages": "send texts in 'input'; with mteb's wrapper set use_chat_template=False"}
+REMEDIES = {
+    "messages": "send texts in 'input'; with mteb's wrapper set use_chat_template=False",
+    "prompt": "send texts in 'input'",
+    "use_activation": "use 'normalized' for vectors of unit length or not",
+}
 
 
 @dataclass

@@ -1,71 +1,91 @@
 """The API of Hugging Face's text-embeddings-inference (TEI)."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
-from api.names import MODEL
-from api.operations import Api, Call, Operation, cut_end, numbers, one_of, options_of
+from api.fields import SIDES, URL_EXTRAS, Whole, agreed, cut_end, dimensions_of, one_of
+from api.names import MODEL, task_of
+from api.operations import Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
 from engine.threads import usable_threads
 from engine.tokenizer import Truncate
 from service import CHARACTERS_ON_LOOP, Service, off_loop
 from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK, prompt_for
-from texts.options import EMBEDDING_DIMS
+from texts.options import Options
 from texts.request import MAX_TEXTS, Names, check_texts
 
 NAMES = Names("inputs", "inputs[{}]")
 TASKS = PROMPT_NAMES | {task: task for task in PROMPTS}
-VERSION = "1.8.0"
-"""For clients that look at the version for what it has."""
+VERSION = "1.9.3"
+"""For clients that look at the version for what it has: since 1.9 texts are cut unless a request says otherwise."""
+AUTO_TRUNCATE = True
+SWITCHES = {"true": True, "false": False}
 
 
-class EmbedRequest(msgspec.Struct):
-    """A text or a list of them; `prompt_name` is a task, or one of sentence-transformers' names for its prompt."""
+class HubOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What the clients of Hugging Face's own servers send beside a request. It changes nothing here."""
+
+    use_cache: bool | None = None
+    wait_for_model: bool | None = None
+    use_gpu: bool | None = None
+    dont_load_model: bool | None = None
+
+
+class Parameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How texts are embedded; `prompt_name` is a task, or one of sentence-transformers' names for its prompt."""
+
+    prompt_name: str | None = None
+    dimensions: Whole | None = None
+    normalize: bool | None = None
+    truncate: bool | str | None = None
+    truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
+    encoding_format: str | None = None
+
+
+class Common(Parameters, forbid_unknown_fields=True, kw_only=True):
+    """Parameters are beside the texts as TEI has them, in an object of their own as other clients do, or in the URL."""
+
+    parameters: Parameters | None = None
+    options: HubOptions | None = None
+
+
+class EmbedRequest(Common, forbid_unknown_fields=True, kw_only=True):
+    """A text or a list of them."""
 
     inputs: str | list[str]
-    prompt_name: str | None = None
-    dimensions: int | None = None
-    normalize: bool = True
-    truncate: bool | str | None = False
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
 
 
-class Sentences(msgspec.Struct):
+class Sentences(msgspec.Struct, forbid_unknown_fields=True):
     """A text, and those to compare it with."""
 
     source_sentence: str
     sentences: list[str]
 
 
-class SimilarityParameters(msgspec.Struct):
-    """What `EmbedRequest` has beside the texts."""
-
-    prompt_name: str | None = None
-    truncate: bool | str | None = False
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
-
-
-class SimilarityRequest(msgspec.Struct):
+class SimilarityRequest(Common, forbid_unknown_fields=True, kw_only=True):
     """Texts to compare; without a `prompt_name` the task is semantic_similarity."""
 
     inputs: Sentences
-    parameters: SimilarityParameters | None = None
 
 
-class EmbedOrCompareRequest(EmbedRequest):
+class EmbedOrCompareRequest(Common, forbid_unknown_fields=True, kw_only=True):
     """What huggingface_hub posts to /: a request of /embed, or one of /similarity."""
 
-    inputs: str | list[str] | Sentences  # type: ignore[assignment]
-    parameters: SimilarityParameters | None = None
+    inputs: str | list[str] | Sentences
 
 
-class TokenizeRequest(msgspec.Struct):
-    """Texts to cut into tokens, without a prompt unless `prompt_name` asks for one."""
+class TokenParameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How texts are cut into tokens: without a prompt unless `prompt_name` asks for one."""
+
+    prompt_name: str | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeRequest(TokenParameters, forbid_unknown_fields=True, kw_only=True):
+    """Texts to cut into tokens."""
 
     inputs: str | list[str]
-    add_special_tokens: bool = True
-    prompt_name: str | None = None
 
 
 class Token(msgspec.Struct):
@@ -84,28 +104,68 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
     return {"error": refusal.message, "error_type": kinds.get(refusal.kind, "Validation")}
 
 
-def _task(field: str, prompt_name: str | None, default: str) -> str:
-    return TASKS[one_of(field, prompt_name, TASKS, default)]
+class Said:
+    """What a request says in its body, in the body's `parameters` and in its URL."""
+
+    def __init__(self, call: Call, kind: type[msgspec.Struct]) -> None:
+        """Raises msgspec.ValidationError for what the URL has and `kind` has not."""
+        self._service = call.service
+        self._places: list[tuple[str, Any]] = [("", call.body)]
+        if nested := getattr(call.body, "parameters", None):
+            self._places.append(("parameters.", nested))
+        in_url = [(field, value) for field, value in call.query.multi_items() if field not in URL_EXTRAS]
+        if len(dict(in_url)) < len(in_url):
+            raise ValueError("URL: it has a field more than once; give each once")
+        self._places.append(("URL.", msgspec.convert(dict(in_url), kind, strict=False)))
+
+    def all(self, field: str) -> dict[str, Any]:
+        """Return the values of a field that were sent, each by where it stands."""
+        said = {f"{place}{field}": getattr(fields, field) for place, fields in self._places}
+        return {name: value for name, value in said.items() if value is not None}
+
+    def one(self, field: str) -> Any:
+        """Return the value of a field that was sent, None if none was. Raises ValueError where two differ."""
+        return agreed(*((name, value, _switch(value)) for name, value in self.all(field).items()))
+
+    def task(self) -> str | None:
+        """Return the task, None if none was sent. Raises ValueError where two differ."""
+        return task_of(self._service, {}, self.all("prompt_name"), TASKS)
+
+    def options(self, default_task: str = TITLED_TASK) -> Options:
+        """Return the options. Raises ValueError where two places differ."""
+        one_of("encoding_format", self.one("encoding_format"), ("float",))
+        return options_of(
+            self.task(),
+            default_task=default_task,
+            embedding_dim=dimensions_of(*self.all("dimensions").items()),
+            normalize=self.one("normalize") is not False,
+            truncate=self._truncate(),
+        )
+
+    def _truncate(self) -> Truncate:
+        """Return the end to cut. `truncate` may name it, too."""
+        truncate, direction = self.one("truncate"), self.one("truncation_direction")
+        end = cut_end(AUTO_TRUNCATE if truncate is None else truncate)
+        if direction is None or end == "none":
+            return end
+        named = end if isinstance(truncate, str) else None
+        side = SIDES[direction]
+        return agreed(("truncate", truncate, named), ("truncation_direction", direction, side)) or side
 
 
-def _truncate(asked: EmbedRequest | SimilarityParameters) -> Truncate:
-    if asked.truncate is True and asked.truncation_direction.lower() == "left":
-        return "start"
-    return cut_end(asked.truncate or False)
+def _switch(value: Any) -> Any:
+    """Return a value without regard to case, and what stands for true and false in a URL."""
+    return SWITCHES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 async def embed(call: Call) -> list[list[float]]:
     """Embed a text or a list of them."""
-    asked: EmbedRequest = call.body
-    # Clients that send no prompt_name let a user write one into the URL.
-    task = _task("prompt_name", asked.prompt_name or call.query.get("prompt_name"), TITLED_TASK)
-    dimensions = one_of("dimensions", asked.dimensions, EMBEDDING_DIMS, EMBEDDING_DIMS[0])
-    single = isinstance(asked.inputs, str)
-    texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-    options = options_of(task, dimensions, asked.normalize, truncate=_truncate(asked))
-    embedded = await call.embed(texts, options, NAMES, single)
+    inputs: str | list[str] = call.body.inputs
+    options = Said(call, Parameters).options()
+    single = isinstance(inputs, str)
+    embedded = await call.embed([inputs] if isinstance(inputs, str) else inputs, options, NAMES, single)
     call.headers["x-compute-tokens"] = str(sum(embedded.token_counts))
-    return await numbers(embedded.vectors)  # type: ignore[return-value]
+    return cast(list[list[float]], await numbers(embedded.vectors))
 
 
 async def embed_or_compare(call: Call) -> list[list[float]] | list[float]:
@@ -115,16 +175,13 @@ async def embed_or_compare(call: Call) -> list[list[float]] | list[float]:
 
 async def similarity(call: Call) -> list[float]:
     """Return the cosine of the source sentence and each of the sentences."""
-    asked: SimilarityRequest | EmbedOrCompareRequest = call.body
-    assert isinstance(asked.inputs, Sentences)
-    parameters = asked.parameters or SimilarityParameters()
-    task = _task("parameters.prompt_name", parameters.prompt_name, "semantic_similarity")
-    options = options_of(task, truncate=_truncate(parameters))
-    one = await call.embed([asked.inputs.source_sentence], options, Names("inputs.source_sentence"), single=True)
-    others = await call.embed(asked.inputs.sentences, options, Names(texts="inputs.sentences[{}]"))
+    inputs: Sentences = call.body.inputs
+    options = Said(call, Parameters).options("semantic_similarity")
+    one = await call.embed([inputs.source_sentence], options, Names("inputs.source_sentence"), single=True)
+    others = await call.embed(inputs.sentences, options, Names(texts="inputs.sentences[{}]"))
     call.truncated = [*one.truncated, *(1 + i for i in others.truncated)]
     call.prompted = [*one.prompted, *(1 + i for i in others.prompted)]
-    return (others.vectors @ one.vectors).tolist()
+    return cast(list[float], (others.vectors @ one.vectors).tolist())
 
 
 async def tokenize(call: Call) -> list[list[Token]]:
@@ -132,9 +189,11 @@ async def tokenize(call: Call) -> list[list[Token]]:
     asked: TokenizeRequest = call.body
     single = isinstance(asked.inputs, str)
     texts = check_texts([asked.inputs] if single else asked.inputs, single=single, names=NAMES)
-    prompt = prompt_for(_task("prompt_name", asked.prompt_name, "none"))
+    said = Said(call, TokenParameters)
+    prompt = prompt_for(said.task() or "none")
     is_large = sum(map(len, texts.texts)) > CHARACTERS_ON_LOOP
-    return await off_loop(is_large, _tokens, call.service, prompt, texts.texts, asked.add_special_tokens)
+    add_special_tokens = said.one("add_special_tokens") is not False
+    return await off_loop(is_large, _tokens, call.service, prompt, texts.texts, add_special_tokens)
 
 
 def _tokens(service: Service, prompt: str, texts: list[str], add_special_tokens: bool) -> list[list[Token]]:
@@ -165,7 +224,7 @@ async def info(call: Call) -> dict[str, Any]:
         "max_batch_tokens": engine.batch_tokens,
         "max_batch_requests": None,
         "max_client_batch_size": MAX_TEXTS,
-        "auto_truncate": False,
+        "auto_truncate": AUTO_TRUNCATE,
         "tokenization_workers": usable_threads(),
         "version": VERSION,
         "sha": None,
@@ -174,13 +233,19 @@ async def info(call: Call) -> dict[str, Any]:
 
 
 API = Api("TEI", error, {"invalid": 422, "body": 422, "long": 413, "failed": 424})
-Vectors = list[list[float]]
 OPERATIONS = [
-    Operation(API, "POST", "/embed", "Embed texts.", embed, EmbedRequest, Vectors),
-    Operation(
-        API, "POST", "/", "Embed or compare texts.", embed_or_compare, EmbedOrCompareRequest, list[list[float] | float]
-    ),
-    Operation(API, "POST", "/similarity", "Compare a text with others.", similarity, SimilarityRequest, list[float]),
-    Operation(API, "POST", "/tokenize", "Cut texts into tokens.", tokenize, TokenizeRequest, list[list[Token]]),
-    Operation(API, "GET", "/info", "Say what is served.", info, answers=dict[str, Any]),
-]
+    Operation(API, "POST", path, summary, handle, asks, answers, in_url=in_url)
+    for path, summary, handle, asks, answers, in_url in (
+        ("/embed", "Embed texts.", embed, EmbedRequest, list[list[float]], Parameters),
+        (
+            "/",
+            "Embed or compare texts.",
+            embed_or_compare,
+            EmbedOrCompareRequest,
+            list[list[float] | float],
+            Parameters,
+        ),
+        ("/similarity", "Compare a text with others.", similarity, SimilarityRequest, list[float], Parameters),
+        ("/tokenize", "Cut texts into tokens.", tokenize, TokenizeRequest, list[list[Token]], TokenParameters),
+    )
+] + [Operation(API, "GET", "/info", "Say what is served.", info, answers=dict[str, Any])]

@@ -95,9 +95,12 @@ class Tokenizer:
             )
         return bos, eos
 
-    def encode(self, prompts: Sequence[str], texts: Sequence[str], truncate: Truncate = "end") -> list[TokenizedText]:
-        """Tokenize `prompts[i] + texts[i]`, at most `max_tokens` tokens each; `<bos>` and `<eos>` are kept.
+    def encode(
+        self, prompts: Sequence[str], texts: Sequence[str], truncate: Truncate = "end", limit: int | None = None
+    ) -> list[TokenizedText]:
+        """Tokenize `prompts[i] + texts[i]`, at most `max_tokens` tokens each, or `limit` where that is less.
 
+        `<bos>` and `<eos>` are kept.
         `truncate="end"` cuts the text's end, as sentence-transformers does; "start" cuts its beginning and keeps the
         prompt; "none" raises TextRefused. A prompt that leaves no room for the text always raises TextRefused.
         Only as much of a huge text is tokenized as can be kept. Thread-safe; runs without the interpreter's lock.
@@ -109,7 +112,8 @@ class Tokenizer:
         else:
             encodings = self._tokenizer.encode_batch_fast([prompts[i] + texts[i] for i in short])
             whole = {i: encoding.ids for i, encoding in zip(short, encodings, strict=True)}
-        return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate) for i in range(len(texts))]
+        limit = min(limit or self.max_tokens, self.max_tokens)
+        return [self._fit(i, prompts[i], texts[i], whole.get(i), truncate, limit) for i in range(len(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text whose token ids these are, with or without `<bos>` and `<eos>` around them.
@@ -162,29 +166,31 @@ class Tokenizer:
         starts = [-1 if end <= len(prompt) else max(0, start - len(prompt)) for start, end in inner]
         return encoding.ids, [-1, *starts, len(text)]
 
-    def _fit(self, position: int, prompt: str, text: str, whole: list[int] | None, truncate: Truncate) -> TokenizedText:
+    def _fit(
+        self, position: int, prompt: str, text: str, whole: list[int] | None, truncate: Truncate, limit: int
+    ) -> TokenizedText:
         """Bring a text under the limit. `whole` has all its tokens, or is None where the text is huge."""
         ids = self._first_ids(prompt, text) if whole is None else whole
-        if len(ids) <= self.max_tokens:
+        if len(ids) <= limit:
             return TokenizedText(ids, truncated=False)
         if truncate == "none":
             huge = len(prompt) + len(text) > COUNTED_CHARS
             count = f"more than {len(ids):,}" if huge else f"{len(self._tokenizer.encode(prompt + text).ids):,}"
             raise TextRefused(
                 position,
-                f"has {count} tokens with its prompt and the limit is {self.max_tokens:,}; shorten it, or set truncate "
+                f"has {count} tokens with its prompt and the limit is {limit:,}; shorten it, or set truncate "
                 "to 'end' or 'start'",
             )
         prompt_ids = self._prompt_ids(prompt, ids)
-        room = self.max_tokens - len(prompt_ids) - 1
+        room = limit - len(prompt_ids) - 1
         if room < 1:
             raise TextRefused(
                 position,
-                f"fills the limit of {self.max_tokens:,} tokens and leaves no room for the text; shorten it",
+                f"fills the limit of {limit:,} tokens and leaves no room for the text; shorten it",
                 True,
             )
         if truncate == "end":
-            return TokenizedText([*ids[: self.max_tokens - 1], self.eos], truncated=True)
+            return TokenizedText([*ids[: limit - 1], self.eos], truncated=True)
         last = self._last_ids(position, prompt, text, room) if whole is None else whole[-room - 1 : -1]
         return TokenizedText([*prompt_ids, *last, self.eos], truncated=True)
 

@@ -37,6 +37,8 @@ class Options:
     precision: str = "float32"
     truncate: Truncate = "end"
     chunking: Chunking | None = None
+    max_tokens: int | None = None
+    """The most tokens of a text that is not chunked, prompt included, where these are fewer than the model's."""
     default_task: str = TITLED_TASK
     own_prompts: bool = field(default_factory=lambda: prompts_in_texts() == "use")
     """Whether a text that begins with one of the model's prompts gets no second one."""

@@ -96,7 +96,7 @@ def passes_of(
     if options.chunking is not None:
         passes = cut_into_passes(tokenizer, prompts, rests, options.chunking, max_chunks)
     else:
-        tokenized = tokenizer.encode(prompts, rests, options.truncate)
+        tokenized = tokenizer.encode(prompts, rests, options.truncate, options.max_tokens)
         passes = [[Pass.whole(result, 0, len(rest))] for result, rest in zip(tokenized, rests, strict=True)]
     for its_passes, text, rest in zip(passes, texts, rests, strict=True):
         if rest is not text:

@@ -12,6 +12,7 @@ from service import Service
 from texts.options import Options
 from texts.request import read_texts
 
+MODEL = "embeddinggemma-300m"
 Expected = Callable[..., np.ndarray]
 
 

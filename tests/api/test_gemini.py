@@ -97,9 +97,16 @@ def test_what_was_cut_is_said_by_the_position_in_the_batch(client: httpx.Client,
         ([request("a", outputDimensionality=100)], "requests[0].outputDimensionality: 100 is unknown; use one of 768"),
         ([request("a", title="t", taskType="CLUSTERING")], "requests[0].title: task 'clustering' has no place"),
         ([request("a"), request("b", content={"parts": []})], "requests[1].content.parts: there are 0; give one"),
-        ([request("a", content={"parts": [{"text": "a"}] * 2})], "requests[0].content.parts: there are 2; give one"),
+        (
+            [request("a", content={"parts": [{"text": "a"}] * 2})],
+            "requests[0].content.parts: there are 2; give one: join texts that are to have one vector, and send others",
+        ),
         ([request("a", content={"parts": [{"inlineData": {}}]})], "requests[0].content.parts[0].inlineData: this API"),
-        ([request("a", task_type="CLUSTERING")], "requests[0].task_type: this API has no such field; leave it out"),
+        ([request("a", taskTypes="CLUSTERING")], "requests[0].taskTypes: this API has no such field; leave it out"),
+        (
+            [request("a", embedContentConfig={"system": "a"})],
+            "requests[0].embedContentConfig.system: this API has no such field; leave it out",
+        ),
         ([request("a", content="a")], "requests[0].content: expected object, got str"),
     ],
 )

@@ -54,7 +54,14 @@ def test_a_long_text_is_cut_unless_that_is_forbidden(client: httpx.Client, expec
         ({"input": []}, 400, "input: 0 texts were given"),
         ({"input": ""}, 400, "input: the text is empty or blank"),
         ({"input": "a", "dimensions": 3}, 400, "dimensions: 3 is unknown; use one of 768"),
-        ({"prompt": "a"}, 400, "input: it is missing"),
+        ({}, 400, "input: it is missing"),
+        ({"prompt": "a"}, 400, "prompt: this API has no such field; send texts in 'input'"),
+        (
+            {"input": "a", "options": {"num_ctx": 9}},
+            400,
+            "options.num_ctx: 9 leaves a text too little beside",
+        ),
+        ({"input": "a", "options": {"rope": 9}}, 400, "options.rope: this API has no such field; leave it out"),
         ({"input": "a", "model": "llama3"}, 404, "model: 'llama3' is not served here; use 'embeddinggemma-300m'"),
     ],
 )
@@ -64,3 +71,35 @@ def test_errors_name_field_problem_and_remedy(
     refused = embed(client, **body)
     assert refused.status_code == status and refused.json().keys() == {"error"}
     assert refused.json()["error"].startswith(message)
+
+
+def test_the_older_operation_has_one_text_and_one_vector(client: httpx.Client, expected: Expected) -> None:
+    asked = {"model": "embeddinggemma-300m:retrieval_query", "prompt": "one", "options": {"temperature": 0}}
+    answer = client.post("/api/embeddings", json=asked)
+    np.testing.assert_array_equal(np.array([answer.json()["embedding"]], "f4"), expected("one", task="retrieval_query"))
+    assert client.post("/api/embeddings", json=asked | {"prompt": LONG}).headers["x-truncated"] == "0"
+    refused = client.post("/api/embeddings", json=asked | {"prompt": " "})
+    assert refused.json()["error"].startswith("prompt: the text is empty or blank")
+
+
+def test_the_model_is_shown_to_programs_that_ask_for_its_limit(client: httpx.Client) -> None:
+    shown = client.post("/api/show", json={"model": "embeddinggemma-300m:clustering", "verbose": False}).json()
+    family = shown["model_info"]["general.architecture"]
+    assert shown["model_info"][f"{family}.context_length"] == 2048
+    assert shown["model_info"][f"{family}.embedding_length"] == 768
+    assert shown["capabilities"] == ["embedding"] and shown["details"]["family"] == family
+    assert client.post("/api/show", json={"name": "embeddinggemma"}).json() == shown
+    assert client.post("/api/show", json={"name": "llama3"}).status_code == 404
+    assert client.post("/api/show", json={}).json()["error"].startswith("model: it is missing")
+
+
+def test_the_context_that_a_client_sets_cuts_texts(client: httpx.Client, expected: Expected) -> None:
+    text = " ".join(f"word{i}" for i in range(100))
+    answer = embed(client, input=["short", text], options={"num_ctx": 50})
+    assert answer.headers["x-truncated"] == "1"
+    np.testing.assert_array_equal(vectors_of(answer), expected("short", text, max_tokens=50))
+    assert not (vectors_of(answer)[1] == expected(text)[0]).all()
+    uncut = embed(client, input=["short", text], options={"num_ctx": 100_000})
+    assert "x-truncated" not in uncut.headers
+    refused = embed(client, input=["short", text], options={"num_ctx": 50}, truncate=False)
+    assert refused.status_code == 400 and "the limit is 50" in refused.json()["error"]

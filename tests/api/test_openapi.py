@@ -21,6 +21,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/models/{model}:batchEmbedContents": {"requests": [TEXT]},
     "/v1beta/models/{model}:batchEmbedContents": {"requests": [TEXT]},
     "/api/embed": {"model": "embeddinggemma", "input": "one"},
+    "/api/embeddings": {"model": "embeddinggemma", "prompt": "one"},
+    "/api/show": {"model": "embeddinggemma"},
     "/v1/embed": {"texts": ["one"]},
     "/v2/embed": {"texts": ["one"], "embedding_types": ["float", "base64", "int8"]},
 }
@@ -37,6 +39,18 @@ def test_every_operation_is_described(document: dict[str, Any]) -> None:
     assert {path for method, path in described if method == "POST"} == BODIES.keys()
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
     assert len(set(names)) == len(names)
+
+
+def test_fields_in_the_url_are_described(document: dict[str, Any]) -> None:
+    described = {
+        path: methods["post"].get("parameters", []) for path, methods in document["paths"].items() if path in BODIES
+    }
+    in_url = {path: {each["name"] for each in fields if each["in"] == "query"} for path, fields in described.items()}
+    parameters = {"prompt_name", "dimensions", "normalize", "truncate", "truncation_direction", "encoding_format"}
+    assert {path: names for path, names in in_url.items() if names} == {
+        **dict.fromkeys(("/", "/embed", "/similarity"), parameters),
+        "/tokenize": {"prompt_name", "add_special_tokens"},
+    }
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -64,7 +78,7 @@ def test_the_page_shows_the_document(client: httpx.Client) -> None:
     [
         ("POST", "/v1/completions", 404, lambda body: body["error"]["message"]),
         ("GET", "/v1/embeddings", 405, lambda body: body["error"]["message"]),
-        ("GET", "/", 405, lambda body: body["error"]["message"]),
+        ("PUT", "/", 405, lambda body: body["error"]["message"]),
         ("POST", "/v1/models/embeddinggemma-300m:countTokens", 405, lambda body: body["error"]["message"]),
         ("POST", "/v1beta/models/embeddinggemma-300m:generateContent", 404, lambda body: body["error"]["message"]),
         ("POST", "/api/chat", 404, lambda body: body["error"]),

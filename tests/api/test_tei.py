@@ -50,19 +50,21 @@ def test_dimensions_and_lengths(client: httpx.Client, expected: Expected) -> Non
 @pytest.mark.parametrize(
     ("fields", "end"),
     [
+        ({}, "end"),
+        ({"truncate": None}, "end"),
         ({"truncate": True}, "end"),
+        ({"truncation_direction": "left"}, "start"),
         ({"truncate": True, "truncation_direction": "left"}, "start"),
         ({"truncate": True, "truncation_direction": "Right"}, "end"),
         ({"truncate": "start"}, "start"),
     ],
 )
-def test_a_long_text_is_cut_only_where_that_is_asked_for(
+def test_a_long_text_is_cut_unless_that_is_forbidden(
     client: httpx.Client, expected: Expected, fields: dict[str, Any], end: str
 ) -> None:
     texts = ["short", LONG]
-    for missing in ({}, {"truncate": None}, {"truncate": False}):
-        refused = client.post("/embed", json={"inputs": texts} | missing)
-        assert error_of(refused, 413).startswith("inputs[1]: has 3,0")
+    refused = client.post("/embed", json={"inputs": texts, "truncate": False, "truncation_direction": "left"})
+    assert error_of(refused, 413).startswith("inputs[1]: has 3,0")
     answer = client.post("/embed", json={"inputs": texts} | fields)
     assert answer.headers["x-truncated"] == "1"
     np.testing.assert_array_equal(vectors_of(answer), expected(*texts, truncate=end))
@@ -100,6 +102,7 @@ def test_tokenize_gives_the_tokens_and_their_characters(client: httpx.Client, se
 def test_info_says_what_is_served(client: httpx.Client, service: Service) -> None:
     info = client.get("/info").json()
     assert f"{info['model_id']}@{info['model_sha']}" == service.model
+    assert info["auto_truncate"] is True and info["version"] >= "1.9"  # which is since when TEI cuts by itself
     assert (info["max_input_length"], info["max_client_batch_size"], info["model_dtype"]) == (2048, 2048, "float32")
 
 
@@ -113,6 +116,23 @@ def test_info_says_what_is_served(client: httpx.Client, service: Service) -> Non
         ("/embed", {"inputs": "a", "prompt_name": "poetry"}, "prompt_name: 'poetry' is unknown; use one of query,"),
         ("/embed", {"inputs": "a", "dimensions": 100}, "dimensions: 100 is unknown"),
         ("/embed", {"inputs": "a", "truncate": "middle"}, "truncate: 'middle' is unknown; use one of end, start, none"),
+        ("/embed", {"inputs": "a", "prompt_nme": "query"}, "prompt_nme: this API has no such field; leave it out"),
+        ("/embed", {"inputs": "a", "parameters": {"x": 1}}, "parameters.x: this API has no such field; leave it out"),
+        ("/embed?dimensions=100", {"inputs": "a"}, "URL.dimensions: 100 is unknown; use one of 768"),
+        ("/embed?dimensions=many", {"inputs": "a"}, "dimensions: expected int | float | null, got str"),
+        ("/embed?dimension=256", {"inputs": "a"}, "dimension: this API has no such field; leave it out"),
+        (
+            "/embed?prompt_name=query",
+            {"inputs": "a", "prompt_name": "STS"},
+            "URL.prompt_name: 'query' contradicts prompt_",
+        ),
+        ("/embed?truncate=true&truncate=false", {"inputs": "a"}, "URL: it has a field more than once; give each once"),
+        (
+            "/embed",
+            {"inputs": "a", "truncate": "end", "truncation_direction": "left"},
+            "truncation_direction: 'left' contradicts truncate, which is 'end'; give one of the two",
+        ),
+        ("/tokenize?normalize=true", {"inputs": "a"}, "normalize: this API has no such field; leave it out"),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, "inputs.sentences: 0 texts were given"),
         ("/similarity", {"inputs": {"source_sentence": "", "sentences": ["a"]}}, "inputs.source_sentence: the text is"),
         ("/tokenize", {"inputs": ["a", " "]}, "inputs[1]: the text is empty or blank"),

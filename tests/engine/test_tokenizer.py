@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,20 @@ def test_exactly_the_limit_is_not_cut(tokenizer: Tokenizer, whole: tokenizers.To
     assert (len(fits.ids), fits.truncated) == (LIMIT, False)
     assert (len(cut.ids), cut.truncated) == (LIMIT, True)
     assert (cut.ids[0], cut.ids[-1]) == (BOS, EOS)
+
+
+@pytest.mark.parametrize("truncate", ["end", "start"])
+def test_a_lower_limit_cuts_as_the_own_one_does(tokenizer: Tokenizer, truncate: Any) -> None:
+    text = " ".join(f"word{i}" for i in range(3 * LIMIT))
+    for words in (text[:500], text):
+        [whole] = tokenizer.encode([QUERY], [words], truncate, limit=10 * LIMIT)
+        [cut] = tokenizer.encode([QUERY], [words], truncate, limit=40)
+        assert len(cut.ids) == 40 and cut.truncated and whole.truncated == (words is text)
+        kept = len(tokenizer.encode([QUERY], [""])[0].ids) - 2  # the prompt's last space joins a word
+        assert cut.ids[:kept] == whole.ids[:kept] and cut.ids[-1] == whole.ids[-1]
+        assert cut.ids[:39] == whole.ids[:39] if truncate == "end" else cut.ids[kept:] == whole.ids[kept - 40 :]
+    with pytest.raises(TextRefused, match="the limit is 40; shorten it"):
+        tokenizer.encode([QUERY], [text[:500]], "none", limit=40)
 
 
 def test_none_refuses_with_the_count_and_the_limit(tokenizer: Tokenizer, whole: tokenizers.Tokenizer) -> None:

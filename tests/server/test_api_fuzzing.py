@@ -23,12 +23,19 @@ KNOWN = {
     "input_type": ["clustering", "search_query", None],
     "prompt_name": ["query", "clustering", None],
     "taskType": ["CLUSTERING", "RETRIEVAL_QUERY", None],
+    "task_type": ["CLUSTERING", None],
     "truncate": [True, "end", None],
     "output_dtype": ["int8", "ubinary", None],
     "embedding_type": ["base64", "float", None],
     "embedding_types": [["float", "base64"], ["ubinary"], None],
     "tokenizer": [MODEL, None],
-} | {name: [768, 128, None] for name in ("dimensions", "output_dimension", "outputDimensionality")}
+    "name": [MODEL, None],
+    "images": [None],
+    "texts": [["one"], ["one", "two"]],
+    **{name: [768, 128, None] for name in ("dimensions", "output_dimension")},
+    **{name: [768, 128, None] for name in ("outputDimensionality", "output_dimensionality")},
+    **{name: [64, None] for name in ("max_tokens", "num_ctx", "truncate_prompt_tokens")},
+}
 # Operations by the type of their body.
 PATHS: dict[str, list[str]] = {}
 for _operation in OPERATIONS:
@@ -50,7 +57,7 @@ def narrowed(node: Any) -> Any:
         fields = {name: {"enum": KNOWN[name]} if name in KNOWN else field for name, field in node["properties"].items()}
         node |= {"properties": fields, "additionalProperties": False}
     shorter = {"string": {"minLength": 1, "maxLength": 12}, "array": {"minItems": 1, "maxItems": 3}}
-    return node | shorter.get(node.get("type", ""), {})
+    return node | shorter.get(str(node.get("type")), {})  # which is a field's description where a field has this name
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def _part(text: str) -> dict[str, Any]:
     return {"content": {"parts": [{"text": text}]}}
 
 
-# The body of a request for these texts, to each operation that takes texts.
+# The body of a request for these texts, to each operation that takes texts; some take only one.
 BODIES: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "/v1/embeddings": lambda texts: {"input": texts},
     "/embed": lambda texts: {"inputs": texts},
@@ -40,6 +40,7 @@ BODIES: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     f"/v1beta/models/{MODEL}:embedContent": lambda texts: _part(" ".join(texts)),
     f"/v1beta/models/{MODEL}:batchEmbedContents": lambda texts: {"requests": [_part(text) for text in texts]},
     "/api/embed": lambda texts: {"model": MODEL, "input": texts},
+    "/api/embeddings": lambda texts: {"model": MODEL, "prompt": " ".join(texts)},
     "/v2/embed": lambda texts: {"texts": texts},
     "/v1/embed": lambda texts: {"texts": texts},
 }
@@ -58,7 +59,9 @@ NAMED = re.compile(r"""(?!:)[\w.\[\]]*(['"].*['"])?(, \w+)*: """, re.DOTALL)
 
 def api_of(path: str) -> str:
     """Return the name of the API that has an operation."""
-    named = {"/v1/embeddings": "OpenAI", "/api/embed": "Ollama", "/v1/embed": "Cohere", "/v2/embed": "Cohere"}
+    if path.startswith("/api/"):
+        return "Ollama"
+    named = {"/v1/embeddings": "OpenAI", "/v1/embed": "Cohere", "/v2/embed": "Cohere"}
     return "Gemini" if ":" in path else named.get(path, "TEI")
 
 

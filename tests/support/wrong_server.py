@@ -66,13 +66,15 @@ def _put_faults(service: Service, server: WrongServer, variants: Variants) -> No
     tokenizer = service.engine.tokenizer
     encode = tokenizer.encode
 
-    def wrong_encode(prompts: Sequence[str], texts: Sequence[str], truncate: Any = "end") -> list[TokenizedText]:
+    def wrong_encode(
+        prompts: Sequence[str], texts: Sequence[str], truncate: Any = "end", limit: int | None = None
+    ) -> list[TokenizedText]:
         faults = server.faults
         prompts, texts = list(map(faults.prompt, prompts)), list(map(faults.text, texts))
         if faults.uncut:
             read = [tokenizer.locate(prompt, text)[0] for prompt, text in zip(prompts, texts, strict=True)]
             return [TokenizedText(ids, False) for ids in read]
-        return encode(prompts, texts, faults.truncate(truncate))  # type: ignore[arg-type]
+        return encode(prompts, texts, faults.truncate(truncate), limit)  # type: ignore[arg-type]
 
     def launch(token_ids: Sequence[Ids], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         faults = server.faults

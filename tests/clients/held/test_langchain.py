@@ -43,6 +43,12 @@ class TestGemini(GeminiDoor):
         check_same(embeddings.embed_documents(DOCUMENTS), predict(DOCUMENTS, dimensions=256))
         check_same(embeddings.embed_query(QUERY), predict([QUERY], "retrieval_query", 256)[0])
 
+    def test_a_task_in_the_models_name_must_be_the_one_that_the_class_sends(self, predict: Predict) -> None:
+        named = GoogleGenerativeAIEmbeddings(**self.embedding_model_params | {"model": f"{MODEL}:retrieval_query"})
+        check_same(named.embed_query(QUERY), predict([QUERY], "retrieval_query")[0])
+        with pytest.raises(Exception, match=r"RETRIEVAL_DOCUMENT.*the model's name without one"):
+            named.embed_documents(DOCUMENTS)
+
     def test_errors(self) -> None:
         for options, message in (
             ({"model": "gemini-embedding-001"}, "gemini-embedding-001.*embeddinggemma-300m"),
@@ -79,6 +85,12 @@ class TestCohere(CohereDoor):
         embeddings = CohereEmbeddings(**self.embedding_model_params)
         check_same(embeddings.embed_documents([*DOCUMENTS, LONG]), predict([*DOCUMENTS, LONG]))
         check_same(embeddings.embed_query(QUERY), predict([QUERY], "retrieval_query")[0])
+
+    def test_a_task_in_the_models_name_must_be_the_one_that_the_class_sends(self, predict: Predict) -> None:
+        named = CohereEmbeddings(**self.embedding_model_params | {"model": f"{MODEL}:retrieval_query"})
+        check_same(named.embed_query(QUERY), predict([QUERY], "retrieval_query")[0])
+        with pytest.raises(cohere.BadRequestError, match=r"search_document.*the model's name without one"):
+            named.embed_documents(DOCUMENTS)
 
     def test_errors(self) -> None:
         with pytest.raises(cohere.NotFoundError, match=r"embed-v4.0.*embeddinggemma-300m"):

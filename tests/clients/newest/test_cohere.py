@@ -56,6 +56,16 @@ def test_a_long_text_is_cut_unless_it_is_to_be_refused(client: cohere.ClientV2, 
         embed(client, [LONG], truncate="NONE")
 
 
+def test_fewer_tokens_and_texts_as_inputs(client: cohere.ClientV2, predict: Predict) -> None:
+    inputs = [{"content": [{"type": "text", "text": text}]} for text in DOCUMENTS]
+    answer: Any = client.embed(model=MODEL, input_type="search_document", inputs=inputs, priority=1)
+    check_same(answer.embeddings.float_, predict(DOCUMENTS))
+    long = " ".join(f"word{i}" for i in range(300))
+    assert embed(client, [long], max_tokens=64).float_ != embed(client, [long]).float_
+    with pytest.raises(cohere.BadRequestError, match="the limit is 64"):
+        embed(client, [long], max_tokens=64, truncate="NONE")
+
+
 def test_errors(client: cohere.ClientV2) -> None:
     with pytest.raises(cohere.NotFoundError, match=r"embed-v4.0.*embeddinggemma-300m"):
         embed(client, DOCUMENTS, model="embed-v4.0")

@@ -1,5 +1,6 @@
 """Ollama's client."""
 
+import numpy as np
 import ollama
 import pytest
 
@@ -32,6 +33,22 @@ def test_a_long_text_is_cut_unless_it_is_to_be_refused(client: ollama.Client, pr
     check_same(client.embed(MODEL, [LONG]).embeddings, predict([LONG]))
     with pytest.raises(ollama.ResponseError, match="2,048"):
         client.embed(MODEL, [LONG], truncate=False)
+
+
+def test_the_context_cuts_texts(client: ollama.Client, predict: Predict) -> None:
+    text = " ".join(f"word{i}" for i in range(300))
+    whole, cut = (client.embed(MODEL, [text], options={"num_ctx": tokens}).embeddings for tokens in (2048, 64))
+    check_same(whole, predict([text]))
+    assert abs(np.array(cut) - whole).max() > 1e-3
+
+
+def test_the_older_operation(client: ollama.Client, predict: Predict) -> None:
+    check_same([client.embeddings(f"{MODEL}:clustering", QUERY).embedding], predict([QUERY], "clustering"))
+
+
+def test_the_model_is_shown(client: ollama.Client) -> None:
+    shown = client.show(MODEL)
+    assert shown.capabilities == ["embedding"] and (shown.modelinfo or {})["gemma3.context_length"] == 2048
 
 
 def test_models_are_listed(client: ollama.Client) -> None:

@@ -51,6 +51,16 @@ def test_dimensions(client: OpenAI, predict: Predict) -> None:
     check_same(embed(client, DOCUMENTS, dimensions=256), predict(DOCUMENTS, dimensions=256))
 
 
+def test_another_precision_comes_as_numbers_or_not_at_all(client: OpenAI, predict: Predict) -> None:
+    """The client asks for base64 unless told otherwise, and takes it for float32."""
+    for precision in ("int8", "ubinary"):
+        with pytest.raises(BadRequestError, match=r"encoding_format.*send encoding_format 'float'"):
+            embed(client, QUERY, extra_body={"output_dtype": precision})
+    bits: Any = embed(client, DOCUMENTS, encoding_format="float", extra_body={"output_dtype": "ubinary"})
+    np.testing.assert_array_equal(np.array(bits, np.uint8), np.packbits(predict(DOCUMENTS) > 0, axis=1))
+    check_same(embed(client, DOCUMENTS, extra_body={"output_dtype": "float"}), predict(DOCUMENTS))
+
+
 def test_every_listed_model_embeds(client: OpenAI, predict: Predict) -> None:
     names = [model.id for model in client.models.list()]
     assert MODEL in names and f"{MODEL}:retrieval_query" in names

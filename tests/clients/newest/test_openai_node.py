@@ -34,6 +34,12 @@ def test_the_models_name_or_a_field_chooses_the_task(doors: str, predict: Predic
     check_same(embed(doors, model=MODEL, input=QUERY, task="retrieval_query", dimensions=256), query)
 
 
+def test_another_precision_comes_as_numbers_or_not_at_all(doors: str) -> None:
+    bits = embed(doors, model=MODEL, input=QUERY, encoding_format="float", output_dtype="ubinary")
+    assert len(bits[0]) == 96 and all(isinstance(each, int) for each in bits[0])
+    assert "send encoding_format 'float'" in embed(doors, model=MODEL, input=QUERY, output_dtype="int8")["message"]
+
+
 def test_a_bad_request_names_the_field(doors: str) -> None:
     error = embed(doors, model=MODEL, input=QUERY, dimensions=300)
     assert error["class"] == "BadRequestError" and "dimensions" in error["message"]
