@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+import tempfile
 import time
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -192,8 +193,8 @@ class Predictor(BaseRunner):
     async def embed_file(self, source: Source, options: Options) -> Path:
         """Return the answer to a prediction of a file. Raises CorpusError naming the line and the remedy."""
         self.service.check(options)
-        with self.folders.in_use():
-            path = self.folders.make() / f"vectors.{source.output_format}"
+        with self.folders.in_use() as folder:
+            path = Path(tempfile.mkdtemp(dir=folder)) / f"vectors.{source.output_format}"
             tokenizer, model = self.service.engine.tokenizer, self.service.model
             written = await embed_file(source, path, options, tokenizer, self.service.batcher.embed, model)
         logger.info("%d rows, %d skipped, %d tokens, by %s", written.rows, written.skipped, written.tokens, model)

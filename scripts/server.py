@@ -75,9 +75,7 @@ def start(
 
     It logs to the file `log`, if given; `settings` are further environment variables, `options` further arguments.
     """
-    schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
-    schema.parent.mkdir(exist_ok=True)
-    shutil.copyfile(OPENAPI, schema)
+    _provide_schema()
     run = find_run(ast.parse(PREDICT.read_text(encoding="utf-8")))
     config = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
     environment = dict(line.split("=", 1) for line in config["environment"])
@@ -101,6 +99,19 @@ def start(
             stderr=subprocess.STDOUT if log else None,
             start_new_session=True,
         )
+
+
+def _provide_schema() -> None:
+    """Put openapi.json where coglet looks for it, in one step, as another server may start here at the same time."""
+    folder = ROOT / ".cog"
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            Path(shutil.copy(OPENAPI, temporary)).replace(folder / "openapi_schema.json")
+    except OSError as error:
+        raise ServerError(
+            f"{folder}: it cannot be written ({error.strerror}), and Cog's server reads its schema there"
+        ) from None
 
 
 @contextmanager
