@@ -1,7 +1,7 @@
 """Removal of the folders that Cog's server makes for each prediction and does not delete.
 
-Each holds `inputs`, which are read before the prediction begins, and `outputs`, through which a large answer goes back.
-All servers of a machine, and of containers that share /tmp, have them in one folder.
+Each holds `inputs` and `outputs`, through which large requests and answers go between Cog's server and its worker. All
+servers of a machine, and of containers that share /tmp, have them in one folder.
 """
 
 import contextvars
@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = Path("/tmp/coglet/predictions")  # Cog's server ignores TMPDIR
+# A prediction makes this in its folder when it begins, and has the file of its answer there.
+MARK = "embeddinggemma"
 SWEEP_EVERY_S = 30.0
 # An answer is sent within this time after the prediction's end.
 GRACE_S = 30.0
@@ -33,8 +35,9 @@ class FolderError(RuntimeError):
 class PredictionFolders:
     """Removes the folders of past predictions in the background, also those of other servers and of killed ones.
 
-    A prediction removes `inputs` when it begins, which marks its folder as ours, and holds a lock on the folder until
-    it ends. All processes that can see a folder see its locks, and the kernel frees those of a process that has ended.
+    A prediction marks its folder when it begins, and holds a lock on it until it ends. All processes that can see a
+    folder see its locks, and the kernel frees those of a process that has ended. A folder is removed as a whole, as a
+    client may have sent the same id to two servers.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
@@ -61,10 +64,8 @@ class PredictionFolders:
         name = _prediction_id() or f"file_{os.urandom(8).hex()}"
         folder = Path(os.path.normpath(self._folder / name))
         lock = self._hold(folder)
-        with suppress(OSError):
-            (folder / "inputs").rmdir()
         try:
-            yield folder / "outputs"
+            yield folder / MARK
         finally:
             if lock is not None:
                 with suppress(OSError):
@@ -79,9 +80,10 @@ class PredictionFolders:
         with suppress(OSError):
             for _ in range(10):  # a sweep may have removed the folder while its file was still downloaded
                 with suppress(FileNotFoundError):
-                    (folder / "outputs").mkdir(parents=True, exist_ok=True)
+                    for name in ("outputs", MARK):
+                        (folder / name).mkdir(parents=True, exist_ok=True)
                     lock = _lock(swept, fcntl.LOCK_SH)
-                    if (folder / "outputs").is_dir():
+                    if (folder / MARK).is_dir():
                         return lock
                     os.close(lock)
         return None
@@ -126,8 +128,8 @@ def _remove(folder: Path, now: float) -> bool:
     lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         inside = list(folder.rglob("*"))
-        is_strange = any(path.name == "inputs" for path in inside)
-        if os.fstat(lock).st_mtime > now - (STRANGER_GRACE_S if is_strange else GRACE_S):
+        is_marked = any(path.name == MARK for path in inside)
+        if os.fstat(lock).st_mtime > now - (GRACE_S if is_marked else STRANGER_GRACE_S):
             return False
         if any(not path.is_dir() and path.lstat().st_mtime > now - FILE_GRACE_S for path in inside):
             return False

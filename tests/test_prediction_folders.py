@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prediction_folders
-from prediction_folders import FILE_GRACE_S, GRACE_S, STRANGER_GRACE_S, FolderError, PredictionFolders
+from prediction_folders import FILE_GRACE_S, GRACE_S, MARK, STRANGER_GRACE_S, FolderError, PredictionFolders
 
 # What another process does with a prediction: it runs until it is killed.
 RUN = """
@@ -27,7 +27,7 @@ def make(directory: Path, name: str, age_s: float, *files: str, ours: bool = Tru
     """Make a folder as Cog's server does, with an answer in it that was not sent."""
     folder = directory / name
     made = time.time() - age_s
-    for path in (folder / "outputs", *([] if ours else [folder / "inputs"])):
+    for path in (folder / "outputs", folder / "inputs", *([folder / MARK] if ours else [])):
         path.mkdir(parents=True)
     for file in files:
         (folder / file).touch()
@@ -65,11 +65,11 @@ def test_every_server_spares_the_folder_of_a_prediction_that_runs_anywhere(tmp_p
 def _run_and_sweep(servers: list[PredictionFolders], folder: Path, name: str) -> None:
     contextvars.ContextVar[str]("_coglet_prediction_id").set(name)
     later = time.time() + 10 * STRANGER_GRACE_S
-    with servers[0].in_use() as outputs:
-        assert outputs == folder / name / "outputs" and not outputs.with_name("inputs").exists()
+    with servers[0].in_use() as own:
+        assert own == folder / name / MARK and own.is_dir()
         with servers[2].in_use():  # a client has sent the same id to two servers
             assert [server.sweep(later) for server in servers] == [0, 0, 0]
-        assert [server.sweep(later) for server in servers] == [0, 0, 0] and outputs.is_dir()
+        assert [server.sweep(later) for server in servers] == [0, 0, 0] and (folder / name / "outputs").is_dir()
 
 
 def test_what_a_killed_server_leaves_is_removed_by_another(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def second(fault: Path) -> Iterator[Server]:
 
 
 def many(server: Server) -> np.ndarray:
-    """Return vectors of a request and an answer that both go through files; the id is the same on all servers."""
+    """Return vectors of a request and an answer that both go through files; the id is the same on both servers."""
     inputs = {"texts": [*TEXTS[:-1], f"{TEXTS[-1]}{' ' * 7_000_000}"]}
     answer = httpx.put(f"{server.url}/predictions/many", json={"id": "many", "input": inputs}, timeout=600).json()
     assert answer["status"] == "succeeded", answer
