@@ -110,7 +110,7 @@ def test_content_other_than_the_pinned_is_refused(monkeypatch: pytest.MonkeyPatc
     assert resolve(str(SMALL)).sha256 == sha256
     for pin in ("0" * 64, sha256[:4]):
         monkeypatch.setenv("WEIGHTS_SHA256", pin)
-        with pytest.raises(WeightsError, match=rf"SHA-256 {sha256} and WEIGHTS_SHA256 is {pin}; set it to the hash"):
+        with pytest.raises(WeightsError, match=rf"SHA-256 {sha256} and WEIGHTS_SHA256 is '{pin}'; set it to the hash"):
             resolve(str(SMALL))
 
 
