@@ -31,6 +31,7 @@ REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?"
 # Plain HTTP only from this machine: nothing is known of a tar's content before its first fetch.
 TAR = re.compile(r"(https://|http://(127\.0\.0\.1|localhost)[:/]).+\.tar(\.gz)?")
 HASH_DIGITS = 12
+TOKEN = re.compile(r"[\w.~+/=-]*", re.ASCII)
 FROM_GOOGLE = (
     "set HF_TOKEN to a token of an account that has accepted the licence, for Google's repository, or try WEIGHTS=small"
 )
@@ -103,9 +104,14 @@ def measurements() -> Path:
 
 def _request(weights: str) -> Request:
     """Return what to look for in the cache, or fetch. Raises WeightsError if `weights` names nothing of the kind."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not TOKEN.fullmatch(token):  # the HTTP client would show it in its error
+        raise WeightsError(
+            "HF_TOKEN has a quote, a blank or another character that no token has; set it to the token alone"
+        )
     if not weights:
         key, asked = _key(GENUINE.name, GENUINE.revision), f"WEIGHTS unset, {GENUINE.name}"
-        if os.environ.get("HF_TOKEN", "").strip():
+        if token:
             return Request(key, asked, GENUINE.sources, GENUINE)
         sources = [source for source in GENUINE.sources if "gated" not in source]  # that one needs a token
         return Request(key, asked, sources, GENUINE, FROM_GOOGLE)

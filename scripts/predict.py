@@ -123,11 +123,11 @@ def main() -> None:
         inputs = read_inputs(args.json, args.input)
     except ValueError as error:
         parser.error(str(error))
-    if args.url is None and args.weights == "small":
-        logger.info(
-            "Using the small bundled checkpoint, for trying out; WEIGHTS= (set to nothing) is the official model."
-        )
     try:
+        if args.url is None and args.weights == "small":
+            logger.info(
+                "Using the small bundled checkpoint, for trying out; WEIGHTS= (set to nothing) is the official model."
+            )
         answer = predict(args.url, args.weights, inputs)
     except ServerError as error:
         sys.exit(str(error))

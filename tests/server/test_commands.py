@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def test_predict_starts_a_server_and_prints_json() -> None:
     assert vector.shape == (768,)
     assert abs(np.linalg.norm(vector) - 1) < 1e-6
     assert prediction["output"]["model"].startswith("small@")
-    assert "small bundled checkpoint" in result.stderr
+    assert "small bundled checkpoint, for trying out; WEIGHTS= " in result.stderr
 
 
 def test_predict_uses_a_running_server(server: Server) -> None:
@@ -126,6 +127,24 @@ def test_no_command_ends_in_a_traceback() -> None:
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert result.returncode in (1, 2) and words in result.stderr, (arguments, result.stderr)
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "begun"),
+    [
+        (["predict.py", "--weights", "small", "-i", "text=a"], "Using the small"),
+        (["fetch_weights.py", "http://127.0.0.1:9/none.tar"], "fetching"),
+    ],
+    ids=["predict", "fetch_weights"],
+)
+def test_control_c_ends_a_command_without_a_traceback(command: list[str], begun: str, tmp_path: Path) -> None:
+    environment = os.environ | {"WEIGHTS_CACHE": str(tmp_path)}
+    full = [sys.executable, f"scripts/{command[0]}", *command[1:]]
+    with subprocess.Popen(full, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr and process.stderr.readline().startswith(begun)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("port", ["taken", "tcp://10.96.0.12:80", '"5000"'])
