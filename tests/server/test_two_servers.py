@@ -30,7 +30,7 @@ SECONDS = float(os.environ.get("TWO_SERVERS_SECONDS", "1"))
 # The sweep of this process believes that so little is left of the time which others have to answer.
 LEFT_S = 4.0
 # One batch takes so long; after a minute the server would call itself unwell.
-LONG_S = LEFT_S + min(45, 3 + SECONDS / 4)
+LONG_S = LEFT_S + min(45, 1 + SECONDS / 4)
 TEXTS = corpora.texts(2_048)
 """As many as make an answer that goes through a file."""
 
