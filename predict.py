@@ -4,8 +4,8 @@ import functools
 import gc
 import inspect
 import logging
-import os
 import signal
+import tempfile
 import time
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -14,18 +14,19 @@ import numpy as np
 from cog import BaseRunner, Input, Path
 
 import encoding
+import settings
 from corpus.prediction import Source, check_beside_file, embed_file
 from corpus.rows import Columns
 from engine.tokenizer import Truncate
 from prediction_folders import PredictionFolders
-from service import NUMBERS_ON_LOOP, Embedded, Service, off_loop, setting
+from service import NUMBERS_ON_LOOP, Embedded, Service, off_loop
 from texts.options import Options, chunking_of
 from texts.request import Texts, read_texts
 
 logger = logging.getLogger(__name__)
 
 # Loggers of rooms; the loggers of their files inherit the level.
-LOGGED = (__name__, "api", "service", "engine", "fetching", "batching", "corpus")
+LOGGED = (__name__, "api", "settings", "service", "engine", "fetching", "batching", "corpus")
 
 
 class Output(TypedDict):
@@ -96,11 +97,11 @@ class Predictor(BaseRunner):
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         for name in LOGGED:
             logging.getLogger(name).setLevel(logging.INFO)
-        self.service = Service(os.environ.get("WEIGHTS"))
-        if port := setting("API_PORT", 0):
+        self.service = Service(settings.text("WEIGHTS"))
+        if port := settings.port("API_PORT", 0):
             from api.server import Doors  # takes half a second, and most containers do without
 
-            self.doors = Doors(self.service, os.environ.get("API_HOST") or "0.0.0.0", port)
+            self.doors = Doors(self.service, settings.text("API_HOST") or "0.0.0.0", port)
         self.service.start()
         gc.freeze()  # the garbage collector need not look through the model and its libraries again
         self.folders = PredictionFolders()
@@ -217,8 +218,8 @@ class Predictor(BaseRunner):
     async def embed_file(self, source: Source, options: Options) -> Path:
         """Return the answer to a prediction of a file. Raises CorpusError naming the line and the remedy."""
         self.service.check(options)
-        with self.folders.in_use():
-            path = self.folders.make() / f"vectors.{source.output_format}"
+        with self.folders.in_use() as folder:
+            path = Path(tempfile.mkdtemp(dir=folder)) / f"vectors.{source.output_format}"
             tokenizer, model = self.service.engine.tokenizer, self.service.model
             written = await embed_file(source, path, options, tokenizer, self.service.batcher.embed, model)
         logger.info("%d rows, %d skipped, %d tokens, by %s", written.rows, written.skipped, written.tokens, model)

@@ -1,91 +1,140 @@
 """Removal of the folders that Cog's server makes for each prediction and does not delete.
 
-Each holds two empty folders, `inputs` and `outputs`, and an answer's file where the client vanished before it was sent.
+Each holds `inputs` and `outputs`, through which large requests and answers go between Cog's server and its worker. All
+servers of a machine, and of containers that share /tmp, have them in one folder.
 """
 
-import bisect
+import contextvars
+import fcntl
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = Path("/tmp/coglet/predictions")  # Cog's server ignores TMPDIR
+# A prediction makes this in its folder when it begins, and has the file of its answer there.
+MARK = "embeddinggemma"
 SWEEP_EVERY_S = 30.0
-# A prediction begins within this time after its folder was made, and its answer is sent within this time after its end.
+# An answer is sent within this time after the prediction's end.
 GRACE_S = 30.0
-# Files are kept for longer, because nothing says what they are.
+# Files are kept for longer: one may be an answer that is being uploaded.
 FILE_GRACE_S = 600.0
-# A file system's timestamps may lag behind time.time() by this much.
-CLOCK_LAG_S = 1.0
+# Of a prediction that never began, or of another program's server, which takes no locks.
+STRANGER_GRACE_S = 24 * 3_600.0
+SHARED_MODE = 0o1777  # as /tmp, so that another user's server can make folders of its own in it
+
+
+class FolderError(RuntimeError):
+    """The folder of Cog's server cannot be written, and every prediction would fail."""
 
 
 class PredictionFolders:
-    """Removes the folders of past predictions in the background and spares those of running predictions.
+    """Removes the folders of past predictions in the background, also those of other servers and of killed ones.
 
-    A folder does not tell whose it is. It is spared while a prediction runs that began within GRACE_S of its making.
+    A prediction marks its folder when it begins, and holds a lock on it until it ends. All processes that can see a
+    folder see its locks, and the kernel frees those of a process that has ended. A folder is removed as a whole, as a
+    client may have sent the same id to two servers.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        """Start the thread."""
+        """Start the thread. Raises FolderError where this user cannot write to the folder."""
         self._folder = folder
-        self._began: dict[object, float] = {}  # by prediction, until GRACE_S after its end
-        self._ended: deque[tuple[float, object]] = deque()
+        self._check()
         threading.Thread(target=self._sweep_forever, name="prediction-folders", daemon=True).start()
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Spare the folder of the prediction that runs in this block."""
-        prediction = object()
-        self._began[prediction] = time.time()
+    def _check(self) -> None:
         try:
-            yield
-        finally:
-            self._ended.append((time.time(), prediction))
+            if not self._folder.is_dir():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.chmod(SHARED_MODE)
+            tempfile.TemporaryFile(dir=self._folder).close()
+        except OSError as error:
+            raise FolderError(
+                f"{self._folder}: Cog's server keeps every prediction there, and it cannot be written "
+                f"({error.strerror}); remove it, or have its owner set its mode to {SHARED_MODE:o}"
+            ) from None
 
-    def make(self) -> Path:
-        """Return a new folder for an answer's file. It is removed like the others once the answer has been sent."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="file_", dir=self._folder))
+    @contextmanager
+    def in_use(self) -> Iterator[Path]:
+        """Keep the folder of the prediction that runs in this block; yield a folder in it for its answer's file."""
+        name = _prediction_id() or f"file_{os.urandom(8).hex()}"
+        folder = Path(os.path.normpath(self._folder / name))
+        lock = self._hold(folder)
+        try:
+            yield folder / MARK
+        finally:
+            if lock is not None:
+                with suppress(OSError):
+                    os.utime(lock)
+                os.close(lock)
+
+    def _hold(self, folder: Path) -> int | None:
+        """Return what holds the lock on a prediction's folder, None where there is none to be had, as on NFS."""
+        if self._folder not in folder.parents:  # an id may lead elsewhere, where nothing is swept
+            return None
+        swept = self._folder / folder.relative_to(self._folder).parts[0]
+        with suppress(OSError):
+            for _ in range(10):  # a sweep may have removed the folder while its file was still downloaded
+                with suppress(FileNotFoundError):
+                    for name in ("outputs", MARK):
+                        (folder / name).mkdir(parents=True, exist_ok=True)
+                    lock = _lock(swept, fcntl.LOCK_SH)
+                    if (folder / MARK).is_dir():
+                        return lock
+                    os.close(lock)
+        return None
 
     def sweep(self, now: float) -> int:
         """Remove the folders of predictions that are past at `now`, in seconds of time.time(); return how many."""
-        while self._ended and self._ended[0][0] < now - GRACE_S:
-            del self._began[self._ended.popleft()[1]]
-        began = sorted(self._began.copy().values())
         removed = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # another server on this machine was quicker
-                    removed += entry.is_dir() and _is_past(entry, now, began) and _remove(Path(entry), now)
+                with suppress(OSError):  # in use, another user's, or another server was quicker
+                    is_past = entry.is_dir(follow_symlinks=False) and entry.stat().st_mtime <= now - GRACE_S
+                    removed += is_past and _remove(Path(entry), now)
         return removed
 
     def _sweep_forever(self) -> None:
         while True:
             time.sleep(SWEEP_EVERY_S)
-            with suppress(OSError):  # there is no folder yet, or it has just gone
+            with suppress(OSError):  # the folder has just gone
                 self.sweep(time.time())
 
 
-def _is_past(folder: "os.DirEntry[str]", now: float, began: list[float]) -> bool:
-    """Return whether the folder is old and belongs to none of the predictions that began at these sorted times."""
-    made = folder.stat(follow_symlinks=False).st_mtime
-    nearest = bisect.bisect_left(began, made - CLOCK_LAG_S)
-    return made <= now - GRACE_S and not (nearest < len(began) and began[nearest] <= made + GRACE_S)
+def _prediction_id() -> str | None:
+    """Return what Cog's server calls the prediction that runs in this context; None outside of any."""
+    for variable, value in contextvars.copy_context().items():
+        if variable.name == "_coglet_prediction_id":
+            return str(value)
+    return None
+
+
+def _lock(folder: Path, kind: int) -> int:
+    """Return a descriptor that holds a lock of this kind until it is closed. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _remove(folder: Path, now: float) -> bool:
-    """Remove the folder unless it holds a recent file; return whether it is gone."""
-    for path in (folder / "inputs", folder / "outputs", folder):
-        with suppress(OSError):  # not there, or not empty
-            path.rmdir()
-    if not folder.exists():
+    """Remove the folder if nobody needs it any more; return whether it is gone. Raises OSError if it is in use."""
+    lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        inside = list(folder.rglob("*"))
+        is_marked = any(path.name == MARK for path in inside)
+        if os.fstat(lock).st_mtime > now - (GRACE_S if is_marked else STRANGER_GRACE_S):
+            return False
+        if any(not path.is_dir() and path.lstat().st_mtime > now - FILE_GRACE_S for path in inside):
+            return False
+        shutil.rmtree(folder)
         return True
-    if any(path.lstat().st_mtime > now - FILE_GRACE_S for path in folder.rglob("*")):
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
+    finally:
+        os.close(lock)

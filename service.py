@@ -6,7 +6,6 @@ async with Service("small") as service:
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 import engine
 import selfcheck
+import settings
 import weights
 from batching.batcher import Batcher
 from batching.errors import EngineFailed
@@ -108,8 +108,8 @@ class Service:
         logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, proof)
         canary_ids = self.engine.tokenizer.encode([""], [CANARY_TEXT])[0].ids
         canary_vector = in_own_thread(lambda: self.engine.embed([canary_ids])[0])
-        max_waiting_tokens = setting("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
-        self.batcher = Batcher(self.engine, max_waiting_tokens, setting("CACHE_MB", CACHE_MB) << 20)
+        max_waiting_tokens = settings.number("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
+        self.batcher = Batcher(self.engine, max_waiting_tokens, settings.number("CACHE_MB", CACHE_MB) << 20)
         allowed_error = selfcheck.allowed_error(self.engine.number_format)
         self._health = Health(self.batcher, canary_ids, canary_vector, allowed_error)
         self.started = True
@@ -176,11 +176,3 @@ async def off_loop(is_large: bool, work: Callable[Args, Result], *args: Args.arg
     if is_large:
         return await asyncio.to_thread(work, *args, **kwargs)
     return work(*args, **kwargs)
-
-
-def setting(name: str, default: int) -> int:
-    """Return the environment variable as a whole number, the default if it is not set. Raises ValueError."""
-    value = os.environ.get(name) or str(default)
-    if not (value.isascii() and value.isdigit()):
-        raise ValueError(f"{name} is {value!r}; set it to a whole number, or leave it unset for {default:,}")
-    return int(value)

@@ -31,6 +31,10 @@ REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?"
 # Plain HTTP only from this machine: nothing is known of a tar's content before its first fetch.
 TAR = re.compile(r"(https://|http://(127\.0\.0\.1|localhost)[:/]).+\.tar(\.gz)?")
 HASH_DIGITS = 12
+TOKEN = re.compile(r"[\w.~+/=-]*", re.ASCII)
+FROM_GOOGLE = (
+    "set HF_TOKEN to a token of an account that has accepted the licence, for Google's repository, or try WEIGHTS=small"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,17 @@ def resolve(weights: str | None = None) -> Checkpoint:
     content but its own. Raises WeightsError in one sentence when the checkpoint is not to be had, not complete, not
     the pinned content or not what its canaries were written for.
     """
-    weights = weights or ""
-    directory = SMALL if weights == "small" else Path(weights).expanduser()
+    weights = (weights or "").strip()
+    try:
+        return _resolve(weights)
+    except OSError as error:
+        raise WeightsError(
+            f"{_setting(weights)}: it cannot be read ({error.strerror}); let this user read it, or name another"
+        ) from None
+
+
+def _resolve(weights: str) -> Checkpoint:
+    directory = SMALL if weights == "small" else Path(os.path.expanduser(weights))  # which leaves an unknown user's ~
     if not weights or not directory.is_dir():
         return _fetched(*cache.find_or_fetch(_request(weights)))
     if (directory / RECORD).is_file():
@@ -79,6 +92,11 @@ def resolve(weights: str | None = None) -> Checkpoint:
     return checkpoint
 
 
+def _setting(weights: str) -> str:
+    """Return the setting as errors name it, in one line of bearable length."""
+    return f"WEIGHTS={weights if weights.isprintable() and len(weights) <= 200 else repr(weights[:200])}"
+
+
 def measurements() -> Path:
     """Return the file in the cache that keeps how fast this machine is in which number format; it may not be there."""
     return cache.folder() / "number-formats.json"
@@ -86,13 +104,20 @@ def measurements() -> Path:
 
 def _request(weights: str) -> Request:
     """Return what to look for in the cache, or fetch. Raises WeightsError if `weights` names nothing of the kind."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not TOKEN.fullmatch(token):  # the HTTP client would show it in its error
+        raise WeightsError(
+            "HF_TOKEN has a quote, a blank or another character that no token has; set it to the token alone"
+        )
     if not weights:
-        # The gated original only where there is a token for it.
-        sources = [source for source in GENUINE.sources if "gated" not in source or os.environ.get("HF_TOKEN")]
-        return Request(_key(GENUINE.name, GENUINE.revision), f"WEIGHTS unset, {GENUINE.name}", sources, GENUINE)
-    setting = f"WEIGHTS={weights}"
+        key, asked = _key(GENUINE.name, GENUINE.revision), f"WEIGHTS unset, {GENUINE.name}"
+        if token:
+            return Request(key, asked, GENUINE.sources, GENUINE)
+        sources = [source for source in GENUINE.sources if "gated" not in source]  # that one needs a token
+        return Request(key, asked, sources, GENUINE, FROM_GOOGLE)
+    setting = _setting(weights)
     if TAR.fullmatch(weights):
-        stem = re.sub(r"[^\w.-]", "_", weights.rpartition("/")[2].partition(".tar")[0])
+        stem = re.sub(r"[^\w.-]", "_", weights.rpartition("/")[2].partition(".tar")[0])[:100]
         key = _key(stem, hashlib.sha256(weights.encode()).hexdigest()[:HASH_DIGITS])
         source = {"tar": weights}
     elif match := REPOSITORY.fullmatch(weights):

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from api import cohere, gemini, ollama, openai, status, tei
@@ -31,8 +31,13 @@ OPERATIONS: Sequence[Operation] = [
 
 def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
     """Return the application; browsers' pages of other `origins` than its own may call it where they are listed."""
-    routes = [Route(each.path, Endpoint(each, host), methods=[each.method]) for each in OPERATIONS]
-    routes += [Route("/openapi.json", _openapi), Route("/docs", _docs)]
+    routes = []
+    for each in OPERATIONS:
+        endpoint = Endpoint(each, host)
+        # Not redirected, as that would lose a proxy's https:// and prefix; first, as a name may match with its slash.
+        for path in dict.fromkeys((f"{each.path.rstrip('/')}/", each.path)):
+            routes.append(Route(path, endpoint, methods=[each.method]))
+    routes += [Route("/openapi.json", _openapi), Route("/docs", _docs), Route("/docs/", _docs_above)]
     cors = Middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -40,7 +45,9 @@ def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
         allow_headers=["*"],
         expose_headers=["x-truncated", "x-prompted", "x-model", "x-compute-tokens", "retry-after"],
     )
-    return Starlette(routes=routes, middleware=[cors] if origins else [], exception_handlers={HTTPException: _lost})
+    app = Starlette(routes=routes, middleware=[cors] if origins else [], exception_handlers={HTTPException: _lost})
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _openapi(_: Request) -> Response:
@@ -54,6 +61,10 @@ def _encoded_document() -> bytes:
 
 async def _docs(_: Request) -> Response:
     return HTMLResponse(PAGE)
+
+
+async def _docs_above(_: Request) -> Response:
+    return RedirectResponse("../docs")  # the page names openapi.json relative to itself, behind any proxy's prefix
 
 
 async def _lost(request: Request, error: Exception) -> Response:

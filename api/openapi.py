@@ -56,6 +56,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "EmbeddingGemma", "version": "1"},
+        "servers": [{"url": "."}],  # where this document is, behind a proxy's prefix, too
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

@@ -79,7 +79,9 @@ class Api:
     def key(self, request: Request) -> str:
         """Return the key that a client sent, "" if it sent none."""
         sent = request.headers.get(self.key_header) or request.headers.get("authorization", "")
-        return sent.removeprefix("Bearer ") or request.query_params.get("key", "")
+        scheme, _, key = sent.strip().partition(" ")
+        sent = key.strip() if scheme.lower() == "bearer" else sent.strip()
+        return sent or request.query_params.get("key", "")
 
 
 @dataclass(frozen=True)

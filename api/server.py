@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
 import socket
 import sys
 import threading
@@ -14,10 +13,12 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+import settings
+from api import access
 from api.app import make_app
 from api.endpoint import Host
 from api.metrics import Metrics
-from service import Service, setting
+from service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +41,14 @@ class DoorError(RuntimeError):
 class Doors:
     """The APIs of one service, open from the start of the thread that serves them until `close`."""
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
-        """Take the port, or raise DoorError. The service may start later: until then requests get 503.
+    def __init__(self, service: Service, host: str, port: int, named_by: str = "API_PORT") -> None:
+        """Take the port, or raise DoorError, which says what names it. The service may start later: until then 503.
 
-        The environment variables API_KEY, API_ORIGINS and API_BODY_MB are read here.
+        The environment variables API_KEY, API_ORIGINS and API_BODY_MB are read here, or raise SettingError.
         """
-        api_key = os.environ.get("API_KEY") or None
-        origins = [origin.strip() for origin in os.environ.get("API_ORIGINS", "").split(",") if origin.strip()]
-        shared = Host(service, api_key, setting("API_BODY_MB", MAX_BODY_MB) << 20, Metrics(service))
-        self._socket = _listen(host, port)
+        api_key, origins = access.key(), access.origins()
+        shared = Host(service, api_key, settings.number("API_BODY_MB", MAX_BODY_MB) << 20, Metrics(service))
+        self._socket = _listen(host, port, named_by)
         if api_key is None and not _is_local(host):
             logger.warning("everybody who reaches %s:%d may embed there, as API_KEY is not set", host, port)
         config = uvicorn.Config(
@@ -151,21 +151,24 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, named_by: str) -> socket.socket:
     """Return a socket that listens. Raises DoorError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if port not in settings.PORTS:
+            raise OverflowError(f"a port is {settings.PORTS_IN_WORDS}")
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":  # connections inherit it; without it a client that reads nothing is never dropped
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(RECEIVE_TIMEOUT_S * 1000))
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
-        reason = error.strerror if isinstance(error, OSError) else "there are ports from 1 to 65535"
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DoorError(
-            f"API_PORT: {host}:{port} cannot be listened on ({reason}); choose a port that is free"
+            f"{named_by}: {host[:80]}:{port} cannot be listened on ({reason}); choose a port that is free, and an "
+            "address of this machine"
         ) from None
     return listener
 

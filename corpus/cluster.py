@@ -135,7 +135,7 @@ def embed(
     _connect(address, workers[1])
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
     # Machines without a GPU may differ in which format is faster, and one output is in one format.
-    job = replace(job, dtype=os.environ.get("DTYPE") or ("auto" if on_gpus else "float32"))
+    job = replace(job, dtype=os.environ.get("DTYPE", "").strip() or ("auto" if on_gpus else "float32"))
     try:
         rows = ray.data.read_parquet(source, columns=job.columns.wanted(), include_paths=True)
         vectors = rows.map_batches(

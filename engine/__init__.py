@@ -68,16 +68,16 @@ def _numbers(directory: Path, dtype: str, measured: Path | None) -> "NumberForma
 
 
 def _asked(dtype: str | None) -> str:
-    dtype = dtype or os.environ.get("DTYPE") or "auto"
+    dtype = (dtype or os.environ.get("DTYPE", "")).strip() or "auto"
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise ValueError(
-            f"DTYPE is {dtype!r}; set it to float32, float16, bfloat16 or auto, or leave it unset for auto"
+            f"DTYPE is {dtype[:80]!r}; set it to float32, float16, bfloat16 or auto, or leave it unset for auto"
         )
     return dtype
 
 
 def _is_reference() -> bool:
-    name = os.environ.get("ENGINE") or "packed"
+    name = os.environ.get("ENGINE", "").strip() or "packed"
     if name not in ("packed", "reference"):
-        raise ValueError(f"ENGINE is {name!r}; set it to packed or reference, or leave it unset for packed")
+        raise ValueError(f"ENGINE is {name[:80]!r}; set it to packed or reference, or leave it unset for packed")
     return name == "reference"

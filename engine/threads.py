@@ -41,7 +41,8 @@ def usable_threads() -> int:
     import torch
 
     threads = torch.get_num_threads()
-    return threads if os.environ.get("OMP_NUM_THREADS") else max(1, int(min(threads, _cores_of_cgroup())))
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return threads if asked.isdigit() else max(1, int(min(threads, _cores_of_cgroup())))
 
 
 def _cores_of_cgroup() -> float:

@@ -40,12 +40,14 @@ class Request:
     """A checkpoint to find or fetch: its key in the cache, the setting that asked for it, its sources in order.
 
     A source is `{"hub": "owner/name", "revision": "..."}`, the revision being optional, or `{"tar": "https://..."}`.
+    `remedy` is what else to try where none of them gives it.
     """
 
     key: str
     setting: str
     sources: list[dict[str, str]]
     manifest: Manifest | None
+    remedy: str = "try WEIGHTS=small"
 
     def check(self, record: Record, names: list[str]) -> None:
         """Raise WeightsError unless the content is what WEIGHTS_SHA256, or else the manifest, says."""
@@ -61,18 +63,22 @@ class Request:
 
 def check_pin(setting: str, sha256: str) -> bool:
     """Return whether WEIGHTS_SHA256 is set. Raises WeightsError unless `sha256` begins with its digits."""
-    pin = os.environ.get("WEIGHTS_SHA256")
+    pin = os.environ.get("WEIGHTS_SHA256", "").strip()
     if pin and (len(pin) < PIN_DIGITS or not sha256.startswith(pin.lower())):
         raise WeightsError(
-            f"{setting}: its content has SHA-256 {sha256} and WEIGHTS_SHA256 is {pin}; set it to the hash of the "
-            f"checkpoint that is meant (at least {PIN_DIGITS} digits), or leave it unset"
+            f"{setting}: its content has SHA-256 {sha256} and WEIGHTS_SHA256 is {pin[:80]!r}; set it to the hash of "
+            f"the checkpoint that is meant (at least {PIN_DIGITS} digits), or leave it unset"
         )
     return bool(pin)
 
 
 def folder() -> Path:
-    """Return the cache's directory, which WEIGHTS_CACHE names."""
-    return Path(os.environ.get("WEIGHTS_CACHE") or DEFAULT_CACHE).expanduser()
+    """Return the cache's directory, which WEIGHTS_CACHE names. Raises WeightsError."""
+    named = os.environ.get("WEIGHTS_CACHE", "").strip()
+    try:
+        return Path(named).expanduser() if named else DEFAULT_CACHE
+    except RuntimeError:
+        raise WeightsError(f"WEIGHTS_CACHE={named}: there is no such user; name a folder by its whole path") from None
 
 
 def find_or_fetch(request: Request) -> tuple[Path, Record]:
@@ -189,7 +195,7 @@ def _fetch(target: Path, request: Request) -> tuple[Path, Record]:
             logger.info("fetched %s in %.1f s", request.setting, time.perf_counter() - started)
             return target, record
         logger.warning("%s", refusals[-1])
-    raise WeightsError(f"{request.setting}: {'; '.join(refusals)}, or try WEIGHTS=small")
+    raise WeightsError(f"{request.setting}: {'; '.join(refusals)}, or {request.remedy}")
 
 
 def _verify(directory: Path, source: str, revision: str | None, request: Request) -> Record:

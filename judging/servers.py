@@ -188,7 +188,7 @@ class Server:
         url = self.url + self.api.path(asked)
         try:
             answer = self._client.post(url, json=self.api.body(asked))
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AskError(f"{url}: {error}; is a server running there?") from error
         if answer.status_code != 200:
             raise Refused(answer.status_code, answer.text)
@@ -212,7 +212,7 @@ class Server:
             if answer.status_code != 200:
                 return []  # a server may do without a list
             content = answer.json()
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise AskError(f"{url}: {error}; is a server running there?") from error
         entries = content.get("data") or content.get("models") or []
         return [str(entry.get("id") or entry.get("name")) for entry in entries]

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 
+import settings
 from api.server import DoorError, Doors
 from engine.contract import CheckpointError, DeviceError
 from selfcheck import SelfCheckError
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
     )
-    parser.add_argument("--port", type=int, default=os.environ.get("PORT", "8080"))
+    parser.add_argument("--port", type=int, help="port to listen on (default: PORT, or 8080)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     args = parser.parse_args()
     ended = threading.Event()
@@ -40,7 +41,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     try:
-        doors = Doors(service, args.host, args.port)
+        port = settings.port("PORT", 8080) if args.port is None else args.port
+        doors = Doors(service, args.host, port, "PORT or --port")
         service.start()
     except (DoorError, WeightsError, CheckpointError, DeviceError, SelfCheckError, ValueError) as error:
         sys.exit(str(error))

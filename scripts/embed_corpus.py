@@ -100,7 +100,7 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
         "id": columns.id,
         "carry": list(columns.carried),
         "window": job.limits.rows,
-        "engine": os.environ.get("ENGINE") or "packed",
+        "engine": os.environ.get("ENGINE", "").strip() or "packed",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
         **{name: importlib.metadata.version(name) for name in ("torch", "tokenizers", "numpy")},
     }

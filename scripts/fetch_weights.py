@@ -20,7 +20,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="?", default=os.environ.get("WEIGHTS"), help="default: the genuine model")
+    parser.add_argument("weights", nargs="?", default=os.environ.get("WEIGHTS"), help="default: the official model")
     parser.add_argument("--bake", action="store_true", help="into weights-baked/, which the image takes along")
     args = parser.parse_args()
     if args.bake:
@@ -29,6 +29,8 @@ def main() -> None:
         checkpoint = weights.resolve(args.weights)
     except weights.WeightsError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
     if args.bake and not checkpoint.directory.is_relative_to(cache.BAKED):
         sys.exit(
             f"WEIGHTS={args.weights}: --bake is for what is fetched, and this is a folder already; let it into the "

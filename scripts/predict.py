@@ -28,6 +28,26 @@ from scripts.server import ServerError, running_server
 logger = logging.getLogger("predict")
 
 
+def read_inputs(as_json: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the inputs of both options. Raises ValueError saying what cannot be read, or sent."""
+    try:
+        given = json.loads(as_json) if as_json else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--json: it is not JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise ValueError('--json: give one object of all inputs, such as {"text": "hello"}')
+    inputs = given | parse_inputs(assignments)
+    try:
+        json.dumps(inputs, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "the inputs: they are not text in UTF-8; give them so, or as a file of bytes: -i file=@..."
+        ) from None
+    except ValueError:
+        raise ValueError("--json: NaN and Infinity are not JSON; give numbers") from None
+    return inputs
+
+
 def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
     """Return the inputs in `name=value` strings, typed as openapi.json says.
 
@@ -100,28 +120,33 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        inputs = (json.loads(args.json) if args.json else {}) | parse_inputs(args.input)
-    except (ValueError, TypeError) as error:
+        inputs = read_inputs(args.json, args.input)
+    except ValueError as error:
         parser.error(str(error))
-    if args.url is None and args.weights == "small":
-        logger.info(
-            "Using the small bundled checkpoint, for trying out; WEIGHTS=google/embeddinggemma-300m is the real one."
-        )
     try:
+        if args.url is None and args.weights == "small":
+            logger.info(
+                "Using the small bundled checkpoint, for trying out; WEIGHTS= (set to nothing) is the official model."
+            )
         answer = predict(args.url, args.weights, inputs)
-    except (ServerError, httpx.TransportError) as error:
+    except ServerError as error:
         sys.exit(str(error))
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        sys.exit(f"{args.url or 'the server'}: it cannot be asked ({error}); check the address, and that it runs")
+    except KeyboardInterrupt:
+        sys.exit(130)
     try:
-        body = answer.json()
-    except ValueError:  # coglet refuses what is not JSON in plain text
-        sys.exit(answer.text)
+        body = dict(answer.json())
+    except (ValueError, TypeError):  # coglet refuses what is not JSON in plain text
+        sys.exit(answer.text or f"{args.url}: it answered {answer.status_code} and nothing else")
     succeeded = answer.is_success and body.get("status") == "succeeded"
     if succeeded and args.output:
         try:
             _save_file(body, args.output)
         except (ValueError, OSError) as error:
             sys.exit(str(error))
-    sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+    is_ascii = sys.stdout.encoding.lower() != "utf-8"
+    sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=is_ascii) + "\n")
     sys.exit(0 if succeeded else 1)
 
 

@@ -69,12 +69,17 @@ def end(pid: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT', '5000')}")
+    parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT', '').strip() or 5000}")
     parser.add_argument("--live", action="store_true", help="only fail if the server must be started again")
     parser.add_argument("--end", type=int, metavar="PID", help="if it says so, end this process")
     args = parser.parse_args()
+    if args.end is not None and not 0 < args.end < 1 << 31:  # others stand for groups of processes
+        parser.error(f"--end {args.end}: give the number of a process, such as 1")
     if args.end is not None and is_lost(args.url):
-        end(args.end)
+        try:
+            end(args.end)
+        except PermissionError:
+            sys.exit(f"--end {args.end}: this user may not end that process; run the probe as its user")
     found = status(args.url)
     sys.stdout.write(f"{found}\n")
     sys.exit(found not in (LIVES if args.live else SERVES))

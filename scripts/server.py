@@ -10,6 +10,7 @@ import argparse
 import ast
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from typing import Any
 import httpx
 import yaml
 
+import settings
 from scripts import probe
 from scripts.make_openapi import OPENAPI, PREDICT, ROOT, concurrency, find_run
 
@@ -35,6 +37,8 @@ SETUP_TIMEOUT_S = 900
 # Cog's server waits for accepted requests without end.
 STOP_TIMEOUT_S = 90
 WATCH_EVERY_S = 1.0
+# What Cog's server puts before the words of the exception that ended the setup.
+SETUP_FAILED = re.compile(r"^((worker )?[Ss]etup failed( \(slot [\w-]+\))?: )+(\w+Error: )?", re.MULTILINE)
 # Cog's server in a process that is sent SIGTERM, as if by us, when the thread that started it ends.
 LAUNCH = """
 import ctypes, runpy, signal, sys
@@ -75,9 +79,7 @@ def start(
 
     It logs to the file `log`, if given; `settings` are further environment variables, `options` further arguments.
     """
-    schema = ROOT / ".cog" / "openapi_schema.json"  # where coglet looks for it
-    schema.parent.mkdir(exist_ok=True)
-    shutil.copyfile(OPENAPI, schema)
+    _provide_schema()
     run = find_run(ast.parse(PREDICT.read_text(encoding="utf-8")))
     config = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
     environment = dict(line.split("=", 1) for line in config["environment"])
@@ -90,7 +92,8 @@ def start(
     }
     if weights is not None:
         environment["WEIGHTS"] = weights
-    environment.setdefault("API_HOST", options[options.index("--host") + 1])
+    if not environment.get("API_HOST", "").strip():
+        environment["API_HOST"] = options[options.index("--host") + 1].strip("[]")
     environment |= settings or {}
     with log.open("wb") if log else nullcontext() as output:
         return subprocess.Popen(
@@ -101,6 +104,19 @@ def start(
             stderr=subprocess.STDOUT if log else None,
             start_new_session=True,
         )
+
+
+def _provide_schema() -> None:
+    """Put openapi.json where coglet looks for it, in one step, as another server may start here at the same time."""
+    folder = ROOT / ".cog"
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            Path(shutil.copy(OPENAPI, temporary)).replace(folder / "openapi_schema.json")
+    except OSError as error:
+        raise ServerError(
+            f"{folder}: it cannot be written ({error.strerror}), and Cog's server reads its schema there"
+        ) from None
 
 
 @contextmanager
@@ -123,6 +139,22 @@ def running_server(
             stop(process)
 
 
+def address_of(host: str, port: int) -> str:
+    """Return the IP address of a host, as Cog's server takes no names. Raises ServerError where none can listen."""
+    try:
+        if port not in settings.PORTS:
+            raise OverflowError(f"a port is {settings.PORTS_IN_WORDS}")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as listener:
+            return str(listener.getsockname()[0])
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = (error.strerror or "").partition(" (while")[0] if isinstance(error, OSError) else error
+        raise ServerError(
+            f"port {port} of {host[:80]} cannot be listened on ({reason}); choose a free port with PORT or --port, and "
+            "an address of this machine with --host"
+        ) from None
+
+
 def free_port() -> int:
     """Return a port that nothing listens on."""
     with socket.socket() as listener:
@@ -139,9 +171,14 @@ def _wait_until_ready(server: Server) -> None:
         if health["status"] == "READY":
             return
         if health["status"] == "SETUP_FAILED":
-            raise ServerError(f"the server's setup failed:\n{health['setup']['logs'].strip()}")
+            raise ServerError(f"the server's setup failed:\n{setup_logs(health)}")
         time.sleep(0.05)
     raise ServerError(f"the server was not ready within {SETUP_TIMEOUT_S} s:\n{_tail(server.log)}")
+
+
+def setup_logs(health: Mapping[str, Any]) -> str:
+    """Return what a failed setup said, without what Cog's server puts before it."""
+    return SETUP_FAILED.sub("", str((health.get("setup") or {}).get("logs", "")).strip())
 
 
 def _tail(log: Path) -> str:
@@ -167,15 +204,18 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def serve(port: int, weights: str | None, host: str, options: Sequence[str] = ()) -> int:
     """Run a server until SIGTERM, SIGINT or SIGHUP, and start it again when it is lost; return the exit status.
 
-    `options` are those of `start` but for the host. A server that was never ready is not started again: 1.
+    `options` are those of `start` but for the host. A server that was never ready is not started again: 1. Raises
+    ServerError when the address cannot be listened on.
     """
+    address = address_of(host, port)
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.append(received))
     was_ready = False
     while True:
-        process = start(port, weights, options=("--host", host, *options))
-        was_ready |= _watch(process, f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", signals)
+        process = start(port, weights, options=("--host", _in_url(address), *options))
+        was_ready |= _watch(process, f"http://{_in_url(reached)}:{port}", signals)
         if signals:
             stop(process, signals)
             return 0
@@ -185,13 +225,20 @@ def serve(port: int, weights: str | None, host: str, options: Sequence[str] = ()
         logger.error("the server is lost; starting it again")
 
 
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def _watch(process: subprocess.Popen[bytes], url: str, signals: Sequence[int]) -> bool:
     """Wait for a signal or until the server is lost; return whether it was ready."""
     was_ready = False
     while not signals and process.poll() is None:
-        status = probe.status(url)
+        health = probe.health(url)
+        status = health["status"]
         was_ready |= status in (*probe.SERVES, "UNHEALTHY")
         if status not in probe.LIVES and probe.is_lost(url):
+            if status == "SETUP_FAILED":
+                logger.error("the server's setup failed: %s", setup_logs(health))
             break
         time.sleep(WATCH_EVERY_S)
     return was_ready
@@ -203,11 +250,16 @@ def main() -> None:
     parser.add_argument(
         "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
     )
-    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "5000")))
+    parser.add_argument("--port", type=int, help="port to listen on (default: PORT, or 5000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--upload-url", help="where to PUT the files that predictions answer with")
     args = parser.parse_args()
-    sys.exit(serve(args.port, args.weights, args.host, ["--upload-url", args.upload_url] if args.upload_url else []))
+    try:
+        port = settings.port("PORT", 5000) if args.port is None else args.port
+        options = ["--upload-url", args.upload_url] if args.upload_url else []
+        sys.exit(serve(port, args.weights, args.host, options))
+    except (ServerError, settings.SettingError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def judge_server(url: str, api: str, checkpoint: weights.Checkpoint, args: argpa
     """
     if args.prompts == "client" and api in ("gemini", "cohere"):
         raise AskError(f"--prompts client: {api}'s API names a task with every text; leave the option out")
-    server = Server(url, api, args.model, args.key)
+    server = Server(url, api, args.model, (args.key or "").strip() or None)
     judgement = judge(server, Expected(checkpoint.directory), args.prompts == "client")
     asked = {
         "server": f"{server.url}, {api}'s API, model `{server.model}`",
@@ -174,7 +174,7 @@ def main() -> None:
             sys.exit(0 if is_right else 1)
         comparisons = verify(checkpoint)
         sys.stdout.write(table(comparisons))
-        if os.environ.get("ENGINE") != "reference":
+        if os.environ.get("ENGINE", "").strip() != "reference":
             sys.stdout.write("\n" + activations(checkpoint.directory))
     except (RuntimeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

@@ -39,6 +39,11 @@ def test_a_manifest_keeps_to_kubernetes_schema(manifest: dict[str, Any]) -> None
     kubernetes_validate.validate(manifest, "1.34", strict=True)
 
 
+def test_kubernetes_sets_no_variables_of_its_own() -> None:
+    pods = [manifest["spec"]["template"]["spec"] for manifest in MANIFESTS if "template" in manifest["spec"]]
+    assert pods and all(pod["enableServiceLinks"] is False for pod in pods)
+
+
 def test_every_probe_runs_the_probe_with_options_that_it_has() -> None:
     [container] = MANIFESTS[0]["spec"]["template"]["spec"]["containers"]
     [service] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"].values()

@@ -43,6 +43,14 @@ def test_a_name_of_nothing_is_refused(name: str) -> None:
         resolve(name)
 
 
+@pytest.mark.parametrize("token", ['"hf_secret"', "'hf_secret'", "hf_\nsecret", "hf_secret x", "hf_secret€"])
+def test_a_token_that_no_header_carries_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    for name in ("", "owner/name"):
+        with pytest.raises(WeightsError, match=r"^HF_TOKEN has a quote, a blank or .*; set it to the token alone$"):
+            resolve(name)
+
+
 @pytest.mark.parametrize(
     "missing", ["model.safetensors", "tokenizer.json", "modules.json", "2_Dense/model.safetensors"]
 )
@@ -110,7 +118,7 @@ def test_content_other_than_the_pinned_is_refused(monkeypatch: pytest.MonkeyPatc
     assert resolve(str(SMALL)).sha256 == sha256
     for pin in ("0" * 64, sha256[:4]):
         monkeypatch.setenv("WEIGHTS_SHA256", pin)
-        with pytest.raises(WeightsError, match=rf"SHA-256 {sha256} and WEIGHTS_SHA256 is {pin}; set it to the hash"):
+        with pytest.raises(WeightsError, match=rf"SHA-256 {sha256} and WEIGHTS_SHA256 is '{pin}'; set it to the hash"):
             resolve(str(SMALL))
 
 

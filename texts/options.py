@@ -1,12 +1,12 @@
 """What the vectors are to be: task, dimensions, normalisation, precision, truncation and chunking."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 
 import encoding
+import settings
 from engine.tokenizer import Truncate
 from tasks import PROMPTS, TITLED_TASK
 from texts.chunking import Chunking
@@ -21,7 +21,7 @@ def prompts_in_texts() -> str:
 
     Raises ValueError for anything else.
     """
-    value = os.environ.get("PROMPTS_IN_TEXTS", "").strip() or "use"
+    value = settings.text("PROMPTS_IN_TEXTS") or "use"
     check_choice("PROMPTS_IN_TEXTS", value, ("use", "ignore"))
     return value
 

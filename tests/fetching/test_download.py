@@ -311,6 +311,11 @@ def test_the_default_tries_the_next_source_and_reports_all_refusals(
     ):
         assert part in sentence
     assert "hf_secret" not in sentence
+    monkeypatch.setenv("HF_TOKEN", " \n")
+    sentence = refusal(None, cache)
+    assert "(google/embeddinggemma-300m at" not in sentence
+    assert "or set HF_TOKEN to a token of an account that has accepted the licence" in sentence
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.faults.refusal = None
     hub.faults.statuses = [404, 404]
     assert resolve().source.endswith("/tiny.tar")

@@ -121,4 +121,6 @@ def test_a_port_that_cannot_be_had_ends_the_command_in_a_sentence(port: str) -> 
         command = [sys.executable, "-m", "scripts.api", "--weights", "small", "--port", number]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert re.fullmatch(rf"API_PORT: 127\.0\.0\.1:{number} cannot be listened on \(.*\); choose .*\n", ended.stderr)
+    assert re.fullmatch(
+        rf"PORT or --port: 127\.0\.0\.1:{number} cannot be listened on \(.*\); choose .*\n", ended.stderr
+    )

@@ -21,7 +21,7 @@ PAGE = "https://page.example"
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Running]:
     """A server that all machines may reach, with a key, and that pages of one origin may call."""
-    settings = {"API_KEY": KEY, "API_ORIGINS": f"{PAGE}, https://other.example"}
+    settings = {"API_KEY": f" {KEY}\n", "API_ORIGINS": f"{PAGE}/, https://Other.example:443\n"}
     with running_apis(settings, options=("--host", "0.0.0.0")) as server:
         yield server
 
@@ -42,7 +42,8 @@ def test_a_key_is_needed_and_taken_as_each_api_sends_it(client: httpx.Client, pa
     assert client.post(path, json=body, params={"key": "wrong"}).status_code == 401
     own = "x-goog-api-key" if api_of(path) == "Gemini" else "Authorization: Bearer"
     assert own in message(path, client.post(path, json=body))
-    keys = [{"headers": {"authorization": f"Bearer {KEY}"}}, {"params": {"key": KEY}}]
+    keys = [{"headers": {"authorization": f"{scheme}{KEY}"}} for scheme in ("Bearer ", "bearer ", "BEARER   ", "")]
+    keys.append({"params": {"key": KEY}})
     if api_of(path) == "Gemini":
         keys.append({"headers": {"x-goog-api-key": KEY}})
     for key in keys:

@@ -1,8 +1,11 @@
 """The commands a person types: scripts/predict.py, and a setup that fails."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +33,7 @@ def test_predict_starts_a_server_and_prints_json() -> None:
     assert vector.shape == (768,)
     assert abs(np.linalg.norm(vector) - 1) < 1e-6
     assert prediction["output"]["model"].startswith("small@")
-    assert "small bundled checkpoint" in result.stderr
+    assert "small bundled checkpoint, for trying out; WEIGHTS= " in result.stderr
 
 
 def test_predict_uses_a_running_server(server: Server) -> None:
@@ -71,9 +74,91 @@ def test_inputs_are_read_by_their_types() -> None:
 
 
 def test_weights_that_are_not_there_fail_the_setup_in_words(tmp_path: Path) -> None:
-    problem = r"WEIGHTS=.*/nothing: no such directory.*name a directory in"
+    problem = r"the server's setup failed:\nWEIGHTS=.*/nothing: no such directory.*name a directory in"
     with pytest.raises(ServerError, match=problem), running_server(str(tmp_path / "nothing")):
         pytest.fail("the server must not become ready")
+
+
+def test_what_orchestrators_and_secrets_put_in_the_environment_does_not_keep_a_server_from_starting() -> None:
+    settings = {"API_PORT": "tcp://10.96.0.12:80", "API_HOST": " ", "CACHE_MB": " 8\n", "DTYPE": "float32\r\n"}
+    with running_server("small\n", settings=settings) as server:
+        assert server.predict({"text": "hello"})["output"]["model"].endswith("+float32")
+        assert "set it in the pod's env, or enableServiceLinks: false" in server.log.read_text(encoding="utf-8")
+
+
+# What a person can get wrong, for each command, and the sentence that ends it.
+WRONG: list[tuple[list[str], str]] = [
+    (["predict.py", "--url", "nonsense"], "nonsense: it cannot be asked ("),
+    (["predict.py", "--url", "http://[::1"], "http://[::1: it cannot be asked ("),
+    (["predict.py", "--url", "http://127.0.0.1:9"], "it cannot be asked ([Errno 111] Connection refused); check the"),
+    (["predict.py", "--json", "[1]"], "--json: give one object of all inputs"),
+    (["predict.py", "--json", "["], "--json: it is not JSON ("),
+    (["predict.py", "--json", '{"chunk": NaN}'], "--json: NaN and Infinity are not JSON; give numbers"),
+    (["predict.py", "--json", r'{"text": "\ud800"}'], "the inputs: they are not text in UTF-8; give them so"),
+    (["predict.py", "-i", b"text=\xff".decode(errors="surrogateescape")], "the inputs: they are not text in UTF-8"),
+    (["predict.py", "-i", "file=@/"], "@/: cannot be read: Is a directory"),
+    (["probe.py", "--end", "-1"], "--end -1: give the number of a process, such as 1"),
+    (["probe.py", "--end", "99999999999"], "--end 99999999999: give the number of a process, such as 1"),
+    (
+        ["server.py", "--port", "0"],
+        "port 0 of 127.0.0.1 cannot be listened on (a port is a whole number from 1 to 65,535)",
+    ),
+    (["server.py", "--port", "-1"], "port -1 of 127.0.0.1 cannot be listened on (a port is a whole number"),
+    (
+        ["server.py", "--host", "nowhere.invalid"],
+        "of nowhere.invalid cannot be listened on (Name or service not known)",
+    ),
+    (
+        ["server.py", "--host", "192.0.2.1"],
+        "of 192.0.2.1 cannot be listened on (Cannot assign requested address); choose",
+    ),
+    (["fetch_weights.py", "~no-such-user/x"], "WEIGHTS=~no-such-user/x: no such directory"),
+    (
+        ["fetch_weights.py", "x" * 5_000],
+        "': it cannot be read (File name too long); let this user read it, or name another",
+    ),
+    (["fetch_weights.py", "a\nb"], r"WEIGHTS='a\nb': no such directory"),
+]
+
+
+def test_no_command_ends_in_a_traceback() -> None:
+    for (script, *arguments), words in WRONG:
+        command = [sys.executable, f"scripts/{script}", *arguments]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert result.returncode in (1, 2) and words in result.stderr, (arguments, result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "begun"),
+    [
+        (["predict.py", "--weights", "small", "-i", "text=a"], "Using the small"),
+        (["fetch_weights.py", "http://127.0.0.1:9/none.tar"], "fetching"),
+    ],
+    ids=["predict", "fetch_weights"],
+)
+def test_control_c_ends_a_command_without_a_traceback(command: list[str], begun: str, tmp_path: Path) -> None:
+    environment = os.environ | {"WEIGHTS_CACHE": str(tmp_path)}
+    full = [sys.executable, f"scripts/{command[0]}", *command[1:]]
+    with subprocess.Popen(full, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr and process.stderr.readline().startswith(begun)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("port", ["taken", "tcp://10.96.0.12:80", '"5000"'])
+def test_a_port_that_cannot_be_had_is_named_before_anything_is_started(port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = str(listener.getsockname()[1]) if port == "taken" else port
+        command = ["make", "serve", f"RUN={sys.executable}", f"READY={__file__}"]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PORT": number}, capture_output=True, text=True, timeout=60
+        )
+    said = ended.stderr.splitlines()
+    assert ended.returncode == 2 and len(said) == 2 and said[1].startswith("make: ***")
+    sentence = rf"port {number} of 127\.0\.0\.1 cannot be listened on \(Address already in use\); choose a free port .*"
+    assert re.fullmatch(sentence if port == "taken" else r"PORT is .*; (set it to a port|leave them out).*", said[0])
 
 
 @pytest.mark.parametrize(("name", "value"), [("CACHE_MB", "-1"), ("MAX_WAITING_TOKENS", "many")])

@@ -45,6 +45,8 @@ ROOMS = (
     "benchmarks",
     "checkpoints",
 )
+# The first input of an example.
+INPUT = re.compile(r"""(texts?)(=|": |: )(documents|"hello"|\["first", "second"\])""")
 # In place of the URL of a file in an example.
 LINES = 'data:application/jsonl,{"key": 1, "text": "one"}%0A{"key": 2, "text": "two"}'
 
@@ -69,6 +71,38 @@ def run(source: str, folder: Path = ROOT, **settings: str) -> str:
 def test_the_search_example_finds_the_right_document(server: Server) -> None:
     source = code("README.md", "python", "retrieval_query").replace("http://localhost:5000", server.url)
     assert run(source) == "If you forgot your password, choose a new one on the login page.\n"
+
+
+READS_OUTPUT = re.compile(r"""["']output["']|\.output\b|\{output\b""")
+
+
+@pytest.mark.parametrize(
+    ("page", "source"),
+    [
+        (page, block)
+        for page, text in PAGES.items()
+        for block in re.findall(r"```(?:python|js)\n(.*?)```", text, re.DOTALL)
+        if READS_OUTPUT.search(block)
+    ],
+)
+def test_an_example_that_reads_an_output_raises_what_the_server_says(server: Server, page: str, source: str) -> None:
+    """A failed prediction is HTTP 200 without an output; a refused one is HTTP 422."""
+    given = INPUT.search(source)
+    assert given, "this test knows no input to spoil"
+    name, between, _ = given.groups()
+    blank = f"""{name}{between}{'" "' if name == "text" else '[" "]'}"""
+    unknown = given[0] + {"=": ", task=", '": ': ', "task": ', ": ": ", task: "}[between] + '"nonsense"'
+    interpreter = [sys.executable, "-c"] if "await" not in source else ["node", "--input-type=module", "-e"]
+    if shutil.which(interpreter[0]) is None:
+        pytest.skip("node is not installed")
+    with running_replicate_api(server.url) as api:
+        environment = os.environ | {"REPLICATE_API_TOKEN": "r8_none", "REPLICATE_BASE_URL": api.url}
+        source = source.replace("http://localhost:5000", server.url)
+        for spoiled, words in ((blank, "the text is empty or blank"), (unknown, "nonsense")):
+            command = [*interpreter, source.replace(given[0], spoiled)]
+            result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+            assert result.returncode != 0 and words in result.stderr, result.stderr
+            assert "KeyError" not in result.stderr and "TypeError" not in result.stderr
 
 
 def test_the_javascript_example_decodes(server: Server, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Each operation is answered with a slash at the end of its path, too, and nothing names an address of its own."""
+
+import httpx
+import pytest
+
+from api.app import OPERATIONS
+from api.operations import Operation
+from tests.support.apis import BODIES, MODEL
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: f"{each.method} {each.path}")
+def test_a_slash_at_the_end_changes_nothing(client: httpx.Client, operation: Operation) -> None:
+    """A redirect would go to http:// and without the prefix where a proxy has the certificate and a prefix."""
+    path = operation.path.replace("{model:path}", MODEL)
+    body = BODIES[path](["one", "two"]) if path in BODIES and operation.method == "POST" else None
+    plain, slashed = (client.request(operation.method, each, json=body) for each in (path, f"{path.rstrip('/')}/"))
+    assert plain.status_code == slashed.status_code
+    assert slashed.status_code == 200 or (operation.method == "POST" and body is None), slashed.text
+    if isinstance(operation.answers, type) and plain.json() != slashed.json():
+        assert {name for name in plain.json() if plain.json()[name] != slashed.json()[name]} <= {"id", "total_duration"}
+
+
+def test_a_page_behind_a_proxys_prefix_finds_its_document(client: httpx.Client) -> None:
+    assert 'url: "openapi.json"' in client.get("/docs").text
+    assert client.get("/docs/").headers["location"] == "../docs"
+    assert client.get("/openapi.json").json()["servers"] == [{"url": "."}]
