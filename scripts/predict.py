@@ -36,6 +36,9 @@ def read_inputs(as_json: str | None, assignments: Sequence[str]) -> dict[str, An
         raise ValueError(f"--json: it is not JSON ({error})") from None
     if not isinstance(given, dict):
         raise ValueError('--json: give one object of all inputs, such as {"text": "hello"}')
+    known = _schemas()["Input"]["properties"]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"--json: {unknown[0]!r:.80} is no input, and the server drops it; give {', '.join(known)}")
     inputs = given | parse_inputs(assignments)
     try:
         json.dumps(inputs, ensure_ascii=False, allow_nan=False).encode()
@@ -48,12 +51,16 @@ def read_inputs(as_json: str | None, assignments: Sequence[str]) -> dict[str, An
     return inputs
 
 
+def _schemas() -> dict[str, Any]:
+    return dict(json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"])
+
+
 def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
     """Return the inputs in `name=value` strings, typed as openapi.json says.
 
     A list comes as JSON or item by item. Raises ValueError naming the input that cannot be read.
     """
-    schemas = json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"]
+    schemas = _schemas()
     properties = schemas["Input"]["properties"]
     inputs: dict[str, Any] = {}
     for assignment in assignments:

@@ -92,6 +92,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["predict.py", "--url", "http://[::1"], "http://[::1: it cannot be asked ("),
     (["predict.py", "--url", "http://127.0.0.1:9"], "it cannot be asked ([Errno 111] Connection refused); check the"),
     (["predict.py", "--json", "[1]"], "--json: give one object of all inputs"),
+    (["predict.py", "--json", '{"text": "a", "tsk": "clustering"}'], "--json: 'tsk' is no input, and the server drops"),
     (["predict.py", "--json", "["], "--json: it is not JSON ("),
     (["predict.py", "--json", '{"chunk": NaN}'], "--json: NaN and Infinity are not JSON; give numbers"),
     (["predict.py", "--json", r'{"text": "\ud800"}'], "the inputs: they are not text in UTF-8; give them so"),
