@@ -75,7 +75,8 @@ def facts_of(embedded: Embedded) -> dict[str, Any]:
 @functools.cache
 def default_of(name: str) -> object:
     """Return the default of an input of `Predictor.run`."""
-    return inspect.signature(Predictor.run).parameters[name].default.default
+    default = inspect.signature(Predictor.run).parameters[name].default
+    return getattr(default, "default", default)  # Cog's server puts the value where Input(...) stands
 
 
 def check_unset(reason: str, **inputs: object) -> None:

@@ -77,7 +77,7 @@ def test_every_whole_number_may_be_written_as_a_float(server: Server) -> None:
     schema = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     fields = schema["Input"]["properties"]
     integers = [name for name in fields if "integer" in (fields[name].get("type"), schema.get(name, {}).get("type"))]
-    assert integers == ["embedding_dim", "chunk", "overlap"]
+    assert sorted(integers) == ["chunk", "embedding_dim", "overlap"]
     for name in integers:
         inputs = {"text": "word " * 100, "chunk": 32} | {name: float(fields[name]["default"] or 24)}
         answer = server.predict(inputs)
@@ -97,6 +97,7 @@ def test_inputs_that_do_not_exist_are_named_in_the_servers_log(server: Server) -
     [
         ({"text": "a", "texts": ["b"]}, "text, texts: both were given"),
         ({"texts": ["a", "  "]}, "texts[1]: the text is empty or blank"),
+        ({"text": "a", "on_error": "skip"}, "on_error: it needs 'file'; leave it out"),
         ({"texts": ["a"] * 2049}, "texts: 2,049 texts were given; give 1 to 2,048"),
         ({"text": "a", "title": "b", "task": "none"}, "title: task 'none' has no place for a title"),
         ({"text": "word " * 3000, "truncate": "none"}, "tokens with its prompt and the limit is 2,048"),
