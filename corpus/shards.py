@@ -32,17 +32,37 @@ class ShardFolder:
     def __init__(self, output: Path) -> None:
         """`output` is the file that the run is to write; nothing is made yet."""
         self.path = shards_path(output)
-        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
+        self._lock = FileLock(lock_path(output))
         self._facts = lru_cache(maxsize=BLOCKS_KEPT)(self._read_facts)
 
     def open(self, manifest: Mapping[str, Any]) -> None:
-        """Begin a run, or go on with one. Raises CorpusError if its manifest was another or if it is still going."""
+        """Begin a run, or go on with one.
+
+        Raises CorpusError if its manifest was another, if it is still going, or if nothing can be written.
+        """
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise CorpusError(
                 f"{self.path}: another run is writing there; wait for it, or name another output"
             ) from None
+        except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+            raise self._unwritable(error) from error
+        try:
+            before = self._begin(manifest)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        except ValueError as error:
+            raise CorpusError(f"{self.path}: its manifest is damaged; delete the folder to start anew") from error
+        for name in dict(manifest) | before:
+            if manifest.get(name) != before.get(name):
+                raise CorpusError(
+                    f"{name}: it is {manifest.get(name)!r}, and the run to go on with had {before.get(name)!r}; run it "
+                    f"with that, or delete {self.path} to start anew"
+                )
+
+    def _begin(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the folder if it is not there, and return its manifest."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "manifest.json"
         if not path.exists():
@@ -50,14 +70,13 @@ class ShardFolder:
             with synced(partial) as file:
                 file.write(json.dumps(manifest, indent=2).encode())
             partial.rename(path)
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for name in dict(manifest) | before:
-            if manifest.get(name) != before.get(name):
-                raise CorpusError(
-                    f"{name}: it is {manifest.get(name)!r}, and the run to go on with had {before.get(name)!r}; run it "
-                    f"with that, or delete {self.path} to start anew"
-                )
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _unwritable(self, error: Exception) -> CorpusError:
+        reason = getattr(error, "strerror", None) or error
+        return CorpusError(
+            f"{self.path}: cannot be written: {reason}; make room, or name an output in a folder that may be written to"
+        )
 
     def close(self) -> None:
         """Let others work in the folder."""
@@ -106,6 +125,11 @@ class ShardFolder:
         with pa.memory_map(str(self._shard(index) / "rows.arrow")) as file:
             return pa.ipc.open_file(file).read_all()
 
+    def id_type(self, count: int) -> pa.DataType:
+        """Return the type of the ids of `count` blocks: uint64 where one of them needs it, though others do not."""
+        types = {self.rows(index).schema.field("id").type for index in range(count)} - {pa.null()}
+        return pa.uint64() if pa.uint64() in types else next(iter(types), pa.null())
+
     def vectors(self, index: int) -> TextVectors:
         """Return the vectors of a block, mapped. Mapped pages count as the process's memory: do not keep them."""
         return replace(self._facts(index), vectors=np.load(self._shard(index) / "vectors.npy", mmap_mode="r"))
@@ -122,6 +146,11 @@ class ShardFolder:
 def shards_path(output: Path) -> Path:
     """Return the folder in which a run for this output keeps what is done."""
     return output.with_name(f"{output.name}.parts")
+
+
+def lock_path(output: Path) -> Path:
+    """Return the file that keeps a second run out of that folder."""
+    return output.with_name(f"{shards_path(output).name}.lock")
 
 
 @contextmanager
