@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from corpus.arrow import check_schema
 from corpus.rows import Columns, CorpusError
-from corpus.sources import reason
+from corpus.sources import RemoteError, reason
 
 BATCH_ROWS = 256
 # What reading a damaged file raises. Of pyarrow's errors, one is a MemoryError too, and says nothing of the file.
@@ -30,6 +30,8 @@ def open_file(path: str, raw: BinaryIO, columns: Columns) -> pq.ParquetFile:
         return file
     except (MemoryError, CorpusError):
         raise
+    except RemoteError as error:
+        raise CorpusError(f"{path}: cannot be read: {reason(error)}; download the file and name it") from error
     except Damaged as error:
         raise CorpusError(
             f"{path}: not a whole parquet file: {reason(error)}; its end, which says what it holds, is missing or "

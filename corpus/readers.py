@@ -13,7 +13,7 @@ from corpus import parquet
 from corpus.arrow import batch_rows, plain_fields
 from corpus.comma_separated import csv_rows
 from corpus.rows import BadRow, Columns, CorpusError, IdKind, Row, decode, json_object, make_row
-from corpus.sources import name_of, open_source, reason
+from corpus.sources import RemoteError, name_of, open_source, reason
 from corpus.streams import DECOMPRESSORS, Damaged
 from texts.checks import check_text
 
@@ -114,9 +114,10 @@ class Reader:
         return readers[self.file_format]()
 
     def _unreadable(self, number: int, error: Exception, remedy: str) -> CorpusError:
-        return CorpusError(
-            f"{self.place(number)}: cannot be read further: {reason(error)}; the file is damaged{remedy}"
-        )
+        damaged = f"the file is damaged{remedy}"
+        if isinstance(error, RemoteError):
+            damaged = "run the same again, or download the file and name it"
+        return CorpusError(f"{self.place(number)}: cannot be read further: {reason(error)}; {damaged}")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield each line with its number, without a byte order mark at the file's beginning."""

@@ -1,6 +1,6 @@
 """A corpus's bytes: a plain file of this machine, or what a URL names.
 
-Libraries that read URLs raise errors of many families. Behind `open_source` all are OSError, in one sentence.
+Libraries that read URLs raise errors of many families. Behind `open_source` all are RemoteError, in one sentence.
 """
 
 import io
@@ -25,16 +25,20 @@ NOT_PLAIN = {
 }
 
 
+class RemoteError(OSError):
+    """What a URL names cannot be had, or not all of it."""
+
+
 def open_source(path: str) -> BinaryIO:
     """Return the file, at its beginning and seekable. Raises CorpusError; reading it raises only OSError."""
     if "://" not in path:
         return _open_local(path, path)
     try:
-        with _as_os_error():
+        with _as_remote_error():
             file_system, name = fsspec.core.url_to_fs(path)
             if not isinstance(file_system, LocalFileSystem):
                 return _open_remote(path, file_system, name)
-    except OSError as error:
+    except RemoteError as error:
         raise CorpusError(
             f"{path}: cannot be opened: {reason(error)}; check the address, the network and what may be read there, or "
             "download the file and name it"
@@ -50,8 +54,8 @@ def name_of(path: str) -> str:
 
 def reason(error: BaseException) -> str:
     """Return in one line what an error says."""
-    if isinstance(error, FileNotFoundError) and not error.strerror and error.__cause__:
-        error = error.__cause__  # fsspec's, which has nothing but the address
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # fsspec's, which has nothing but the address
+        return reason(error.__cause__) if error.__cause__ else "there is no such file"
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text or type(error).__name__
 
@@ -82,7 +86,7 @@ def _open_remote(path: str, file_system: Any, name: str) -> BinaryIO:
 
 
 class _Remote(io.RawIOBase):
-    """A file that another library reads: its errors as OSError, and an end before its size as an error too."""
+    """A file that another library reads: its errors as RemoteError, and an end before its size as one too."""
 
     def __init__(self, file: Any, size: int) -> None:
         self._file, self._size = file, size
@@ -94,20 +98,20 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _as_os_error():
+        with _as_remote_error():
             self._file.seek(offset, whence)
             return self.tell()
 
     def tell(self) -> int:
-        with _as_os_error():
+        with _as_remote_error():
             return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
         at = self.tell()
-        with _as_os_error():
+        with _as_remote_error():
             data = self._file.read(min(len(buffer), max(self._size - at, 0)))
         if not data and at < self._size:
-            raise OSError(f"it ended after {at:,} of {self._size:,} bytes")
+            raise RemoteError(f"it ended after {at:,} of {self._size:,} bytes")
         buffer[: len(data)] = data
         return len(data)
 
@@ -118,11 +122,12 @@ class _Remote(io.RawIOBase):
 
 
 @contextmanager
-def _as_os_error() -> Iterator[None]:
-    """Raise whatever a library of others raises as OSError, but for what is about this process."""
+def _as_remote_error() -> Iterator[None]:
+    """Raise whatever a library of others raises as RemoteError, but for what is about this process."""
     try:
         yield
-    except (OSError, MemoryError, CorpusError):
+    except (RemoteError, MemoryError, CorpusError):
         raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {reason(error)}") from error
+        name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise RemoteError(f"{name}{reason(error)}") from error
