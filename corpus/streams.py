@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any, BinaryIO
 
 if sys.version_info >= (3, 14):
-    from compression import zstd
+    from compression import zstd as zstd
 else:
-    from backports import zstd
+    from backports import zstd as zstd
 
 READ_BYTES = 1 << 17
 XZ_PADDING = 4  # zero bytes, of which there are a multiple of so many

@@ -38,24 +38,24 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(int(fault))
             return
         if fault == "moved":
-            self.answer(302, b"", Location=self.path.replace("/moved", ""))
+            self.answer(302, b"", {"Location": self.path.replace("/moved", "")})
             return
         wanted = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if fault == "encoded":
-            self.answer(200, gzip.compress(content), **{"Content-Encoding": "gzip"})
+            self.answer(200, gzip.compress(content), {"Content-Encoding": "gzip"})
         elif fault in ("lengthless", "chunked"):
             self.without_length(content, fault == "chunked")
         elif wanted and fault not in ("whole", "long"):
             part = content[int(wanted[1]) : int(wanted[2]) + 1]
             part = part[: len(part) // 2] if fault == "short" else part
             said = f"bytes {wanted[1]}-{wanted[2]}/{len(content)}"
-            self.answer(206, part, cut=fault == "cut", **{"Content-Range": said})
+            self.answer(206, part, {"Content-Range": said}, cut=fault == "cut")
         else:
-            self.answer(200, content)
+            self.answer(200, content, {})
 
-    def answer(self, status: int, content: bytes, cut: bool = False, **headers: str) -> None:
+    def answer(self, status: int, content: bytes, headers: dict[str, str], cut: bool = False) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
