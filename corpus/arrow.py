@@ -107,19 +107,23 @@ def plain_fields(schema: pa.Schema, columns: Columns) -> list[pa.Field]:
     return [pa.field("id", id_type), *(field.with_type(plain(field.type)) for field in carried)]
 
 
-def batch_rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[Row | BadRow]:
-    """Yield the rows of a batch, the first with number `first`; a carried value is an array of this one."""
+def batch_rows(batch: pa.RecordBatch, columns: Columns, first: int, exact: bool) -> Iterator[Row | BadRow]:
+    """Yield the rows of a batch, the first with number `first`.
+
+    With `exact` a carried value is an array of this one, and Python's otherwise.
+    """
     arrays = {name: batch.column(name) for name in columns.wanted()}
     arrays = {name: array.cast(plain(array.type)) for name, array in arrays.items()}
     read = [name for name in (columns.text, columns.title, columns.id) if name is not None]
-    doubtful = [name for name in columns.carried if not _is_valid(arrays[name])]
+    doubtful = [name for name in columns.carried if exact and not _is_valid(arrays[name])]
     for i in range(batch.num_rows):
-        carried = tuple(arrays[name].slice(i, 1) for name in columns.carried)
         try:
             for name in doubtful:
                 if not _is_valid(arrays[name].slice(i, 1)):
                     raise ValueError(f"{name}: not UTF-8, or damaged; write the column anew, or do not carry it")
-            yield make_row(columns, first + i, {name: _value(arrays[name], i, name) for name in read}, carried)
+            values = {name: _value(arrays[name], i, name) for name in read}
+            carried = (arrays[name].slice(i, 1) if exact else _value(arrays[name], i, name) for name in columns.carried)
+            yield make_row(columns, first + i, values, tuple(carried))
         except ValueError as error:
             yield BadRow(first + i, str(error))
 

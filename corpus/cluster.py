@@ -108,7 +108,7 @@ class Embedder:
     def _rows(self, table: pa.Table) -> Iterator[Row | BadRow]:
         count = 0
         for batch in table.to_batches():
-            yield from batch_rows(batch, self._job.columns, count)
+            yield from batch_rows(batch, self._job.columns, count, exact=True)
             count += batch.num_rows
 
     def _without_vectors(self, table: pa.Table, unfit: list[BadRow]) -> pa.Table:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from batching.errors import Busy
 from batching.request import Cost
@@ -129,7 +130,9 @@ async def embed_file(
     except CorpusError as error:
         message = str(error).replace(str(source.path), "file").replace(str(output), "the answer's file")
         raise CorpusError(message) from None
-    except OSError as error:
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
+    except (OSError, pa.ArrowException) as error:
         raise CorpusError(
             f"the answer's file: cannot be written: {reason(error)}; make room on the server's disk"
         ) from error
@@ -143,7 +146,7 @@ def _prepared_blocks(
     """Yield the file's blocks, each with how many rows the file seems to have. Raises CorpusError at a bad row."""
     read = 0
     try:
-        for block in blocks(reader.rows(), LIMITS, reader.carried_fields, skip, reader.id_type):
+        for block in blocks(reader.rows(exact=True), LIMITS, reader.carried_fields, skip, reader.id_type):
             read += block.fit_rows
             yield prepare_block(tokenizer, options, block, skip), int(read / max(reader.fraction(), 1e-9))
     except UnfitRow as unfit:

@@ -12,9 +12,10 @@ import pyarrow as pa
 from corpus import parquet
 from corpus.arrow import batch_rows, plain_fields
 from corpus.comma_separated import csv_rows
-from corpus.rows import BadRow, Columns, CorpusError, IdKind, Row, decode, json_object, make_row
+from corpus.rows import BadRow, Columns, CorpusError, IdKind, Row, decode, json_columns, make_row
 from corpus.sources import RemoteError, name_of, open_source, reason
-from corpus.streams import DECOMPRESSORS, Damaged
+from corpus.streams import DECOMPRESSORS as DECOMPRESSORS
+from corpus.streams import Damaged
 from texts.checks import check_text
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -62,7 +63,6 @@ class Reader:
             id_field, *carried = plain_fields(schema, columns)
             return id_field.type, carried
         if self.file_format == "jsonl":
-            self._find_columns()
             metadata = AS_JSON
         kinds = {"csv": pa.string(), "jsonl": None}
         id_type = pa.int64() if columns.id is None else kinds[self.file_format]
@@ -74,7 +74,7 @@ class Reader:
         missing, first_keys = self.columns.wanted(), None
         for _, line in self._lines():
             try:
-                values, _ = json_object(line, self.columns)
+                values, _ = json_columns(line, self.columns)
             except ValueError:
                 continue  # its place and problem are told when it is the row's turn
             first_keys = first_keys or list(values)
@@ -101,17 +101,19 @@ class Reader:
         """Close the file."""
         self._raw.close()
 
-    def rows(self) -> Iterator[Row | BadRow]:
-        """Yield every row of the file in order, from the beginning. Raises CorpusError where it cannot be read."""
+    def rows(self, exact: bool = False) -> Iterator[Row | BadRow]:
+        """Yield every row of the file in order, from the beginning.
+
+        With `exact`, for what is to be written, values that are carried from .parquet are arrays of one value each
+        instead of Python's, and .jsonl must have each column in some row. Raises CorpusError where it cannot be read.
+        """
+        if exact and self.file_format == "jsonl":
+            self._find_columns()
         self._raw.close()
         self._raw = open_source(self.path)
-        readers = {
-            "txt": self._txt_rows,
-            "jsonl": self._jsonl_rows,
-            "csv": self._csv_rows,
-            "parquet": self._parquet_rows,
-        }
-        return readers[self.file_format]()
+        if self.file_format == "parquet":
+            return self._parquet_rows(exact)
+        return {"txt": self._txt_rows, "jsonl": self._jsonl_rows, "csv": self._csv_rows}[self.file_format]()
 
     def _unreadable(self, number: int, error: Exception, remedy: str) -> CorpusError:
         damaged = f"the file is damaged{remedy}"
@@ -141,7 +143,7 @@ class Reader:
         id_kind = IdKind()
         for number, line in self._lines():
             try:
-                values, carried = json_object(line, self.columns)
+                values, carried = json_columns(line, self.columns)
                 row = make_row(self.columns, number, values, carried)
                 if self.columns.id is not None:
                     id_kind.check(row.id, self.columns.id)
@@ -152,12 +154,12 @@ class Reader:
     def _csv_rows(self) -> Iterator[Row | BadRow]:
         return csv_rows((line for _, line in self._lines()), self.columns, self.place)
 
-    def _parquet_rows(self) -> Iterator[Row | BadRow]:
+    def _parquet_rows(self, exact: bool) -> Iterator[Row | BadRow]:
         file = parquet.open_file(self.path, self._raw, self.columns)
         self._rows_read, self._rows_of_file = 0, file.metadata.num_rows
         try:
             for batch in parquet.batches(file, self.columns):
-                yield from batch_rows(batch, self.columns, self._rows_read + 1)
+                yield from batch_rows(batch, self.columns, self._rows_read + 1, exact)
                 self._rows_read += batch.num_rows
         except MemoryError:
             raise

@@ -122,26 +122,38 @@ class IdKind:
         self._before = value
 
 
-def json_object(line: bytes, columns: Columns) -> tuple[dict[str, Any], tuple[str | None, ...]]:
-    """Return the object of one line of .jsonl, and the carried columns as they stand there, None for null or none.
-
-    NaN and Infinity, which JSON has not, are read as null where no wanted column holds one. Raises ValueError.
-    """
+def json_object(line: bytes) -> dict[str, Any]:
+    """Return the object of one line of .jsonl. Raises ValueError."""
     try:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         decode(line)
         if not line.strip():
             raise ValueError("the line is blank; give a JSON object, or leave the line out") from None
-        if (mended := _without_no_numbers(line, columns)) is not None:
-            return json_object(mended, columns)
         remedy = "write whole UTF-16 pairs or UTF-8" if "surrogate" in error.msg else "give one JSON object a line"
         raise ValueError(f"not JSON: {error}; {remedy}") from None
     if not isinstance(values, dict):
         raise ValueError('not a JSON object; write each line as {"text": ...}')
+    return values
+
+
+def json_columns(line: bytes, columns: Columns) -> tuple[dict[str, Any], tuple[str | None, ...]]:
+    """Return the object of one line of .jsonl, and the carried columns as they stand there, None for null or none.
+
+    NaN and Infinity, which JSON has not, are read as null where no wanted column holds one. Raises ValueError.
+    """
+    try:
+        values = json_object(line)
+    except ValueError:
+        if (mended := _without_no_numbers(line, columns)) is None:
+            raise
+        line, values = mended, json_object(mended)
     if not columns.carried:
         return values, ()
-    raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])  # orjson's numbers have 64 bits, and others more
+    try:
+        raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])  # orjson's numbers have 64 bits, and others more
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"its columns cannot be carried as they stand: {error}; nest them less") from None
     stands = (None if values.get(name) is None else bytes(raw[name]).decode() for name in columns.carried)
     return values, tuple(stands)
 
@@ -161,7 +173,7 @@ def _without_no_numbers(line: bytes, columns: Columns) -> bytes | None:
     for name in columns.wanted() if isinstance(values, dict) else ():
         try:
             json.dumps(values.get(name), allow_nan=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{name}: it holds NaN or Infinity, which JSON has not; write null in its place") from None
     return mended
 

@@ -12,6 +12,7 @@ from corpus.pipeline import RunProgress
 from corpus.readers import Reader
 from corpus.rows import CorpusError, UnfitRow
 from corpus.shards import ShardFolder
+from corpus.sources import reason
 from corpus.writers import OutputFiles, check_carried
 from texts.options import Options
 
@@ -51,9 +52,11 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
             f"{job.reader.place(unfit.row.number)}: {unfit.row.problem}. What was done is kept: mend it and run the "
             "same again, or skip such rows (on-error skip)"
         ) from None
-    except OSError as error:
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
+    except (OSError, pa.ArrowException) as error:
         raise CorpusError(
-            f"{job.output}: cannot be written: {error.strerror or error}; what is done is kept in {shards.path}: make "
+            f"{job.output}: cannot be written: {reason(error)}; what is done is kept in {shards.path}: make "
             "room and run the same again"
         ) from error
     shards.remove()
@@ -67,7 +70,9 @@ def _stored_blocks(
     read = expected = 0
     waiting: set[Future[RunProgress]] = set()
     try:
-        for block in blocks(job.reader.rows(), job.limits, job.reader.carried_fields, job.skip, job.reader.id_type):
+        for block in blocks(
+            job.reader.rows(exact=True), job.limits, job.reader.carried_fields, job.skip, job.reader.id_type
+        ):
             read += block.fit_rows
             expected = int(read / max(job.reader.fraction(), 1e-9))
             if shards.has(block):

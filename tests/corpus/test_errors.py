@@ -18,6 +18,7 @@ import pytest
 
 from batching.request import Cost
 from corpus.prediction import Source, embed_file
+from corpus.readers import Reader
 from corpus.rows import Columns, CorpusError
 from corpus.shards import shards_path
 from corpus.writers import check_output
@@ -138,6 +139,37 @@ def test_a_disk_that_fails_at_any_call(
         assert not output.exists()
         shutil.rmtree(shards_path(output), ignore_errors=True)
     assert 0 < nth < 29 and output.exists()
+
+
+# Every error that pyarrow knows.
+ARROW_ERRORS = [
+    kind for kind in vars(pa.lib).values() if isinstance(kind, type) and issubclass(kind, pa.ArrowException)
+]
+
+
+def test_every_error_of_pyarrow_is_said(
+    said: Callable[..., str], engine: PackedEngine, monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path
+) -> None:
+    table = write(tmp_path / "a.parquet", [{"text": "one"}])
+    assert len(ARROW_ERRORS) > 6
+    for kind in ARROW_ERRORS:
+
+        def fail(*_: object, kind: type = kind, **__: object) -> None:
+            raise kind("a fault\nin two lines")
+
+        is_memory = issubclass(kind, MemoryError)
+        with monkeypatch.context() as patch:
+            patch.setattr(pq.ParquetFile, "iter_batches", fail)
+            with pytest.raises(MemoryError if is_memory else CorpusError, match="a fault"):
+                list(Reader(str(table), Columns()).rows())
+        with monkeypatch.context() as patch:
+            patch.setattr(pq.ParquetWriter, "write_table", fail)
+            with pytest.raises(MemoryError if is_memory else CorpusError, match="a fault"):
+                predict(engine, source, Columns())
+            if not is_memory:
+                assert said(source, tmp_path / "v.parquet").startswith(
+                    f"{tmp_path}/v.parquet: cannot be written: a fault in two lines; what is done is kept in "
+                )
 
 
 def test_stored_blocks_that_are_damaged(
