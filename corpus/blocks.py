@@ -5,17 +5,20 @@ interrupted run go on and end with the same bytes.
 """
 
 import hashlib
+import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from corpus.rows import BadRow, Row, UnfitRow
+from corpus.rows import INNER_COLUMNS, BadRow, Row, UnfitRow
 
 DIGEST_BYTES = 16
 # Columns of a block's rows beside `id` and the carried ones, under names that no carried column has.
-NUMBER, BLOCK, TEXT, PROBLEM = "#number", "#block", "#text", "#problem"
+NUMBER, BLOCK, TEXT, PROBLEM = INNER_COLUMNS
 BLOCK_COLUMNS = {NUMBER: pa.int64(), BLOCK: pa.int32(), TEXT: pa.int32(), PROBLEM: pa.string()}
 NO_SOURCE = (-1, -1)
 
@@ -55,29 +58,39 @@ class Block:
 
 
 def blocks(
-    rows: Iterable[Row | BadRow], limits: BlockLimits, carried_fields: Sequence[pa.Field], skip: bool
+    rows: Iterable[Row | BadRow],
+    limits: BlockLimits,
+    carried_fields: Sequence[pa.Field],
+    skip: bool,
+    id_type: pa.DataType | None = None,
 ) -> Iterator[Block]:
     """Gather rows into blocks. A text is computed once in its block, and once in all where `KnownTexts` has it.
 
-    Raises UnfitRow at a bad row, unless `skip`.
+    Without `id_type` each block's ids tell theirs. Raises UnfitRow at a bad row, unless `skip`.
     """
     known = KnownTexts(limits.remembered)
     gathered: list[Row | BadRow] = []
     index = chars = 0
     for row in rows:
         if isinstance(row, Row):
-            chars += len(row.text) + sum(len(value) for value in row.carried if isinstance(value, (str, bytes)))
+            chars += len(row.text) + sum(map(_size, row.carried))
         elif not skip:
             raise UnfitRow(row)
         gathered.append(row)
         if len(gathered) >= limits.rows or chars >= limits.chars:
-            yield _block(index, gathered, known, carried_fields)
+            yield _block(index, gathered, known, [*carried_fields], id_type)
             gathered, chars, index = [], 0, index + 1
     if gathered:
-        yield _block(index, gathered, known, carried_fields)
+        yield _block(index, gathered, known, [*carried_fields], id_type)
 
 
-def _block(index: int, rows: list[Row | BadRow], known: "KnownTexts", carried_fields: Sequence[pa.Field]) -> Block:
+def _block(
+    index: int,
+    rows: list[Row | BadRow],
+    known: "KnownTexts",
+    carried_fields: list[pa.Field],
+    id_type: pa.DataType | None,
+) -> Block:
     own: dict[bytes, int] = {}  # the block's new texts by digest, in order
     firsts: list[Row] = []
     sources = []
@@ -89,14 +102,16 @@ def _block(index: int, rows: list[Row | BadRow], known: "KnownTexts", carried_fi
             source = known.find(digest) or (index, own.setdefault(digest, len(own)))
             if len(own) > len(firsts):
                 firsts.append(row)
-            facts = f"{row.number} {row.id!r} {row.carried!r} {digest.hex()}"
+            facts = f"{row.number} {row.id!r} {digest.hex()}"
         sources.append(source)
         whole.update(facts.encode())
     for digest, text in own.items():
         known.remember(digest, index, text)
+    carried = _carried(rows, carried_fields)
+    whole.update(_content(carried))
     return Block(
         index=index,
-        rows=_table(rows, sources, carried_fields),
+        rows=_table(rows, sources, carried, id_type),
         texts=[row.text for row in firsts],
         titles=[row.title for row in firsts],
         text_numbers=[row.number for row in firsts],
@@ -104,17 +119,53 @@ def _block(index: int, rows: list[Row | BadRow], known: "KnownTexts", carried_fi
     )
 
 
-def _table(rows: list[Row | BadRow], sources: list[tuple[int, int]], carried_fields: Sequence[pa.Field]) -> pa.Table:
-    nothing = (None,) * len(carried_fields)
-    ids = pa.array([row.id if isinstance(row, Row) else None for row in rows])
+def _carried(rows: list[Row | BadRow], fields: list[pa.Field]) -> pa.Table:
+    """Return the carried columns, null for a bad row; those of parquet come as arrays of one value."""
+    nothing = (None,) * len(fields)
+    columns = list(zip(*(row.carried if isinstance(row, Row) else nothing for row in rows), strict=True))
+    arrays = []
+    for values, field in zip(columns, fields, strict=True):
+        if any(isinstance(value, pa.Array) for value in values):
+            null = pa.nulls(1, field.type)
+            arrays.append(pa.concat_arrays([null if value is None else value for value in values]))
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _content(carried: pa.Table) -> bytes:
+    """Return bytes that are the same for the same values: in parquet, as Arrow's arrays have noise below a null."""
+    if not carried.num_columns:
+        return b""
+    file = io.BytesIO()
+    pq.write_table(carried, file, compression="none", use_dictionary=False, write_statistics=False)
+    return file.getvalue()
+
+
+def _table(
+    rows: list[Row | BadRow], sources: list[tuple[int, int]], carried: pa.Table, id_type: pa.DataType | None
+) -> pa.Table:
     problems = [None if isinstance(row, Row) else row.problem for row in rows]
     columns = [[row.number for row in rows], *map(list, zip(*sources, strict=True)), problems]
-    columns += map(list, zip(*(row.carried if isinstance(row, Row) else nothing for row in rows), strict=True))
-    fields = [*(pa.field(*column) for column in BLOCK_COLUMNS.items()), *carried_fields]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)]
-    fields.insert(len(BLOCK_COLUMNS), pa.field("id", ids.type))
-    arrays.insert(len(BLOCK_COLUMNS), ids)
-    return pa.table(arrays, schema=pa.schema(fields))
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, BLOCK_COLUMNS.values(), strict=True)]
+    ids = [row.id if isinstance(row, Row) else None for row in rows]
+    arrays.append(pa.array(ids, id_type or _type_of(ids)))
+    names = [*BLOCK_COLUMNS, "id"]
+    fields = [pa.field(name, array.type) for name, array in zip(names, arrays, strict=True)]
+    return pa.table([*arrays, *carried.columns], schema=pa.schema([*fields, *carried.schema]))
+
+
+def _type_of(ids: list[int | str | None]) -> pa.DataType:
+    """Return the type of ids of a file that has no schema: int64 unless one is beyond it."""
+    first = next((value for value in ids if value is not None), None)
+    if not isinstance(first, int):
+        return pa.null() if first is None else pa.string()
+    return pa.uint64() if any(isinstance(value, int) and value >= 1 << 63 for value in ids) else pa.int64()
+
+
+def _size(value: Any) -> int:
+    """Return about how much memory a carried value takes."""
+    return value.nbytes if isinstance(value, pa.Array) else len(value) if isinstance(value, str) else 0
 
 
 def _text_digest(row: Row) -> bytes:

@@ -18,9 +18,10 @@ import ray
 import encoding
 import engine
 import weights
+from corpus.arrow import batch_rows, check_schema, plain
 from corpus.blocks import BlockLimits, blocks
 from corpus.compute import compute, fact_fields, output_rows, prepare_block, unfit_rows, vector_array
-from corpus.rows import BadRow, Columns, CorpusError, Row, UnfitRow, make_row
+from corpus.rows import BadRow, Columns, CorpusError, Row, UnfitRow
 from texts.options import Options
 
 ROOT = Path(__file__).parent.parent
@@ -69,10 +70,12 @@ class Embedder:
         if not table.num_rows:
             return table
         job = self._job
+        check_schema(str(table[PATH][0]), table.schema, job.columns)
+        table = table.cast(pa.schema([field.with_type(plain(field.type)) for field in table.schema]))
         limits = BlockLimits(rows=table.num_rows, chars=1 << 62, remembered=0)
         carried = [table.schema.field(name) for name in job.columns.carried]
         try:
-            [block] = blocks(self._rows(table), limits, carried, job.skip)
+            [block] = blocks(self._rows(table), limits, carried, job.skip, table.schema.field(job.columns.id).type)
             prepared = prepare_block(self._engine.tokenizer, job.options, block, job.skip)
         except UnfitRow as unfit:
             i = unfit.row.number
@@ -103,12 +106,10 @@ class Embedder:
         )
 
     def _rows(self, table: pa.Table) -> Iterator[Row | BadRow]:
-        columns = self._job.columns
-        for i, values in enumerate(table.select(columns.wanted()).to_pylist()):
-            try:
-                yield make_row(columns, i, values)
-            except ValueError as error:
-                yield BadRow(i, str(error))
+        count = 0
+        for batch in table.to_batches():
+            yield from batch_rows(batch, self._job.columns, count, exact=True)
+            count += batch.num_rows
 
     def _without_vectors(self, table: pa.Table, unfit: list[BadRow]) -> pa.Table:
         """Return the unfit rows of a batch with their ids, carried columns and problems."""

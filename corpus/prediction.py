@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from batching.errors import Busy
 from batching.request import Cost
@@ -18,6 +19,7 @@ from corpus.blocks import BlockLimits, blocks
 from corpus.compute import PreparedBlock, finish, prepare_block
 from corpus.readers import Reader, UnknownFormat
 from corpus.rows import BadRow, Columns, CorpusError, UnfitRow
+from corpus.sources import reason
 from corpus.writers import OutputFiles
 from engine.contract import Ranges
 from engine.tokenizer import Tokenizer
@@ -128,9 +130,12 @@ async def embed_file(
     except CorpusError as error:
         message = str(error).replace(str(source.path), "file").replace(str(output), "the answer's file")
         raise CorpusError(message) from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise CorpusError(f"the answer's file: cannot be written: {reason}; make room on the server's disk") from error
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise CorpusError(
+            f"the answer's file: cannot be written: {reason(error)}; make room on the server's disk"
+        ) from error
     finally:
         thread.shutdown(wait=False)
 
@@ -141,7 +146,7 @@ def _prepared_blocks(
     """Yield the file's blocks, each with how many rows the file seems to have. Raises CorpusError at a bad row."""
     read = 0
     try:
-        for block in blocks(reader.rows(), LIMITS, reader.carried_fields, skip):
+        for block in blocks(reader.rows(exact=True), LIMITS, reader.carried_fields, skip, reader.id_type):
             read += block.fit_rows
             yield prepare_block(tokenizer, options, block, skip), int(read / max(reader.fraction(), 1e-9))
     except UnfitRow as unfit:
@@ -195,7 +200,7 @@ def _store(
     """Write a computed block's rows and count them."""
     text_vectors = finish(options, prepared, vectors)
     unfit = files.write_block(prepared.block.rows, lambda _: text_vectors)
-    progress.rows += prepared.block.fit_rows
+    progress.rows += prepared.block.rows.num_rows - len(unfit)
     progress.tokens += prepared.tokens
     progress.expected = expected
     progress.skipped += len(unfit)

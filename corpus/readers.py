@@ -4,33 +4,21 @@ A row that cannot be used comes out as a BadRow in its place, and the caller dec
 cannot be read further raises CorpusError.
 """
 
-import bz2
-import csv
-import gzip
 import io
-import lzma
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterator
 
-import fsspec
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from corpus.rows import BadRow, Columns, CorpusError, Row, decode, json_object, make_row, not_utf8
+from corpus import parquet
+from corpus.arrow import batch_rows, plain_fields
+from corpus.comma_separated import csv_rows
+from corpus.rows import BadRow, Columns, CorpusError, IdKind, Row, decode, json_columns, make_row
+from corpus.sources import RemoteError, name_of, open_source, reason
+from corpus.streams import DECOMPRESSORS as DECOMPRESSORS
+from corpus.streams import Damaged
 from texts.checks import check_text
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda file: io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")),
-}
-# A quote that is never closed makes the rest of a .csv one field; this ends it. A text of 10 MB is far below.
-MAX_CSV_FIELD_CHARS = 1 << 28
-PARQUET_BATCH_ROWS = 256
 BOM = b"\xef\xbb\xbf"
 # Marks a carried column of .jsonl, which is kept as its JSON; the writers undo that.
 AS_JSON = {b"encoding": b"json"}
@@ -49,9 +37,9 @@ class Reader:
 
     def __init__(self, path: str, columns: Columns, file_format: str | None = None) -> None:
         self.path, self.columns = path, columns
-        stem, dot, last = path.rpartition(".")
+        stem, dot, last = name_of(path).rpartition(".")
         self._decompress = DECOMPRESSORS.get(f".{last.lower()}")
-        suffix = f".{(stem if self._decompress else path).rpartition('.')[2].lower()}" if dot else ""
+        suffix = f".{(stem.rpartition('.')[2] if self._decompress else last).lower()}" if dot else ""
         self.file_format = file_format or FORMATS.get(suffix, "")
         if self.file_format not in FORMATS.values():
             raise UnknownFormat(
@@ -62,26 +50,42 @@ class Reader:
             raise CorpusError(f"{path}: a .txt file has no columns to name; use .jsonl, .csv or .parquet for them")
         if self.file_format == "parquet" and self._decompress:
             raise CorpusError(f"{path}: parquet is compressed by itself; decompress the file and give it as .parquet")
-        self._raw = self._open()
+        self._raw = open_source(path)
         self._size = max(self._raw.seek(0, io.SEEK_END), 1)
         self._rows_read = self._rows_of_file = 0
-        self.carried_fields = self._carried_fields()
+        self.id_type, self.carried_fields = self._fields()
 
-    def _open(self) -> BinaryIO:
-        try:
-            if "://" in self.path:
-                return cast(BinaryIO, fsspec.open(self.path, "rb").open())
-            return open(self.path, "rb")
-        except (OSError, ImportError, ValueError) as error:
-            raise CorpusError(f"{self.path}: cannot be opened: {error}; check the path") from error
-
-    def _carried_fields(self) -> list[pa.Field]:
-        """Return name and Arrow type of each carried column."""
+    def _fields(self) -> tuple[pa.DataType | None, list[pa.Field]]:
+        """Return the Arrow type of the ids, None where only the rows tell, and the field of each carried column."""
+        columns, metadata = self.columns, None
         if self.file_format == "parquet":
-            schema = self._parquet().schema_arrow
-            return [schema.field(name) for name in self.columns.carried]
-        metadata = AS_JSON if self.file_format == "jsonl" else None
-        return [pa.field(name, pa.string(), metadata=metadata) for name in self.columns.carried]
+            schema = parquet.open_file(self.path, self._raw, columns).schema_arrow
+            id_field, *carried = plain_fields(schema, columns)
+            return id_field.type, carried
+        if self.file_format == "jsonl":
+            metadata = AS_JSON
+        kinds = {"csv": pa.string(), "jsonl": None}
+        id_type = pa.int64() if columns.id is None else kinds[self.file_format]
+        return id_type, [pa.field(name, pa.string(), metadata=metadata) for name in columns.carried]
+
+    def _find_columns(self) -> None:
+        """Read .jsonl up to where every wanted column has been seen. Raises CorpusError where no row has one."""
+        self._raw.seek(0)
+        missing, first_keys = self.columns.wanted(), None
+        for _, line in self._lines():
+            try:
+                values, _ = json_columns(line, self.columns)
+            except ValueError:
+                continue  # its place and problem are told when it is the row's turn
+            first_keys = first_keys or list(values)
+            missing = [name for name in missing if name not in values]
+            if not missing:
+                return
+        if first_keys is not None:
+            raise CorpusError(
+                f"{self.path}: no row has {' and '.join(map(repr, missing))}; the first has "
+                f"{', '.join(map(repr, first_keys)) or 'no keys'}: name the column that holds it"
+            )
 
     def place(self, number: int) -> str:
         """Return how a message names a row of this file."""
@@ -97,20 +101,25 @@ class Reader:
         """Close the file."""
         self._raw.close()
 
-    def rows(self) -> Iterator[Row | BadRow]:
-        """Yield every row of the file in order, from the beginning. Raises CorpusError where it cannot be read."""
+    def rows(self, exact: bool = False) -> Iterator[Row | BadRow]:
+        """Yield every row of the file in order, from the beginning.
+
+        With `exact`, for what is to be written, values that are carried from .parquet are arrays of one value each
+        instead of Python's, and .jsonl must have each column in some row. Raises CorpusError where it cannot be read.
+        """
+        if exact and self.file_format == "jsonl":
+            self._find_columns()
         self._raw.close()
-        self._raw = self._open()
-        readers = {
-            "txt": self._txt_rows,
-            "jsonl": self._jsonl_rows,
-            "csv": self._csv_rows,
-            "parquet": self._parquet_rows,
-        }
-        return readers[self.file_format]()
+        self._raw = open_source(self.path)
+        if self.file_format == "parquet":
+            return self._parquet_rows(exact)
+        return {"txt": self._txt_rows, "jsonl": self._jsonl_rows, "csv": self._csv_rows}[self.file_format]()
 
     def _unreadable(self, number: int, error: Exception, remedy: str) -> CorpusError:
-        return CorpusError(f"{self.place(number)}: cannot be read further: {error}; the file is damaged{remedy}")
+        damaged = f"the file is damaged{remedy}"
+        if isinstance(error, RemoteError):
+            damaged = "run the same again, or download the file and name it"
+        return CorpusError(f"{self.place(number)}: cannot be read further: {reason(error)}; {damaged}")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield each line with its number, without a byte order mark at the file's beginning."""
@@ -119,7 +128,7 @@ class Reader:
         try:
             for number, line in enumerate(file, 1):
                 yield number, (line.removeprefix(BOM) if number == 1 else line)
-        except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
+        except (OSError, *Damaged) as error:
             raise self._unreadable(number + 1, error, " or not whole") from error
 
     def _txt_rows(self) -> Iterator[Row | BadRow]:
@@ -131,99 +140,28 @@ class Reader:
                 yield BadRow(number, str(error))
 
     def _jsonl_rows(self) -> Iterator[Row | BadRow]:
-        id_type: type | None = None
+        id_kind = IdKind()
         for number, line in self._lines():
             try:
-                row = make_row(self.columns, number, json_object(line), id_type)
-                id_type = type(row.id)
-                carried = (None if value is None else orjson.dumps(value).decode() for value in row.carried)
-                yield replace(row, carried=tuple(carried))
+                values, carried = json_columns(line, self.columns)
+                row = make_row(self.columns, number, values, carried)
+                if self.columns.id is not None:
+                    id_kind.check(row.id, self.columns.id)
+                yield row
             except ValueError as error:
                 yield BadRow(number, str(error))
 
     def _csv_rows(self) -> Iterator[Row | BadRow]:
-        csv.field_size_limit(MAX_CSV_FIELD_CHARS)
-        lines = (line.decode("utf-8", "surrogateescape") for _, line in self._lines())
-        table = csv.reader(lines, strict=True)
-        try:
-            header = next(table, [])
-        except csv.Error as error:
-            raise CorpusError(f"{self.place(1)}: the header is not CSV: {error}") from error
-        self._check_columns(header)
-        while True:
-            number = table.line_num + 1  # a quoted field may span lines: the row is named by its first
-            try:
-                fields = next(table, None)
-            except csv.Error as error:
-                yield BadRow(number, f"not CSV: {error}; a quote in a quoted field is written twice")
-                continue
-            if fields is None:
-                return
-            yield self._csv_row(number, header, fields)
+        return csv_rows((line for _, line in self._lines()), self.columns, self.place)
 
-    def _csv_row(self, number: int, header: list[str], fields: list[str]) -> Row | BadRow:
-        try:
-            if len(fields) != len(header):
-                raise ValueError(
-                    f"{len(fields)} fields, and the header has {len(header)}; put fields with commas in quotes"
-                )
-            values = {name: _utf8(fields[header.index(name)], name) for name in self.columns.wanted()}
-            return make_row(self.columns, number, values)
-        except ValueError as error:
-            return BadRow(number, str(error))
-
-    def _check_columns(self, present: list[str]) -> None:
-        for name in self.columns.wanted():
-            if name not in present:
-                raise CorpusError(
-                    f"{self.place(1)}: no column {name!r} among {', '.join(map(repr, present)) or 'no columns'}; "
-                    "name the column that holds it"
-                )
-
-    def _parquet(self) -> pq.ParquetFile:
-        try:
-            file = pq.ParquetFile(self._raw, pre_buffer=False, buffer_size=1 << 20)
-        except (OSError, pa.ArrowException) as error:
-            raise CorpusError(
-                f"{self.path}: not a whole parquet file: {error}; its end, which says what it holds, is missing or "
-                "damaged: copy or write it anew"
-            ) from error
-        self._check_columns(file.schema_arrow.names)
-        if self.columns.id is not None:
-            kind = file.schema_arrow.field(self.columns.id).type
-            if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise CorpusError(f"{self.path}: {self.columns.id}: it is {kind}; ids are whole numbers or strings")
-        return file
-
-    def _parquet_rows(self) -> Iterator[Row | BadRow]:
-        file = self._parquet()
+    def _parquet_rows(self, exact: bool) -> Iterator[Row | BadRow]:
+        file = parquet.open_file(self.path, self._raw, self.columns)
         self._rows_read, self._rows_of_file = 0, file.metadata.num_rows
-        number = 0
         try:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=self.columns.wanted(), use_threads=False):
-                for i in range(batch.num_rows):
-                    number += 1
-                    yield self._parquet_row(number, batch, i)
-                self._rows_read = number
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(number + 1, error, ": copy or write it anew") from error
-
-    def _parquet_row(self, number: int, batch: pa.RecordBatch, i: int) -> Row | BadRow:
-        try:
-            values = {}
-            for name in batch.schema.names:
-                try:
-                    values[name] = batch.column(name)[i].as_py()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{name}: {not_utf8(error)}") from None
-            return make_row(self.columns, number, values)
-        except ValueError as error:
-            return BadRow(number, str(error))
-
-
-def _utf8(value: str, column: str) -> str:
-    """Return the value, which was decoded with surrogateescape. Raises ValueError when it was not UTF-8."""
-    try:
-        return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{column}: {not_utf8(error)}") from None
+            for batch in parquet.batches(file, self.columns):
+                yield from batch_rows(batch, self.columns, self._rows_read + 1, exact)
+                self._rows_read += batch.num_rows
+        except MemoryError:
+            raise
+        except parquet.Damaged as error:
+            raise self._unreadable(self._rows_read + 1, error, ": copy or write it anew") from error

@@ -5,12 +5,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from corpus.blocks import Block, BlockLimits, blocks
 from corpus.pipeline import RunProgress
 from corpus.readers import Reader
 from corpus.rows import CorpusError, UnfitRow
 from corpus.shards import ShardFolder
-from corpus.writers import OutputFiles
+from corpus.sources import reason
+from corpus.writers import OutputFiles, check_carried
 from texts.options import Options
 
 Submit = Callable[[Block], "Future[RunProgress]"]
@@ -38,23 +41,26 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
     cannot go on; whatever is stored stays, and the same job goes on from there.
     """
     progress = RunProgress()
+    check_carried(job.output, job.reader.carried_fields)
     try:
         for block, expected in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
             progress = progress.plus(block)._replace(expected=expected)
             yield progress
-        skipped = _write_output(job, shards, progress.blocks)
+        rows, skipped = _write_output(job, shards, progress.blocks)
     except UnfitRow as unfit:
         raise CorpusError(
             f"{job.reader.place(unfit.row.number)}: {unfit.row.problem}. What was done is kept: mend it and run the "
             "same again, or skip such rows (on-error skip)"
         ) from None
-    except OSError as error:
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
+    except (OSError, pa.ArrowException) as error:
         raise CorpusError(
-            f"{shards.path}: cannot be written: {error.strerror or error}; what is done is kept there: make room "
-            "and run the same again"
+            f"{job.output}: cannot be written: {reason(error)}; what is done is kept in {shards.path}: make "
+            "room and run the same again"
         ) from error
     shards.remove()
-    yield progress._replace(skipped=skipped, expected=progress.rows)
+    yield progress._replace(rows=rows, skipped=skipped, expected=rows)
 
 
 def _stored_blocks(
@@ -64,7 +70,9 @@ def _stored_blocks(
     read = expected = 0
     waiting: set[Future[RunProgress]] = set()
     try:
-        for block in blocks(job.reader.rows(), job.limits, job.reader.carried_fields, job.skip):
+        for block in blocks(
+            job.reader.rows(exact=True), job.limits, job.reader.carried_fields, job.skip, job.reader.id_type
+        ):
             read += block.fit_rows
             expected = int(read / max(job.reader.fraction(), 1e-9))
             if shards.has(block):
@@ -90,11 +98,19 @@ def _finished(waiting: "set[Future[RunProgress]]", limit: int) -> Iterator[RunPr
             yield future.result()
 
 
-def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> int:
-    """Write all rows with a vector, and return how many have none; those are listed in a file beside the output."""
+def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> tuple[int, int]:
+    """Write all rows with a vector, and return how many they are and how many have none.
+
+    The latter are listed in a file beside the output.
+    """
+    id_type, count = shards.id_type(block_count), 0
     with OutputFiles(job.output, job.model, job.options) as files:
         for index in range(block_count):
-            for row in files.write_block(shards.rows(index), shards.vectors):
+            rows = shards.rows(index)
+            at = rows.schema.get_field_index("id")
+            rows = rows.set_column(at, pa.field("id", id_type), rows["id"].cast(id_type))
+            count += rows.num_rows
+            for row in files.write_block(rows, shards.vectors):
                 files.skip(row)
         files.finish()
-        return files.skipped
+        return count - files.skipped, files.skipped

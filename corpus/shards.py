@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from errno import EINVAL, ENOENT
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,17 +33,35 @@ class ShardFolder:
     def __init__(self, output: Path) -> None:
         """`output` is the file that the run is to write; nothing is made yet."""
         self.path = shards_path(output)
-        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
+        self._lock = FileLock(lock_path(output))
         self._facts = lru_cache(maxsize=BLOCKS_KEPT)(self._read_facts)
 
     def open(self, manifest: Mapping[str, Any]) -> None:
-        """Begin a run, or go on with one. Raises CorpusError if its manifest was another or if it is still going."""
+        """Begin a run, or go on with one.
+
+        Raises CorpusError if its manifest was another, if it is still going, or if nothing can be written.
+        """
         try:
             self._lock.acquire(timeout=0)
-        except Timeout:
+        except Timeout as error:
+            if not os.path.exists(self._lock.lock_file):  # nobody's: it cannot be made
+                raise self._unwritable(error) from error
             raise CorpusError(
                 f"{self.path}: another run is writing there; wait for it, or name another output"
             ) from None
+        except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+            raise self._unwritable(error) from error
+        try:
+            self._begin(manifest)
+        except OSError as error:
+            self.close()
+            raise self._unwritable(error) from error
+        except CorpusError:
+            self.close()
+            raise
+
+    def _begin(self, manifest: Mapping[str, Any]) -> None:
+        """Make the folder if it is not there, and compare its manifest."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "manifest.json"
         if not path.exists():
@@ -50,14 +69,22 @@ class ShardFolder:
             with synced(partial) as file:
                 file.write(json.dumps(manifest, indent=2).encode())
             partial.rename(path)
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except ValueError as error:
+            raise CorpusError(f"{self.path}: its manifest is damaged; delete the folder to start anew") from error
         for name in dict(manifest) | before:
             if manifest.get(name) != before.get(name):
                 raise CorpusError(
                     f"{name}: it is {manifest.get(name)!r}, and the run to go on with had {before.get(name)!r}; run it "
                     f"with that, or delete {self.path} to start anew"
                 )
+
+    def _unwritable(self, error: Exception) -> CorpusError:
+        reason = getattr(error, "strerror", None) or "no file can be made there"
+        return CorpusError(
+            f"{self.path}: cannot be written: {reason}; make room, or name an output in a folder that may be written to"
+        )
 
     def close(self) -> None:
         """Let others work in the folder."""
@@ -74,7 +101,9 @@ class ShardFolder:
         shard = self._shard(block.index)
         if not shard.exists():
             return False
-        if _shard_json(shard)["digest"] != block.digest:
+        with _whole(shard):
+            digest = _shard_json(shard)["digest"]
+        if digest != block.digest:
             numbers = block.rows[NUMBER]
             raise CorpusError(
                 f"the input has changed since the run was begun, between {numbers[0]} and {numbers[-1]} (lines or "
@@ -103,12 +132,18 @@ class ShardFolder:
 
     def rows(self, index: int) -> pa.Table:
         """Return the rows of a block, mapped."""
-        with pa.memory_map(str(self._shard(index) / "rows.arrow")) as file:
+        with _whole(shard := self._shard(index)), pa.memory_map(str(shard / "rows.arrow")) as file:
             return pa.ipc.open_file(file).read_all()
+
+    def id_type(self, count: int) -> pa.DataType:
+        """Return the type of the ids of `count` blocks: uint64 where one of them needs it, though others do not."""
+        types = {self.rows(index).schema.field("id").type for index in range(count)} - {pa.null()}
+        return pa.uint64() if pa.uint64() in types else next(iter(types), pa.null())
 
     def vectors(self, index: int) -> TextVectors:
         """Return the vectors of a block, mapped. Mapped pages count as the process's memory: do not keep them."""
-        return replace(self._facts(index), vectors=np.load(self._shard(index) / "vectors.npy", mmap_mode="r"))
+        with _whole(shard := self._shard(index)):
+            return replace(self._facts(index), vectors=np.load(shard / "vectors.npy", mmap_mode="r"))
 
     def _read_facts(self, index: int) -> TextVectors:
         shard = self._shard(index)
@@ -124,6 +159,11 @@ def shards_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
+def lock_path(output: Path) -> Path:
+    """Return the file that keeps a second run out of that folder."""
+    return output.with_name(f"{shards_path(output).name}.lock")
+
+
 @contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; after the block it is on the disk."""
@@ -131,6 +171,18 @@ def synced(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _whole(shard: Path) -> Iterator[None]:
+    """Raise CorpusError where a stored block turns out to be damaged."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, pa.ArrowException) as error:
+        about_process = isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, ENOENT, EINVAL)
+        if about_process:
+            raise
+        raise CorpusError(f"{shard}: it is damaged: {error}; delete this folder and run the same again") from error
 
 
 def _shard_json(shard: Path) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 The file appears under its name by one rename, when it is whole. Written twice from the same rows it has the same bytes.
 """
 
+import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,9 +16,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corpus.arrow import for_json, in_utc
 from corpus.compute import OutputRows, VectorsOf, output_rows, unfit_rows, vector_array
 from corpus.readers import AS_JSON
 from corpus.rows import BadRow, CorpusError
+from corpus.shards import lock_path
 from texts.options import Options
 
 OUTPUT_FORMATS = ("parquet", "npy", "jsonl")
@@ -28,11 +31,41 @@ def check_output(output: Path) -> str:
     output_format = output.suffix.removeprefix(".")
     if output_format not in OUTPUT_FORMATS:
         raise CorpusError(f"{output}: the output's format is {output_format!r}; name a .parquet, .npy or .jsonl file")
-    if not output.parent.is_dir():
-        raise CorpusError(f"{output}: there is no folder {output.parent}; make it first")
-    if output.exists():
-        raise CorpusError(f"{output}: the file is there already; delete it, or name another")
+    try:
+        if not output.parent.is_dir():
+            raise CorpusError(f"{output}: there is no folder {output.parent}; make it first")
+        _check_names(output)
+        if output.exists():
+            raise CorpusError(f"{output}: the file is there already; delete it, or name another")
+        if not os.access(output.parent, os.W_OK | os.X_OK):
+            raise CorpusError(f"{output}: nothing may be written in {output.parent}; name another folder")
+    except OSError as error:
+        raise CorpusError(f"{output}: cannot be written: {error.strerror or error}; name another") from error
     return output_format
+
+
+def _check_names(output: Path) -> None:
+    """Raise CorpusError where a file that is beside the output, at least for a time, would have too long a name."""
+    beside = [_partial(output), _partial(side_file(output, "skipped.jsonl")), lock_path(output)]
+    if output.suffix == ".npy":
+        beside.append(_partial(side_file(output, "rows.parquet")))
+    longest = max(len(os.fsencode(path.name)) for path in beside)
+    if longest > (limit := os.pathconf(output.parent, "PC_NAME_MAX")):
+        raise CorpusError(
+            f"{output}: the name is too long by {longest - limit} bytes, as files beside it have up to {longest} and "
+            f"{limit} are the most there; shorten it"
+        )
+
+
+def check_carried(output: Path, fields: Sequence[pa.Field]) -> None:
+    """Raise CorpusError for a carried column that the output's format cannot hold."""
+    for field in fields if output.suffix == ".jsonl" else ():
+        try:
+            _json_table(pa.table([pa.nulls(0, field.type)], schema=pa.schema([field]))).to_pylist()
+        except (pa.ArrowException, ValueError) as error:
+            raise CorpusError(
+                f"{field.name}: its type {field.type} does not go into .jsonl: {error}; name a .parquet output"
+            ) from error
 
 
 def side_file(output: Path, kind: str) -> Path:
@@ -71,8 +104,16 @@ class ParquetWriter:
         return table
 
     def write(self, rows: OutputRows) -> None:
-        # The numbers of one block's ids may fit int64 and those of another need uint64.
-        self._writer.write_table(self._table(rows).cast(self._writer.schema))
+        """Raises CorpusError for ids that do not fit the type of those before them."""
+        table, id_type = self._table(rows), self._writer.schema.field("id").type
+        if table["id"].type != id_type:
+            try:
+                table = table.set_column(0, pa.field("id", id_type), table["id"].cast(id_type))
+            except pa.ArrowInvalid as error:
+                raise CorpusError(
+                    f"id: {error}, and ids before it are of type {id_type}; write all ids as strings"
+                ) from error
+        self._writer.write_table(table)
 
     def close(self) -> None:
         self._writer.close()
@@ -105,21 +146,38 @@ class NumpyWriter:
 
 
 class JsonLinesWriter:
-    """.jsonl: an object a line, carried columns as they were in a .jsonl input."""
+    """.jsonl: an object a line, carried columns as they were in a .jsonl input.
+
+    Of other inputs times become ISO 8601, durations numbers of their unit, decimals strings, and bytes base64. NaN and
+    infinities become null, as JSON has no numbers for them.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, rows: OutputRows) -> None:
         as_json = [field.name for field in rows.table.schema if field.metadata == AS_JSON]
-        for values, vector in zip(rows.table.to_pylist(), rows.vectors, strict=True):
+        for values, vector in zip(_json_table(rows.table).to_pylist(), rows.vectors, strict=True):
             for name in as_json:
                 values[name] = None if values[name] is None else orjson.Fragment(values[name])
             line = {"id": values.pop("id"), "embedding": vector, **values}
-            self._file.write(orjson.dumps(line, default=str, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            self._file.write(orjson.dumps(line, default=_base64, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
 
     def close(self) -> None:
         pass  # a line is whole by itself
+
+
+def _json_table(table: pa.Table) -> pa.Table:
+    """Return a table whose Python values are JSON but for bytes. Raises ArrowException where a type has none."""
+    for step in (in_utc, for_json):
+        table = table.cast(pa.schema([field.with_type(step(field.type)) for field in table.schema]))
+    return table
+
+
+def _base64(value: object) -> str:
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    return base64.b64encode(value).decode()
 
 
 Writer = ParquetWriter | NumpyWriter | JsonLinesWriter
@@ -143,6 +201,7 @@ class OutputFiles:
         self._writers: list[Writer] = []
         self.skipped = 0
         """How many rows were skipped."""
+        self._first_unfit: BadRow | None = None
 
     def __enter__(self) -> "OutputFiles":
         return self
@@ -166,7 +225,9 @@ class OutputFiles:
             self._writers = self._writers or self._open_writers(part)
             for writer in self._writers:
                 writer.write(part)
-        return unfit_rows(rows, vectors_of)
+        unfit = unfit_rows(rows, vectors_of)
+        self._first_unfit = self._first_unfit or next(iter(unfit), None)
+        return unfit
 
     def skip(self, row: BadRow) -> None:
         """List a row that has no vector in `side_file(output, "skipped.jsonl")`."""
@@ -178,7 +239,9 @@ class OutputFiles:
     def finish(self) -> None:
         """Put the files in their places. Raises CorpusError when there is no vector at all."""
         if not self._writers:
-            raise CorpusError(f"{self._output}: not written, as no row of the input has a vector")
+            first = self._first_unfit
+            why = f"; the first, number {first.number}: {first.problem}" if first else ", or the input has none"
+            raise CorpusError(f"{self._output}: not written, as no row of the input has a vector{why}")
         for writer in self._writers:
             writer.close()
         for file in self._files.values():

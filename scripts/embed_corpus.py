@@ -28,7 +28,7 @@ from corpus.blocks import BlockLimits
 from corpus.pipeline import RunProgress
 from corpus.processes import DeviceJob
 from corpus.readers import Reader
-from corpus.rows import Columns
+from corpus.rows import Columns, CorpusError
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
 from corpus.writers import OUTPUT_FORMATS, check_output, side_file
@@ -38,6 +38,7 @@ from engine.tokenizer import Truncate
 from tasks import PROMPTS, TITLED_TASK, prompt_for
 from texts.chunking import Chunking
 from texts.options import Options
+from weights import WeightsError
 
 logger = logging.getLogger("embed_corpus")
 
@@ -69,16 +70,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running.add_argument("--devices", type=int, help="how many GPUs, or shares of the CPU (default: all GPUs, or one)")
     running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster (default: local)")
     running.add_argument("--workers", type=_range, default=(1, 1), metavar="MIN[-MAX]", help="with --ray: its actors")
-    running.add_argument("--window", type=int, help="rows sorted by length and stored at once")
+    running.add_argument("--window", type=_positive, help="rows sorted by length and stored at once")
     args = parser.parse_args(arguments)
     if args.chunk is None and (args.overlap or args.late):
         parser.error("--overlap and --late need --chunk")
     return args
 
 
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
 def _range(text: str) -> tuple[int, int]:
     least, _, most = text.partition("-")
-    return int(least), int(most or least)
+    numbers = _positive(least), _positive(most or least)
+    if numbers[0] > numbers[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} begins with more than it ends with")
+    return numbers
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -107,10 +117,10 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
 
 
 def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunProgress:
-    """Do it, with a progress bar. Raises CorpusError or another ValueError in words when it cannot be done."""
-    output, skip = Path(args.output), args.on_error == "skip"
+    """Do it, with a progress bar. Raises CorpusError or another error in words when it cannot be done."""
+    output, skip = _output(args), args.on_error == "skip"
     shards = ShardFolder(output)
-    if output.exists() and shards.path.exists():
+    if os.path.exists(output) and os.path.exists(shards.path):
         shards.remove()  # a run was killed between its last two steps
         return RunProgress()
     check_output(output)
@@ -124,6 +134,20 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunPr
     device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
     with closing(shards), closing(device_job.devices(devices)) as computing:
         return _show(run(job, shards, computing.submit, len(devices)))
+
+
+def _output(args: argparse.Namespace) -> Path:
+    """Return the path of the output. Raises CorpusError for a URL, and where the input would be written over."""
+    if "://" in args.output:
+        raise CorpusError(
+            f"{args.output}: the output is a file of this machine; give a path and copy the file from there (with "
+            "--ray it is a folder, which may be a URL)"
+        )
+    output = Path(args.output)
+    for beside in (side_file(output, "rows.parquet"), side_file(output, "skipped.jsonl")):
+        if os.path.abspath(args.input) == os.path.abspath(beside):
+            raise CorpusError(f"{args.input}: the run to {output} writes a file of this name; name another output")
+    return output
 
 
 def _show(steps: Generator[RunProgress]) -> RunProgress:
@@ -159,7 +183,7 @@ def main() -> None:
         progress = embed(args, options, columns)
     except ModuleNotFoundError as error:
         sys.exit(f"embed_corpus: ray: {error}; install requirements-ray.txt")
-    except (ValueError, DeviceError) as error:
+    except (ValueError, OSError, DeviceError, WeightsError) as error:
         sys.exit(f"embed_corpus: {error}")
     except KeyboardInterrupt:
         logger.info("Interrupted; what is done is kept: run the same again to go on.")

@@ -41,7 +41,8 @@ def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
 
     texts = ["one", "two " * 60, "one", "three"]
     table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "path": ["f"] * 4})
-    output = Embedder(ActorJob("small", Options(chunking=Chunking(32)), COLUMNS, skip=False))(table)
+    job = ActorJob("small", Options(chunking=Chunking(32)), COLUMNS, skip=False, dtype="float32")
+    output = Embedder(job)(table)
     assert output["id"].to_pylist() == ["a", *["b"] * (len(output) - 3), "c", "d"] and len(output) > 4
     cut = [row["text"][row["start"] : row["end"]] for row in output.to_pylist()]
     np.testing.assert_allclose(array(output), vectors(PackedEngine(small, "cpu"), cut), atol=1e-6)
@@ -60,6 +61,21 @@ def test_an_actor_names_or_keeps_unfit_rows() -> None:
     assert [row["embedding"] is None for row in output] == [False, True, True]
     assert [row["id"] for row in output] == [1, 2, 3] and output[0]["problem"] is None
     assert output[2]["problem"].startswith("the text has 3,010 tokens")
+
+
+def test_an_actor_keeps_types_or_refuses_them_at_once() -> None:
+    from corpus.cluster import ActorJob, Embedder
+
+    when = pa.array([1, None, -1], pa.int64()).cast(pa.timestamp("ns", "Europe/Vienna"))
+    ids, none = pa.array([1 << 63, 1, 2], pa.uint64()), pa.array([None, "f", None]).dictionary_encode()
+    table = pa.table({"id": ids, "text": ["one", None, "two"], "when": when, "none": none, "path": ["f"] * 3})
+    columns = Columns(id="id", carried=("when", "none"))
+    output = Embedder(ActorJob("small", Options(), columns, skip=True))(table)
+    assert output["id"].combine_chunks().equals(ids.take(pa.array([0, 2, 1])))
+    assert output["when"].combine_chunks().equals(when.take(pa.array([0, 2, 1])))
+    assert output["none"].to_pylist() == [None, None, "f"]
+    with pytest.raises(CorpusError, match=r"f: when: its type is timestamp.*; ids are whole numbers or strings: write"):
+        Embedder(ActorJob("small", Options(), Columns(id="when"), skip=True))(table)
 
 
 def test_all_batches_of_a_cluster_have_the_same_columns() -> None:

@@ -18,8 +18,8 @@ ROWS = [
 COLUMNS = Columns(title="head", id="key", carried=("n",))
 
 
-def read(path: Path, columns: Columns | None = None) -> list[Row | BadRow]:
-    return list(Reader(str(path), columns or Columns()).rows())
+def read(path: Path, columns: Columns | None = None, exact: bool = False) -> list[Row | BadRow]:
+    return list(Reader(str(path), columns or Columns()).rows(exact))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,12 @@ JSON_PROBLEMS = [
     (b'{"text": "\\ud800"}', "surrogate.*; write whole UTF-16 pairs or UTF-8"),
     (b'{"text": "a\xff"}', "not UTF-8: byte 0xFF at byte 11; save the file as UTF-8"),
     (b"", "the line is blank; give a JSON object, or leave the line out"),
+    (b'{"text": NaN}', "text: it holds NaN or Infinity, which JSON has not; write null in its place"),
+    (b'{"text": "a", "title": [-Infinity]}', "title: it holds NaN or Infinity, which JSON has not; write null in its"),
+    (b'{"text": "a", "x": NaN, }', "not JSON: .*; give one JSON object a line"),
+    (b'{"text": "a", "x": Nan}', "not JSON: .*; give one JSON object a line"),
+    (b"NaN", r'not a JSON object; write each line as \{"text": ...\}'),
+    (b'{"text": "a", "id": -1}', "id: it is -1 and ids reached 9223372036854775808; no type of 64 bits holds both"),
     (b'{"text": "a", "id": null}', "id: it is null; give a whole number or a string"),
     (b'{"text": "a", "id": 1.5}', "id: it is 1.5; give a whole number or a string"),
     (b'{"text": "a", "id": "x"}', "id: it is 'x' and ids before it were a whole number; give all of one kind"),
@@ -73,7 +79,8 @@ JSON_PROBLEMS = [
 @pytest.mark.parametrize(("line", "problem"), JSON_PROBLEMS)
 def test_a_bad_line_of_json_stands_between_good_ones(tmp_path: Path, line: bytes, problem: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "a", "id": 1}\n' + line + b'\n{"text": "b", "id": 3}\n')
+    first_id = b"9223372036854775808" if b"-1" in line else b"1"
+    path.write_bytes(b'{"text": "a", "id": ' + first_id + b', "title": null}\n' + line + b'\n{"text": "b", "id": 3}\n')
     columns = Columns(id="id" if b'"id"' in line else None, title="title")
     first, bad, last = read(path, columns)
     assert isinstance(first, Row) and isinstance(last, Row) and last.number == 3
@@ -87,6 +94,11 @@ def test_a_bad_line_of_json_stands_between_good_ones(tmp_path: Path, line: bytes
     [
         (b'"a" b,x', "not CSV: .*; a quote in a quoted field is written twice"),
         (b"a,b,c", "3 fields, and the header has 2; put fields with commas in quotes"),
+        (b"a", "1 fields, and the header has 2; give each column a field, if empty"),
+        (b'a 5" pipe, or 6",x', "3 fields, and the header has 2; put fields with commas in quotes"),
+        (b"", "the line is blank; leave it out"),
+        (b'" "', "the line is blank; leave it out"),
+        (b"a\rb,x", "not CSV: a carriage return stands alone in a field; put the field in quotes, and end lines with"),
         (b"\xff,x", "text: not UTF-8: byte 0xFF at byte 0; save the file as UTF-8"),
         (b",x", "text: the text is empty or blank"),
     ],
@@ -100,6 +112,37 @@ def test_a_bad_line_of_csv_stands_between_good_ones(tmp_path: Path, line: bytes,
     assert isinstance(last, Row) and last.number == 5
     with pytest.raises(ValueError, match=problem):
         raise ValueError(bad.problem)
+
+
+def test_numbers_that_json_has_not_are_no_matter_in_other_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"score": NaN, "text": "is NaN, \\" Infinity", "n": [ 1.50, "NaN"], "x": [-Infinity]}\n')
+    assert read(path, Columns(carried=("n",))) == [Row(1, 'is NaN, " Infinity', None, 1, ('[ 1.50, "NaN"]',))]
+    path.write_bytes(path.read_bytes() + b'{"text": "a", "n": ' + b"[" * 1010 + b"]" * 1010 + b"}\n")
+    _, deep = read(path, Columns(carried=("n",)))
+    assert isinstance(deep, BadRow) and deep.problem.startswith("its columns cannot be carried as they stand: ")
+    bad, _ = read(path, Columns(carried=("score",)))
+    assert bad == BadRow(1, "score: it holds NaN or Infinity, which JSON has not; write null in its place")
+
+
+def test_a_column_that_no_line_of_json_has_stops_at_once(tmp_path: Path) -> None:
+    path, lines = tmp_path / "a.jsonl", [b"broken", b'{"text": "a"}', b'{"text": "b"}', b'{"title": "t"}']
+    path.write_bytes(b"\n".join(lines))
+    for columns, name in (
+        (Columns(text="body"), "body"),
+        (Columns(title="head"), "head"),
+        (Columns(id="key"), "key"),
+        (Columns(carried=("note",)), "note"),
+    ):
+        with pytest.raises(CorpusError, match=rf"a\.jsonl: no row has '{name}'; the first has 'text': name the column"):
+            read(path, columns, exact=True)
+    _, first, second, last = read(path, Columns(title="title"), exact=True)
+    assert (first, second) == (Row(2, "a", None, 2), Row(3, "b", None, 3))
+    assert last == BadRow(4, "no 'text' among 'title'; it is the text")
+    path.write_bytes(b"broken\n\n")
+    assert [type(row) for row in read(path, Columns(text="body"), exact=True)] == [BadRow, BadRow], (
+        "its lines say what they are"
+    )
 
 
 def test_bad_lines_of_text(tmp_path: Path) -> None:
@@ -119,14 +162,12 @@ def test_bad_rows_of_parquet(tmp_path: Path) -> None:
         "text: it is null",
         "text: the text is empty or blank, which has no meaning to embed",
     ]
-    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "b.parquet")
-    assert read(tmp_path / "b.parquet")[1] == BadRow(2, "text: it is a number; give a string")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 def test_a_missing_column_stops_at_once(tmp_path: Path, name: str) -> None:
     path = corpora.write(tmp_path / name, ROWS)
-    with pytest.raises(CorpusError, match=rf"{name}, .* 1: no column 'body' among 'key', 'text', 'head', 'n'; name"):
+    with pytest.raises(CorpusError, match=rf"{name}.*: no column 'body' among 'key', 'text', 'head', 'n'; name"):
         read(path, Columns(text="body"))
 
 
@@ -167,7 +208,7 @@ def test_what_is_refused_before_reading(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="carry: 'embedding' is a column of the output itself"):
         Columns(carried=("embedding",))
     pq.write_table(pa.table({"text": ["a"], "id": [1.5]}), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="id: it is double; ids are whole numbers or strings"):
+    with pytest.raises(CorpusError, match="id: its type is double; ids are whole numbers or strings: write"):
         Reader(str(tmp_path / "a.parquet"), Columns(id="id")).rows()
 
 

@@ -43,7 +43,7 @@ def test_a_shard_that_cannot_be_written_stops_the_run(engine: PackedEngine, tmp_
     output = tmp_path / "v.parquet"
     with (
         file_size_limit(16_000),
-        pytest.raises(CorpusError, match=r"v\.parquet\.parts: cannot be written: File too la"),
+        pytest.raises(CorpusError, match=r"v\.parquet: cannot be written: File too la"),
     ):
         embed(engine, source, output)
     assert not list(shards_path(output).glob("*.partial*")), "nothing half written"

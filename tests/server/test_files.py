@@ -61,7 +61,8 @@ def expected(server: Server) -> np.ndarray:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[str, Path, dict[str, float]]]:
-    """A web server for a folder of files; what is in the dict waits for so many seconds before its last byte."""
+    """A web server for a folder of files; what is in the dict waits for so many seconds before its
+    last byte, and of a name that begins with `cut` half is sent."""
     slow: dict[str, float] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -74,6 +75,9 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path, dict[str, float]]]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            if path.name.startswith("cut"):
+                self.wfile.write(content[: len(content) // 2])
+                return
             self.wfile.write(content[:-1])
             self.wfile.flush()
             time.sleep(slow.get(path.name, 0))
@@ -164,6 +168,14 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
         ({"file": "data:text/plain,one", "text": "two"}, "file, text: give a file, whose columns"),
         ({"file": "data:text/plain,"}, "the answer's file: not written, as no row of the input has a vector"),
         ({"file": data_url(b"PAR1"), "file_format": "parquet"}, "file: not a whole parquet file"),
+        (
+            {"file": data_url(b'key,text\na,"open\nb,c\n'), "file_format": "csv", "on_error": "skip"},
+            "file, line 2: a quote opens here, and the row that began in line 2 goes wrong in line 3: not CSV",
+        ),
+        (
+            {"file": data_url(b'{"text": "a"}'), "file_format": "jsonl", "title_column": "head", "on_error": "skip"},
+            "file: no row has 'head'; the first has 'text': name the column that holds it",
+        ),
         ({"file": data_url(b"a")}, "file: the end of its name does not say what it is; say so in file_format"),
         ({"file": data_url(b"a,b\n1,2\n"), "file_format": "csv"}, "file, line 1: no column 'text' among 'a', 'b'"),
         ({"file": "data:text/plain,a%0A%0Ab"}, "file, line 2: text: the text is empty or blank"),
@@ -182,12 +194,35 @@ def test_errors_are_one_sentence(server: Server, inputs: dict[str, Any], problem
     assert "Traceback" not in answer["error"] and "/tmp" not in answer["error"]
 
 
+def test_a_url_names_its_file_before_the_question_mark(
+    server: Server, expected: np.ndarray, site: tuple[str, Path, dict[str, float]]
+) -> None:
+    url, folder, _ = site
+    corpora.write(folder / "in.jsonl.gz", ROWS)
+    answer = embed_file(server, file=f"{url}/in.jsonl.gz?signature=a.b/c&n=1", embedding_dim=256, **COLUMNS)
+    np.testing.assert_allclose(matrix(table_of(answer)["embedding"]), expected, atol=1e-6)
+
+
+def test_ids_and_streams_are_kept_as_they_are(server: Server) -> None:
+    ids = [1, 1 << 63, (1 << 64) - 1]
+    rows = b"".join(json.dumps({"text": f"text {key}", "key": key}).encode() + b"\n" for key in ids)
+    answer = embed_file(server, file=data_url(rows), file_format="jsonl", id_column="key")
+    assert table_of(answer)["id"].to_pylist() == ids
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": ["one", "two"], "key": pa.array(["a", "b"]).dictionary_encode()}), sink)
+    answer = embed_file(server, file=data_url(sink.getvalue()), file_format="parquet", id_column="key")
+    assert table_of(answer)["id"].to_pylist() == ["a", "b"]
+
+
 def test_a_url_that_has_no_file_fails_its_own_prediction(
     server: Server, site: tuple[str, Path, dict[str, float]]
 ) -> None:
     answer = server.predict({"file": f"{site[0]}/none.txt"})
     assert answer["status"] == "failed"
     assert "404" in answer["error"]
+    (site[1] / "cut.txt").write_text("one\ntwo\n", encoding="utf-8")
+    answer = server.predict({"file": f"{site[0]}/cut.txt"})
+    assert answer["status"] == "failed", "half a file is no file"
     assert server.predict({"text": "still here"})["status"] == "succeeded"
 
 
