@@ -192,19 +192,20 @@ class Predictor(BaseRunner):
     ) -> Any:
         """Embed one text, many, or a file of them. Raises ValueError naming the field, its problem and the remedy."""
         started = time.perf_counter()
-        # JSON's 256.0 is a whole number to Cog's server, and comes as a float.
-        chunking = chunking_of(None if chunk is None else int(chunk), int(overlap), late_chunking)
-        options = Options(task, int(embedding_dim), normalize, precision, cast(Truncate, truncate), chunking)
-        if file is not None:
-            check_beside_file(text=text, texts=texts, title=title, titles=titles)
-            check_unset("the answer to a file is a file, in the format of 'output_file'", output_format=output_format)
-            columns = Columns(text_column, title_column or None, id_column or None)
-            return await self.embed_file(Source(file, file_format, columns, on_error == "skip", output_file), options)
-        check_unset("it needs 'file'", text_column=text_column, title_column=title_column, id_column=id_column)
-        check_unset("it needs 'file'", file_format=file_format, output_file=output_file, on_error=on_error)
-        check_form(output_format, options)
-        request = read_texts(text, texts, title, titles, task)
-        with self.folders.in_use():
+        with self.folders.in_use() as folder:
+            # JSON's 256.0 is a whole number to Cog's server, and comes as a float.
+            chunking = chunking_of(None if chunk is None else int(chunk), int(overlap), late_chunking)
+            options = Options(task, int(embedding_dim), normalize, precision, cast(Truncate, truncate), chunking)
+            if file is not None:
+                check_beside_file(text=text, texts=texts, title=title, titles=titles)
+                check_unset("the answer to a file is a file, as 'output_file' says", output_format=output_format)
+                columns = Columns(text_column, title_column or None, id_column or None)
+                source = Source(file, file_format, columns, on_error == "skip", output_file)
+                return await self.embed_file(source, options, folder)
+            check_unset("it needs 'file'", text_column=text_column, title_column=title_column, id_column=id_column)
+            check_unset("it needs 'file'", file_format=file_format, output_file=output_file, on_error=on_error)
+            check_form(output_format, options)
+            request = read_texts(text, texts, title, titles, task)
             embedded = await self.service.embed(request, options)
             self.report(request, embedded, truncate)
             if output_format == "vectors":
@@ -216,16 +217,15 @@ class Predictor(BaseRunner):
         answer |= {"model": self.service.model, "processing_time_ms": round((time.perf_counter() - started) * 1000, 3)}
         return answer
 
-    async def embed_file(self, source: Source, options: Options) -> Path:
-        """Return the answer to a prediction of a file. Raises CorpusError naming the line and the remedy."""
+    async def embed_file(self, source: Source, options: Options, folder: Path) -> Path:
+        """Return the answer to a prediction of a file, in `folder`. Raises CorpusError naming line and remedy."""
         self.service.check(options)
-        with self.folders.in_use() as folder:
-            path = Path(tempfile.mkdtemp(dir=folder)) / f"vectors.{source.output_format}"
-            tokenizer, model = self.service.engine.tokenizer, self.service.model
-            written = await embed_file(source, path, options, tokenizer, self.service.batcher.embed, model)
+        path = Path(tempfile.mkdtemp(dir=folder)) / f"vectors.{source.output_format}"
+        tokenizer, model = self.service.engine.tokenizer, self.service.model
+        written = await embed_file(source, path, options, tokenizer, self.service.batcher.embed, model)
         logger.info("%d rows, %d skipped, %d tokens, by %s", written.rows, written.skipped, written.tokens, model)
-        facts = {"rows": written.rows, "skipped": written.skipped, "token_count": written.tokens, "model": model}
-        for metric, value in facts.items():
+        facts = {"rows": written.rows, "skipped": written.skipped, "token_count": written.tokens}
+        for metric, value in (facts | {"prompted": written.prompted, "model": model}).items():
             self.record_metric(metric, value)
         return Path(path)
 

@@ -36,9 +36,14 @@ def _openai_body(inputs: Mapping[str, Any]) -> dict[str, Any]:
         "model": f"{MODEL}:{inputs.get('task', 'retrieval_document')}",
         "dimensions": inputs.get("embedding_dim", 768),
         "output_dtype": inputs.get("precision", "float32"),
-        "encoding_format": "float" if inputs.get("output_format") == "array" else "base64",
+        "encoding_format": "base64" if _is_base64(inputs) else "float",
         "normalized": inputs.get("normalize", True),
     }
+
+
+def _is_base64(inputs: Mapping[str, Any]) -> bool:
+    """Return whether a request asks for base64, which OpenAI's API has for float32 alone."""
+    return inputs.get("output_format") != "array" and inputs.get("precision", "float32") == "float32"
 
 
 def _openai_vectors(answer: dict[str, Any], inputs: Mapping[str, Any]) -> np.ndarray:

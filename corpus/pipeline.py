@@ -15,8 +15,8 @@ from texts.options import Options
 class RunProgress(NamedTuple):
     """What a run has done, or one block of it: `rows` were embedded, of which `resumed` were done before.
 
-    `computed` texts had `tokens` tokens. `expected` is how many rows the input seems to have; `skipped` is known at the
-    end.
+    `computed` texts had `tokens` tokens. `expected` is how many rows the input seems to have. Known at the end are the
+    `skipped` rows, and how many vectors are of texts that began with a prompt (`prompted`).
     """
 
     blocks: int = 0
@@ -26,6 +26,7 @@ class RunProgress(NamedTuple):
     tokens: int = 0
     expected: int = 0
     skipped: int = 0
+    prompted: int = 0
 
     def plus(self, block: "RunProgress") -> "RunProgress":
         """Return the sum."""

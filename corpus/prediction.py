@@ -66,11 +66,15 @@ class Source:
 
 @dataclass(slots=True)
 class FileProgress:
-    """How far a file is: `rows` of about `expected` that have a text, and `skipped` rows, which have no vector."""
+    """How far a file is: `rows` of about `expected` that have a text, and `skipped` rows, which have no vector.
+
+    `prompted` vectors are of texts that began with one of the model's prompts.
+    """
 
     rows: int = 0
     expected: int = 0
     skipped: int = 0
+    prompted: int = 0
     tokens: int = 0
     first_skipped: list[BadRow] = field(default_factory=list)
     """At most SKIPPED_LOGGED."""
@@ -202,6 +206,7 @@ def _store(
     unfit = files.write_block(prepared.block.rows, lambda _: text_vectors)
     progress.rows += prepared.block.rows.num_rows - len(unfit)
     progress.tokens += prepared.tokens
+    progress.prompted = files.prompted
     progress.expected = expected
     progress.skipped += len(unfit)
     progress.first_skipped += unfit[: SKIPPED_LOGGED - len(progress.first_skipped)]

@@ -46,7 +46,7 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
         for block, expected in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
             progress = progress.plus(block)._replace(expected=expected)
             yield progress
-        rows, skipped = _write_output(job, shards, progress.blocks)
+        written = _write_output(job, shards, progress.blocks)
     except UnfitRow as unfit:
         raise CorpusError(
             f"{job.reader.place(unfit.row.number)}: {unfit.row.problem}. What was done is kept: mend it and run the "
@@ -60,7 +60,7 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
             "room and run the same again"
         ) from error
     shards.remove()
-    yield progress._replace(rows=rows, skipped=skipped, expected=rows)
+    yield progress._replace(expected=written["rows"], **written)
 
 
 def _stored_blocks(
@@ -98,11 +98,8 @@ def _finished(waiting: "set[Future[RunProgress]]", limit: int) -> Iterator[RunPr
             yield future.result()
 
 
-def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> tuple[int, int]:
-    """Write all rows with a vector, and return how many they are and how many have none.
-
-    The latter are listed in a file beside the output.
-    """
+def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> dict[str, int]:
+    """Write all rows with a vector, list the others in a file beside the output, and return RunProgress's counts."""
     id_type, count = shards.id_type(block_count), 0
     with OutputFiles(job.output, job.model, job.options) as files:
         for index in range(block_count):
@@ -113,4 +110,4 @@ def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> tupl
             for row in files.write_block(rows, shards.vectors):
                 files.skip(row)
         files.finish()
-        return count - files.skipped, files.skipped
+        return {"rows": count - files.skipped, "skipped": files.skipped, "prompted": files.prompted}

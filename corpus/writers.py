@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpus.arrow import for_json, in_utc
@@ -201,6 +202,8 @@ class OutputFiles:
         self._writers: list[Writer] = []
         self.skipped = 0
         """How many rows were skipped."""
+        self.prompted = 0
+        """How many vectors are of texts that began with one of the model's prompts."""
         self._first_unfit: BadRow | None = None
 
     def __enter__(self) -> "OutputFiles":
@@ -225,6 +228,7 @@ class OutputFiles:
             self._writers = self._writers or self._open_writers(part)
             for writer in self._writers:
                 writer.write(part)
+            self.prompted += pc.sum(part.table["prompted"]).as_py()
         unfit = unfit_rows(rows, vectors_of)
         self._first_unfit = self._first_unfit or next(iter(unfit), None)
         return unfit

@@ -191,6 +191,8 @@ def main() -> None:
     if progress.skipped:
         skipped_file = side_file(Path(args.output), "skipped.jsonl")
         logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_file)
+    if progress.prompted:
+        logger.info("%d vectors are of texts that began with a prompt, and got no second one", progress.prompted)
     if progress.blocks:
         logger.info("%s: %d rows, %d texts computed", args.output, progress.rows, progress.computed)
     else:

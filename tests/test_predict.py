@@ -121,7 +121,7 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
         ({"texts": ["a"], "on_error": "skip"}, "on_error: it needs 'file'"),
         (
             {"file": Path("b.txt"), "output_format": "array"},
-            "output_format: the answer to a file is a file, in the format of 'output_file'; leave it out",
+            "output_format: the answer to a file is a file, as 'output_file' says; leave it out",
         ),
         ({"text": "title: none | text: "}, "text: is nothing but the prompt of task 'retrieval_document'; put a text"),
         ({"text": "a", "file": Path("b.txt")}, "file, text: give a file, whose columns have texts and titles"),

@@ -79,7 +79,7 @@ def test_every_whole_number_may_be_written_as_a_float(server: Server) -> None:
     integers = [name for name in fields if "integer" in (fields[name].get("type"), schema.get(name, {}).get("type"))]
     assert sorted(integers) == ["chunk", "embedding_dim", "overlap"]
     for name in integers:
-        inputs = {"text": "word " * 100, "chunk": 32} | {name: float(fields[name]["default"] or 24)}
+        inputs = {"text": "word " * 100, "chunk": 32} | {name: {"embedding_dim": 256.0}.get(name, 16.0)}
         answer = server.predict(inputs)
         assert answer["status"] == "succeeded", answer["error"]
 
