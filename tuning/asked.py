@@ -51,15 +51,24 @@ def arguments(description: str | None = None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("--data", required=True, help="a .jsonl, .csv or .parquet file of rows to train on")
-    add("--held-out", help="rows to measure by (default: a part of the data, split off by text)")
+    add("--data", type=os.path.expanduser, required=True, help="a .jsonl, .csv or .parquet file of rows to train on")
+    add(
+        "--held-out",
+        type=os.path.expanduser,
+        help="rows to measure by (default: a part of the data, split off by text)",
+    )
     add("--drop-shared", action="store_true", help="leave out rows of the data that share a text with --held-out")
     add(
         "--columns", nargs="+", default=[], metavar="NAME=COLUMN",
         help="what columns are called in the files, where not as here: text=utterance label=category",
     )  # fmt: skip
     add("--weights", default=os.environ.get("WEIGHTS"), help="as WEIGHTS would name it")
-    add("--out", type=Path, required=True, help="the folder of the tuned checkpoint, which is not there yet")
+    add(
+        "--out",
+        type=lambda path: Path(os.path.expanduser(path)),
+        required=True,
+        help="the folder of the tuned checkpoint, which is not there yet",
+    )
     add("--max-loss", type=float, default=MOST_LOST, help=f"points of 100 that a general task may lose ({MOST_LOST})")
     add("--check", action="store_true", help="only say whether all of this can be used")
     for field in dataclasses.fields(Recipe):
@@ -69,13 +78,18 @@ def arguments(description: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def folder(path: str) -> Path:
+    """Return the path, from a home folder where it begins with ~: `make` gives OUT=~/tuned as it is."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def working(out: Path) -> Iterator[Path]:
     """Hold the folder of what is done so far, OUT.work, against another run; it need not be there.
 
     Raises TuningError where another run works there, or the result is there already or could not be written.
     """
-    if not out.name or out.name == "..":
+    if not out.name or out.name == ".." or str(out).startswith("~"):  # of nobody's home
         raise TuningError(f"--out: {str(out)!r} is no name of a folder; give one, such as OUT=tuned")
     work = out.with_name(f"{out.name}.work")
     lock = FileLock(work.with_name(f"{work.name}.lock"))

@@ -156,6 +156,9 @@ def _without_strange_labels(parts: Parts) -> Parts:
             f"label: {len(known)} of {len(counts):,} labels have two texts or more to train on; give more"
         )
     notes = list(parts.notes)
+    labels = {(normalised(example.first), example.label) for example in train}
+    if several := len(labels) - len({text for text, _ in labels}):
+        notes.append(f"Texts to train on that have several labels: {several:,}.")
     if len(train) < len(parts.train):
         notes.append(f"{_rows(len(parts.train) - len(train))} are the only one of their label, and were left out.")
     known_rows = [[e for e in part if e.label in known] for part in (parts.choosing, parts.held_out)]

@@ -178,6 +178,7 @@ def test_folders_and_pipes_are_no_files(
         ("/proc/out", "/proc/out: cannot be written:"),
         (".", "--out: '.' is no name of a folder; give one, such as OUT=tuned"),
         ("..", "'..' is no name of a folder"),
+        ("~no-such-user/out", "'~no-such-user/out' is no name of a folder"),
         ("/", "'/' is no name of a folder"),
         ("strange", "strange.work: it is no folder of this command's; remove it, or name another OUT"),
         ("other", "other.work: it holds an unfinished training that differs in"),
@@ -252,6 +253,12 @@ def test_columns_may_have_other_names_in_every_format(tmp_path: Path, rows: Rows
         texts = [(example.first, example.label) for example in asked.data.examples]
         assert texts == [(row["text"], row["label"]) for row in rows]
         assert f"Columns of {name} that are not read: 'id'." in asked.parts.notes
+
+
+def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    args = arguments().parse_args(["--data", "~/a.csv", "--held-out", "~/b.csv", "--out", "~/tuned"])
+    assert (args.data, args.held_out, args.out) == ("/home/me/a.csv", "/home/me/b.csv", Path("/home/me/tuned"))
 
 
 def test_each_name_is_given_once() -> None:

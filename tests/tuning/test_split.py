@@ -98,6 +98,13 @@ def test_labels_that_cannot_be_learnt_are_left_out_and_reported(tmp_path: Path) 
         )
 
 
+def test_texts_of_two_labels_are_told() -> None:
+    examples = [Example(i, f"text {i // 2 if i < 20 else i}", label=f"{i % 2}") for i in range(300)]
+    parts = split(Data("rows.jsonl", LABELS, examples), None, 0)
+    both = sum(example.number < 20 for example in parts.train) // 2
+    assert f"Texts to train on that have several labels: {both}." in parts.notes
+
+
 def test_texts_of_other_data_are_counted() -> None:
     assert shared_with([Example(1, "A text", "b")], ["a  text", "B", "c"]) == 2
 
