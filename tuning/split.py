@@ -4,7 +4,7 @@ Rows that share a text, but for case and spaces, belong together and are kept on
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -156,8 +156,8 @@ def _without_strange_labels(parts: Parts) -> Parts:
             f"label: {len(known)} of {len(counts):,} labels have two texts or more to train on; give more"
         )
     notes = list(parts.notes)
-    labels = {(normalised(example.first), example.label) for example in train}
-    if several := len(labels) - len({text for text, _ in labels}):
+    labels = Counter(text for text, _ in {(normalised(example.first), example.label) for example in train})
+    if several := sum(count > 1 for count in labels.values()):
         notes.append(f"Texts to train on that have several labels: {several:,}.")
     if len(train) < len(parts.train):
         notes.append(f"{_rows(len(parts.train) - len(train))} are the only one of their label, and were left out.")
