@@ -14,6 +14,8 @@ import os
 import sqlite3
 import sys
 
+from safetensors import SafetensorError
+
 from tuning.asked import arguments, check, working
 
 logger = logging.getLogger("tuning")
@@ -37,7 +39,7 @@ def main() -> None:
             rejected = tune(asked, work)
     except ImportError as error:
         sys.exit(f"{error}: `make tune` installs what training needs, as requirements-tune.txt lists it")
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, SafetensorError) as error:
         sys.exit(f"{error}: make room on the disk, or mend what is wrong with it, and the same command goes on")
     except (RuntimeError, ValueError, MemoryError) as error:
         sys.exit(in_words(error))
@@ -52,7 +54,7 @@ def in_words(error: Exception) -> str:
     said = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
         return f"{said}\nGive a smaller --mini-batch, which changes nothing but rounding"
-    if "PytorchStreamWriter" in said or "inline_container" in said or type(error).__name__ == "SafetensorError":
+    if "PytorchStreamWriter" in said or "inline_container" in said:
         return f"{said.splitlines()[0]}: the disk is full or not to be written; make room, and the same command goes on"
     return said
 

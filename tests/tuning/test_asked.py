@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors import SafetensorError
 
 from scripts.make_openapi import ROOT
 from tests.tuning.conftest import Rows, write_rows
@@ -302,6 +303,7 @@ def test_what_only_training_needs_is_named_where_it_is_missing(data: Path, tmp_p
         ),
         (OSError(28, "No space left on device"), "No space left on device: make room on the disk"),
         (sqlite3.OperationalError("database or disk is full"), "database or disk is full: make room on the disk"),
+        (SafetensorError("I/O error: File too large"), "File too large: make room on the disk"),
         (ValueError("a sentence"), "a sentence"),
     ],
 )
