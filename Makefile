@@ -20,7 +20,7 @@ NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inpl
 # make build CPU=1: without CUDA
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 
-.PHONY: predict serve api embed load evaluate tune test test-fuzz test-ray test-clients test-evaluation test-tuning lint format openapi native wheel bake build push named clean
+.PHONY: predict serve api embed load evaluate tune tune-named tune-checked test test-fuzz test-ray test-clients test-evaluation test-tuning lint format openapi native wheel bake build push named clean
 
 predict: $(READY)  # make predict TEXT="..." TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
@@ -44,9 +44,17 @@ evaluate: $(VENV)/.evaluation
 	@$(RUN) -m evaluation $(if $(TASKS),--tasks "$$TASKS") $(if $(DATA),--data "$$DATA") $(if $(URL),--url "$$URL") \
 		$(if $(FORMATS),--formats "$$FORMATS") $(if $(OUT),--out "$$OUT") $(OPTIONS)
 
-tune: $(VENV)/.tuning  # make tune DATA=pairs.jsonl OUT=tuned [WEIGHTS=...] [HELD_OUT=file] [OPTIONS="--epochs 3"]
+# make tune DATA=pairs.jsonl OUT=tuned [WEIGHTS=...] [HELD_OUT=file] [OPTIONS="--epochs 3"]
+TUNE = $(RUN) -m tuning --data "$$DATA" --out "$$OUT" $(if $(HELD_OUT),--held-out "$$HELD_OUT") $(OPTIONS)
+
+tune: tune-named tune-checked $(VENV)/.tuning
+	@$(TUNE)
+
+tune-named:
 	@test -n "$$DATA" -a -n "$$OUT" || { echo "make tune DATA=pairs.jsonl OUT=tuned" >&2; exit 2; }
-	@$(RUN) -m tuning --data "$$DATA" --out "$$OUT" $(if $(HELD_OUT),--held-out "$$HELD_OUT") $(OPTIONS)
+
+tune-checked: tune-named $(READY)  # before the trainer's companions are installed
+	@$(TUNE) --check
 
 # Two processes share the cores only where their threads do not spin while they wait.
 test: $(READY)

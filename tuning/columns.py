@@ -1,60 +1,101 @@
-"""The training rows as the trainer's columns: texts under their prompts, hard negatives, the teacher's vectors."""
+"""What the trainer is given: texts under their prompts, hard negatives, the teacher's vectors, and the batches."""
 
+import contextlib
 import json
+import logging
+import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.util import mine_hard_negatives
 
+from tuning.batches import Batches, Texts, deal, keep_apart
 from tuning.data import LABELS, SCORES, Example, Kind
 from tuning.recipe import Recipe
+
+logger = logging.getLogger("tuning")
 
 # Queries whose similarities to all documents are in memory at once.
 QUERIES_AT_ONCE = 1_024
 
-Columns = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The trainer's columns, and the positions of the rows in each batch, all epochs' one after another."""
+
+    columns: dict[str, list[Any]]
+    batches: Batches
+    why_left_out: str
+    """In words, why some rows may be in no batch."""
+    groups: list[int] | None = None
+    """For each row, the number of its label: rows of the same one are not each other's wrong answers."""
+    teacher: np.ndarray | None = None
+    """The untuned model's unit vectors, [rows, columns, 768], where it is distilled."""
 
 
-def columns_of(
+def prepare(
     kind: Kind, examples: Sequence[Example], model: SentenceTransformer, recipe: Recipe, work: Path
-) -> Columns:
-    """Return the columns of all epochs; of labels each epoch pairs a text with another one of its label.
+) -> Prepared:
+    """Return columns and batches.
 
     What is mined is kept in the folder `work`, so that a training which was killed goes on with the same.
     """
+    rng = random.Random(recipe.seed)
     if kind is SCORES:
-        first, second = zip(*(example.prompted() for example in examples), strict=True)
-        return {"a": list(first), "b": list(second), "score": scaled([example.score for example in examples])}
+        return scored(examples, recipe, rng)
     if kind is LABELS:
-        columns: Columns = {"anchor": [], "positive": [], "group": []}
-        rng = random.Random(recipe.seed)
-        for _ in range(recipe.epochs):
-            for example, other in same_label(examples, rng):
-                columns["anchor"].append(example.prompted()[0])
-                columns["positive"].append(other.prompted()[0])
-                columns["group"].append(example.label)
+        prepared = labelled(examples, recipe, rng)
     else:
         first, second = zip(*(example.prompted() for example in examples), strict=True)
         columns = {"anchor": list(first), "positive": list(second)}
         columns |= negative_columns(examples, model, recipe, work / "negatives.json")
+        rows = [Texts.of(texts[:2], texts[2:]) for texts in zip(*columns.values(), strict=True)]
+        batches = [batch for _ in range(recipe.epochs) for batch in keep_apart(rows, recipe.batch, rng)]
+        prepared = Prepared(columns, batches, "as they share texts with others, or too few were left for a batch")
     if recipe.distill:
-        texts = [columns[name] for name in columns if name != "group"]
-        encoded = [model.encode(each, batch_size=recipe.mini_batch, normalize_embeddings=True) for each in texts]
-        columns["label"] = np.stack(encoded, axis=1).astype(np.float32)  # [rows, columns, 768]
-    return columns
+        encoded = [
+            model.encode(texts, batch_size=recipe.mini_batch, normalize_embeddings=True, show_progress_bar=False)
+            for texts in prepared.columns.values()
+        ]
+        prepared = replace(prepared, teacher=np.stack(encoded, axis=1).astype(np.float32))
+    return prepared
+
+
+def scored(examples: Sequence[Example], recipe: Recipe, rng: random.Random) -> Prepared:
+    """Return pairs of texts with their scores."""
+    first, second = zip(*(example.prompted() for example in examples), strict=True)
+    scores = scaled([example.score for example in examples])
+    batches = [batch for _ in range(recipe.epochs) for batch in deal(scores, recipe.batch, rng)]
+    why = "as rows with other scores are too few for each batch to have one"
+    return Prepared({"a": list(first), "b": list(second), "score": scores}, batches, why)
+
+
+def labelled(examples: Sequence[Example], recipe: Recipe, rng: random.Random) -> Prepared:
+    """Return texts with others of their labels, which in each epoch are others."""
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(example.label for example in examples))}
+    anchors, positives, groups, batches = list[str](), list[str](), list[int](), Batches()
+    for epoch in range(recipe.epochs):
+        pairs = list(same_label(examples, rng))
+        anchors += [first.prompted()[0] for first, _ in pairs]
+        positives += [second.prompted()[0] for _, second in pairs]
+        groups += [numbers[first.label] for first, _ in pairs]
+        start = epoch * len(pairs)
+        batches += [[start + i for i in batch] for batch in deal(groups[start:], recipe.batch, rng)]
+    why = "as rows of other labels are too few for each batch to have one"
+    return Prepared({"anchor": anchors, "positive": positives}, batches, why, groups)
 
 
 def scaled(scores: Sequence[float]) -> list[float]:
     """Return the scores from 0 to 1, in the same order: what matters to the loss is which is greater."""
-    low, high = min(scores), max(scores)
-    return [(score - low) / (high - low) for score in scores]
+    low, high = min(scores) / 2, max(scores) / 2  # halves, as the difference of two large ones is beyond all numbers
+    return [(score / 2 - low) / (high - low) for score in scores]
 
 
 def same_label(examples: Sequence[Example], rng: random.Random) -> Iterator[tuple[Example, Example]]:
@@ -106,31 +147,12 @@ def mine(examples: Sequence[Example], model: SentenceTransformer, recipe: Recipe
     TopK-PercPos of NV-Retriever (Moreira et al. 2024).
     """
     first, second = zip(*(example.prompted() for example in examples), strict=True)
-    found = mine_hard_negatives(
-        Dataset.from_dict({"anchor": list(first), "positive": list(second)}), model, num_negatives=recipe.negatives,
-        relative_margin=recipe.margin, output_format="labeled-list", batch_size=recipe.mini_batch, verbose=False,
-        faiss_batch_size=QUERIES_AT_ONCE,
-    )  # fmt: skip
+    pairs = Dataset.from_dict({"anchor": list(first), "positive": list(second)})
+    logger.info("Looking for hard negatives of %s queries", f"{len(examples):,}")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # bars that no option turns off
+        found = mine_hard_negatives(
+            pairs, model, num_negatives=recipe.negatives, relative_margin=recipe.margin, output_format="labeled-list",
+            batch_size=recipe.mini_batch, verbose=False, faiss_batch_size=QUERIES_AT_ONCE,
+        )  # fmt: skip
     negatives = {(row["anchor"], row["positive"][0]): row["positive"][1:] for row in found}
     return [negatives.get(pair, []) for pair in zip(first, second, strict=True)]
-
-
-class DistinctGroups(DefaultBatchSampler):
-    """Batches in which no two rows have the same value in a column that the loss does not see."""
-
-    groups: Sequence[str]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield positions of rows, in an order that depends on the seed and the epoch; see DefaultBatchSampler."""
-        rng = random.Random(f"{self.seed}, {self.epoch}")
-        waiting = defaultdict(list)
-        for i in rng.sample(range(len(self.groups)), len(self.groups)):
-            waiting[self.groups[i]].append(i)
-        while waiting:
-            # The fullest groups first, so that they are not left over in batches of their own.
-            fullest = sorted(waiting, key=lambda group: -len(waiting[group]))[: self.batch_size]
-            yield [waiting[group].pop() for group in fullest]
-            waiting = defaultdict(list, {group: rows for group, rows in waiting.items() if rows})
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

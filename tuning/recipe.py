@@ -1,7 +1,12 @@
 """How a checkpoint is trained. docs/tuning.md says where each number comes from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+LEARNING_RATE, SMALL_LEARNING_RATE = 2e-5, 2e-4
+SMALL_PARAMETERS = 50_000_000
+"""Checkpoints with fewer parameters get the learning rate of small ones."""
+LABELS_DISTILL = 5.0
 
 
 class TuningError(RuntimeError):
@@ -17,7 +22,8 @@ class Recipe:
     """Rows in a batch, whose other documents are each query's negatives."""
     mini_batch: int = 32
     """Texts that are computed at once; less takes less memory and changes nothing else."""
-    learning_rate: float = 2e-5
+    learning_rate: float | None = None
+    """None: by the checkpoint's size, see `chosen`."""
     warmup: float = 0.1
     """Part of the steps in which the learning rate grows from zero; then it falls to zero in a line."""
     scale: float = 20.0
@@ -30,33 +36,49 @@ class Recipe:
     """How much more a hard negative weighs the more similar it is."""
     spread: float = 1.0
     """Weight of the regulariser that spreads the vectors out; 0 for none."""
-    distill: float = 0.0
-    """Weight of the distance to the untuned model's vectors; 0 for none."""
+    distill: float | None = None
+    """Weight of the distance to the untuned model's vectors; 0 for none. None: by the kind of data, see `chosen`."""
     lora: int = 0
     """Rank of the adapters that are trained in place of the layers' matrices; 0 trains all weights."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise TuningError for a value out of its range, naming the option."""
-        at_least_one = {"epochs": self.epochs, "batch": self.batch, "mini-batch": self.mini_batch}
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise TuningError(f"--{name}: it is {value}; give 1 or more")
-        if self.batch < 2:
-            raise TuningError("--batch: it is 1; give 2 or more, as the other rows of a batch are the negatives")
-        if not 0 < self.learning_rate < 1:
-            raise TuningError(
-                f"--learning-rate: it is {self.learning_rate}; give one above 0 and below 1, such as 2e-5"
-            )
-        for name, part in {"warmup": self.warmup, "margin": self.margin}.items():
-            if not 0 <= part < 1:
-                raise TuningError(f"--{name}: it is {part}; give a part, 0 or more and below 1")
-        for name in ("negatives", "hardness", "spread", "distill", "lora", "seed"):
-            if getattr(self, name) < 0:
-                raise TuningError(f"--{name}: it is {getattr(self, name)}; give 0 or more")
-        if self.scale <= 0:
-            raise TuningError(f"--scale: it is {self.scale}; give a number above 0")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high, why = RANGES[field.name]
+            if value is not None and not low <= value <= high:  # which also refuses nan
+                raise TuningError(
+                    f"--{field.name.replace('_', '-')}: it is {value}; give {low:,} to {high:,}{why and f', {why}'}"
+                )
+
+    def chosen(self, parameters: int, is_labels: bool) -> "Recipe":
+        """Return the recipe for a checkpoint with so many parameters and for labels or other data."""
+        rate = SMALL_LEARNING_RATE if parameters < SMALL_PARAMETERS else LEARNING_RATE
+        return replace(
+            self,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            distill=(LABELS_DISTILL if is_labels else 0.0) if self.distill is None else self.distill,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
         return asdict(self)
+
+
+RANGES: dict[str, tuple[float, float, str]] = {
+    "epochs": (1, 1_000, ""),
+    "batch": (2, 65_536, "as the other rows of a batch are the negatives"),
+    "mini_batch": (1, 65_536, ""),
+    "learning_rate": (1e-9, 0.1, "such as 2e-5"),
+    "warmup": (0, 1, "a part of the steps"),
+    "scale": (0.01, 1_000, ""),
+    "negatives": (0, 100, ""),
+    "margin": (0, 1, "a part of the positive's similarity"),
+    "hardness": (0, 1_000, ""),
+    "spread": (0, 1_000, ""),
+    "distill": (0, 1_000, ""),
+    "lora": (0, 1_024, ""),
+    "seed": (0, 2**32 - 1, ""),
+}
+"""What each setting may be: from, to, and a hint."""

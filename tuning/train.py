@@ -1,8 +1,9 @@
 """Training by sentence-transformers' trainer, which goes on where it was killed."""
 
 import json
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from datasets import Dataset
 from peft import LoraConfig, TaskType
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from engine.reference import check_pipeline
-from tuning.columns import DistinctGroups, columns_of
-from tuning.data import Example, Kind
+from tuning.batches import Batches
+from tuning.columns import Prepared, prepare
+from tuning.data import SCORES, Example, Kind
 from tuning.loss import loss_of
-from tuning.recipe import Recipe
+from tuning.recipe import Recipe, TuningError
+
+logger = logging.getLogger("tuning")
 
 # A training is saved this often; the checkpoints of its second half are averaged at the end.
 SAVES = 8
@@ -38,6 +42,7 @@ def load_model(directory: Path) -> SentenceTransformer:
     options = {"dtype": torch.float32}
     model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
     check_pipeline(model, directory)
+    model.model_card_data.widget = [{}]  # or the trainer would choose texts for a card that nobody reads
     model.prompts = {}  # texts come with theirs, and mining would put the checkpoint's before them
     return model
 
@@ -45,75 +50,102 @@ def load_model(directory: Path) -> SentenceTransformer:
 def train(
     kind: Kind, examples: Sequence[Example], base: Path, recipe: Recipe, work: Path
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Train and return files of weights, `last` and the `average` of the second half, and the steps and their loss.
+    """Train and return files of weights, `last` and the `average` of the second half, and steps, losses and notes.
 
-    What is done is kept in the folder `work`. Raises OSError where the disk is full: the same call then goes on.
+    What is done is kept in the folder `work`. Raises OSError where the disk is full: the same call then
+    goes on. Raises TuningError where no batch can be made or the training diverges.
     """
     history, weights = work / "loss.json", {name: work / f"{name}.safetensors" for name in ("last", "average")}
     if not history.is_file():
         torch.manual_seed(recipe.seed)
         model = load_model(base)
-        columns = columns_of(kind, examples, model, recipe, work)
-        groups = columns.pop("group", None)
+        prepared = prepare(kind, examples, model, recipe, work)
+        notes = left_out(prepared, len(examples), recipe.epochs)
+        for note in notes:
+            logger.info("%s", note)
+        columns = Dataset.from_dict(prepared.columns)
+        if kind is not SCORES:
+            columns = columns.add_column("label", list(range(len(columns))))
         if recipe.lora:
             model.add_adapter(lora_config(recipe))
         saver = Saver(model, work / "snapshots")
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=settings(recipe, work / "trainer", len(examples) if groups is None else len(groups), groups),
-            train_dataset=Dataset.from_dict(columns),
-            loss=loss_of(kind, model, recipe),
+            args=settings(recipe, work / "trainer", prepared.batches),
+            train_dataset=columns,
+            loss=loss_of(kind, model, recipe, prepared.groups, prepared.teacher),
             callbacks=[saver],
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar)
         trainer.train(resume_from_checkpoint=newest_complete(work / "trainer"))
-        write_state(weights["last"], merged_state(model))
+        check_finite(last := merged_state(model), recipe, work)
+        write_state(weights["last"], last)
         write_state(weights["average"], average(sorted(saver.folder.glob("*.safetensors"))))
         logged = [
             {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
         ]
-        write_json(history, {"steps": trainer.state.global_step, "loss": logged})
+        write_json(history, {"steps": trainer.state.global_step, "loss": logged, "notes": notes})
         shutil.rmtree(work / "trainer")
         shutil.rmtree(saver.folder)
     return weights, json.loads(history.read_text(encoding="utf-8"))
 
 
-def settings(
-    recipe: Recipe, folder: Path, rows: int, groups: Sequence[str] | None
-) -> SentenceTransformerTrainingArguments:
-    """Return the trainer's settings. `groups` are the rows' labels, of which a batch has each once."""
-    batch = recipe.batch if groups is None else min(recipe.batch, len(set(groups)))
-    sampler: Any = BatchSamplers.NO_DUPLICATES if groups is None else partial(distinct, groups)
-    accumulated = max(1, recipe.batch // batch)
-    steps = max(1, rows // (batch * accumulated)) * (recipe.epochs if groups is None else 1)
+def settings(recipe: Recipe, folder: Path, batches: Batches) -> SentenceTransformerTrainingArguments:
+    """Return the trainer's settings for batches of all epochs."""
     on_gpu = torch.cuda.is_available()
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=recipe.epochs if groups is None else 1,  # the rows of labels are those of all epochs
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulated,
+        num_train_epochs=1,  # the batches are those of all
+        per_device_train_batch_size=recipe.batch,
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup,
         weight_decay=0.0,
         bf16=on_gpu,
         use_cpu=not on_gpu,
-        batch_sampler=sampler,
-        # A last batch with few negatives would teach little; of labels all rows are kept, as they run out one by one.
-        dataloader_drop_last=groups is None and rows >= 2 * batch,
-        save_steps=max(1, steps // SAVES),
+        batch_sampler=partial(listed, batches),
+        save_steps=max(1, len(batches) // SAVES),
         save_total_limit=1,
-        logging_steps=max(1, steps // 50),
+        logging_steps=max(1, len(batches) // 50),
         report_to="none",
         seed=recipe.seed,
     )
 
 
-def distinct(groups: Sequence[str], dataset: Dataset, **options: Any) -> DistinctGroups:
-    """Return the sampler of batches in which each group comes once."""
-    sampler = DistinctGroups(dataset, **options)
-    sampler.groups = groups
+class ListedBatches(DefaultBatchSampler):
+    """Batches that were made before."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the positions of each batch's rows; see DefaultBatchSampler."""
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def listed(batches: Batches, dataset: Dataset, **options: Any) -> ListedBatches:
+    """Return the sampler of these batches."""
+    sampler = ListedBatches(dataset, **options)
+    sampler.batches = batches
     return sampler
+
+
+def left_out(prepared: Prepared, rows: int, epochs: int) -> list[str]:
+    """Return in a sentence, if it is so, how many rows are in no batch, and why."""
+    count = rows * epochs - sum(map(len, prepared.batches))
+    of = f"{rows:,} rows" if epochs == 1 else f"{epochs} times {rows:,} rows"
+    return [f"{count:,} of {of} to train on are left out, {prepared.why_left_out}."] if count else []
+
+
+def check_finite(state: State, recipe: Recipe, work: Path) -> None:
+    """Raise TuningError where the training has left the numbers."""
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise TuningError(
+            f"--learning-rate: with {recipe.learning_rate} the training diverged, to weights that are no numbers; "
+            f"remove {work} and give a smaller one"
+        )
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

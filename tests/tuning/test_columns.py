@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from tests.tuning.conftest import Rows, write_rows
-from tuning.columns import columns_of, mine, same_label, scaled
-from tuning.data import Example, read
+from tuning.columns import mine, prepare, same_label, scaled
+from tuning.data import LABELS, PAIRS, SCORES, Example, Kind, read
 from tuning.recipe import Recipe
-from tuning.train import distinct
+from tuning.train import left_out, listed
 
 pytestmark = pytest.mark.tuning
 
@@ -49,7 +48,7 @@ def test_own_negatives_come_first_and_none_is_the_positive(
 ) -> None:
     data = read(str(write_rows(tmp_path / "one.jsonl", [{"query": "q", "positive": "p", "negatives": ["given"]}])))
     rows = [*examples, *data.examples]
-    columns = columns_of(data.kind, rows, model, Recipe(negatives=2), tmp_path)
+    columns = prepare(data.kind, rows, model, Recipe(negatives=2), tmp_path).columns
     assert list(columns) == ["anchor", "positive", "negative_1", "negative_2"]
     assert columns["negative_1"][-1] == "title: none | text: given"
     documents = set(columns["positive"])
@@ -60,17 +59,18 @@ def test_own_negatives_come_first_and_none_is_the_positive(
     assert len(kept) == len(rows)
     kept[0] = ["kept", "too"]
     (tmp_path / "negatives.json").write_text(json.dumps(kept), encoding="utf-8")
-    assert columns_of(data.kind, rows, model, Recipe(negatives=2), tmp_path)["negative_1"][0] == "kept"
-    assert list(columns_of(data.kind, rows, model, Recipe(negatives=0), tmp_path)) == ["anchor", "positive"]
+    assert prepare(data.kind, rows, model, Recipe(negatives=2), tmp_path).columns["negative_1"][0] == "kept"
+    assert list(prepare(data.kind, rows, model, Recipe(negatives=0), tmp_path).columns) == ["anchor", "positive"]
 
 
 def test_the_teacher_s_vectors_are_the_untuned_model_s(
     examples: list[Example], model: SentenceTransformer, tmp_path: Path
 ) -> None:
     data = read(str(write_rows(tmp_path / "one.jsonl", [{"query": "q", "positive": "p"}])))
-    columns = columns_of(data.kind, examples[:5], model, Recipe(negatives=0, distill=1), tmp_path)
-    assert columns["label"].shape == (5, 2, 768) and columns["label"].dtype == np.float32
-    assert np.abs(columns["label"][:, 1] - model.encode(columns["positive"])).max() < 1e-6
+    prepared = prepare(data.kind, examples[:5], model, Recipe(negatives=0, distill=1), tmp_path)
+    assert prepared.teacher is not None
+    assert prepared.teacher.shape == (5, 2, 768) and prepared.teacher.dtype == np.float32
+    assert np.abs(prepared.teacher[:, 1] - model.encode(prepared.columns["positive"])).max() < 1e-6
 
 
 def test_every_text_is_paired_with_another_of_its_label() -> None:
@@ -80,19 +80,37 @@ def test_every_text_is_paired_with_another_of_its_label() -> None:
     assert sorted(a.number for a, _ in found) == sorted(b.number for _, b in found) == list(range(100))
 
 
-def test_no_batch_has_a_label_twice_and_every_row_comes_once() -> None:
-    rng = random.Random(1)
-    groups = [str(min(rng.randrange(20), rng.randrange(20))) for _ in range(500)]
-    dataset = Dataset.from_dict({"anchor": [str(i) for i in range(500)]})
-    sampler = distinct(groups, dataset, batch_size=8, drop_last=False, seed=3)
-    batches = list(sampler)
-    assert len(batches) == len(sampler)
-    assert all(max(Counter(groups[i] for i in batch).values()) == 1 and len(batch) <= 8 for batch in batches)
-    assert sorted(i for batch in batches for i in batch) == list(range(500))
-    assert list(sampler) == batches
-    sampler.set_epoch(1)
-    assert list(sampler) != batches
+@pytest.mark.parametrize("kind", [PAIRS, LABELS, SCORES])
+def test_each_epoch_has_its_batches(kind: Kind, model: SentenceTransformer, tmp_path: Path) -> None:
+    """Of labels an epoch has rows of its own, as a text is paired with others."""
+    examples = [
+        Example(i, f"text {i}", "" if kind is LABELS else f"other {i}", label=str(i % 7), score=i, task=kind.task)
+        for i in range(300)
+    ]
+    prepared = prepare(kind, examples, model, Recipe(epochs=2, batch=64, negatives=0), tmp_path)
+    first, second = prepared.batches[:5], prepared.batches[5:]
+    rows = [sorted(i for batch in batches for i in batch) for batches in (first, second)]
+    assert rows == [list(range(300)), list(range(300, 600)) if kind is LABELS else list(range(300))]
+    assert first != second
+    sampler = listed(prepared.batches, Dataset.from_dict(prepared.columns), batch_size=64, drop_last=False)
+    assert list(sampler) == prepared.batches and len(sampler) == 10
+    assert left_out(prepared, 300, 2) == []
+    if prepared.groups:
+        texts = {example.prompted()[0]: example.label for example in examples}
+        for i, (anchor, positive) in enumerate(zip(*prepared.columns.values(), strict=True)):
+            assert texts[anchor] == texts[positive] and anchor != positive
+            assert prepared.groups[i] == list(dict.fromkeys(texts.values())).index(texts[anchor])
+
+
+def test_rows_that_are_in_no_batch_are_counted(model: SentenceTransformer, tmp_path: Path) -> None:
+    examples = [Example(i, f"text {i}", label="rare" if i < 3 else "common", task=LABELS.task) for i in range(300)]
+    prepared = prepare(LABELS, examples, model, Recipe(epochs=2, batch=10), tmp_path)
+    assert left_out(prepared, 300, 2) == [
+        "540 of 2 times 300 rows to train on are left out, as rows of other labels are too few for each batch to have "
+        "one."
+    ]
 
 
 def test_scores_keep_their_order_from_0_to_1() -> None:
     assert scaled([1, 5, 3]) == [0, 1, 0.5]
+    assert scaled([-1.7e308, 1.7e308, 0]) == [0, 1, 0.5]

@@ -13,10 +13,8 @@ import pytest
 from corpus.rows import CorpusError
 from tasks import PROMPTS, prompt_for
 from tests.tuning.conftest import Rows, write_rows
-from tuning.data import LABELS, PAIRS, SCORES, read
+from tuning.data import LABELS, PAIRS, SCORES, Example, read
 from tuning.recipe import TuningError
-
-pytestmark = pytest.mark.tuning
 
 PAIR_ROWS: Rows = [
     {"query": "a", "positive": "b", "negatives": ["c", "[d]"], "title": "t", "task": "question_answering"},
@@ -140,5 +138,37 @@ def test_files_without_columns_are_refused(tmp_path: Path, name: str, content: s
     path.write_text(content)
     with pytest.raises(CorpusError, match=rf"{name}: (its columns cannot be read|the format is told)"):
         read(str(path))
-    with pytest.raises(CorpusError, match=r"no-such.csv: its columns cannot be read: .*No such file"):
-        read(str(tmp_path / "no-such.csv"))
+
+
+def test_any_line_of_a_jsonl_may_have_what_the_first_has_not(tmp_path: Path) -> None:
+    rows: Rows = [{"query": "a", "positive": "b"}, {"query": "c", "positive": "d", "title": "t", "negatives": ["n"]}]
+    first, second = read(str(write_rows(tmp_path / "rows.jsonl", rows))).examples
+    assert (first.title, first.negatives) == (None, ())
+    assert (second.title, second.negatives) == ("t", ("title: none | text: n",))
+    renamed = [{"title": "a", "body": "b"}]
+    [example] = read(str(write_rows(tmp_path / "r.jsonl", renamed)), {"query": "title", "positive": "body"}).examples
+    assert example == Example(1, "a", "b", task="retrieval_query")
+
+
+def test_columns_of_two_kinds_are_chosen_by_name(tmp_path: Path) -> None:
+    rows = [{"query": "a", "positive": "b", "text": "c", "label": "d"}, {"query": "e", "positive": "f", "label": "g"}]
+    path = str(write_rows(tmp_path / "rows.jsonl", [rows[0], rows[1] | {"text": "h"}]))
+    with pytest.raises(
+        TuningError, match=r"it has the columns of pairs \(query, positive\) and of labels \(text, label\)"
+    ):
+        read(path)
+    assert read(path, {"text": "query"}).kind is LABELS
+    with pytest.raises(TuningError, match=r"--columns title=...: labels have text, label; leave it out"):
+        read(path, {"text": "query", "title": "positive"})
+
+
+def test_messages_name_the_file_s_own_columns(tmp_path: Path) -> None:
+    for row, names, problem in (
+        ({"q": "a", "p": None}, {"query": "q", "positive": "p"}, "p: it is null"),
+        ({"q": "a", "p": "b", "n": 3}, {"query": "q", "positive": "p", "negatives": "n"}, "n: it is 3"),
+        ({"t": " ", "l": 1}, {"text": "t", "label": "l"}, "t: the text is empty"),
+        ({"t": "a", "l": None}, {"text": "t", "label": "l"}, "l: it is null; give a name"),
+        ({"x": "a", "y": "b", "z": "c"}, {"a": "x", "b": "y", "score": "z"}, "z: it is 'c'; give a number"),
+    ):
+        with pytest.raises(TuningError, match=f"rows.jsonl, line 1: {problem}"):
+            read(str(write_rows(tmp_path / "rows.jsonl", [row])), names)

@@ -65,7 +65,11 @@ def test_memory_is_a_mini_batch_s_whatever_the_batch(
         work.mkdir()
         torch.cuda.reset_peak_memory_stats()
         training.train(
-            PAIRS, entries[:1024], full_shape, Recipe(batch=batch, mini_batch=16, negatives=0, lora=lora), work
+            PAIRS,
+            entries[:1024],
+            full_shape,
+            Recipe(batch=batch, mini_batch=16, learning_rate=2e-5, negatives=0, lora=lora),
+            work,
         )
         peaks[batch] = torch.cuda.max_memory_allocated() / 2**30
         losses = [entry["loss"] for entry in json.loads((work / "loss.json").read_text())["loss"]]
@@ -84,6 +88,8 @@ def test_rows_a_second_in_the_genuine_shape(
         work = tmp_path / str(rows)
         work.mkdir()
         started = time.perf_counter()
-        training.train(PAIRS, entries[:rows], full_shape, Recipe(negatives=0, mini_batch=128, lora=lora), work)
+        training.train(
+            PAIRS, entries[:rows], full_shape, Recipe(negatives=0, mini_batch=128, learning_rate=2e-5, lora=lora), work
+        )
         seconds[rows] = time.perf_counter() - started
     print(f"LoRA {lora}: {(1280 - 256) / (seconds[1280] - seconds[256]):.0f} pairs a second, batch 128; {seconds}")

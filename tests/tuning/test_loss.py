@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.tuning.conftest import Rows
 from texts.options import EMBEDDING_DIMS
-from tuning.data import PAIRS, SCORES
+from tuning.data import LABELS, PAIRS, SCORES
 from tuning.loss import loss_of
 from tuning.recipe import Recipe
 
@@ -33,11 +33,13 @@ def written_out(model: SentenceTransformer, columns: list[Tensor], teacher: Tens
         distances = [
             1 - torch.nn.functional.cosine_similarity(column, teacher[:, i, :dim]) for i, column in enumerate(cut)
         ]
-        total = total + recipe.distill * torch.stack(distances).mean()
+        total = total + (recipe.distill or 0) * torch.stack(distances).mean()
     return total
 
 
-@pytest.mark.parametrize("recipe", [Recipe(mini_batch=5, spread=3, distill=2), Recipe(mini_batch=64, spread=0)])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(mini_batch=5, spread=3, distill=2), Recipe(mini_batch=64, spread=0, distill=0)]
+)
 def test_the_cached_loss_and_gradients_are_those_written_out(
     model: SentenceTransformer, pairs: Rows, recipe: Recipe
 ) -> None:
@@ -56,7 +58,8 @@ def test_the_cached_loss_and_gradients_are_those_written_out(
         loss.backward()
         return [weight.grad.clone() for weight in weights]
 
-    loss = loss_of(PAIRS, model, recipe)(features, teacher if recipe.distill else None)
+    vectors_of_all = teacher.flip(0).numpy() if recipe.distill else None
+    loss = loss_of(PAIRS, model, recipe, teacher=vectors_of_all)(features, torch.arange(ROWS).flip(0))
     cached = gradients(loss)
     vectors = [model(dict(column))["sentence_embedding"] for column in features]
     expected = written_out(model, vectors, teacher, recipe)
@@ -66,6 +69,25 @@ def test_the_cached_loss_and_gradients_are_those_written_out(
     for ours, theirs in zip(cached, plain, strict=True):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
     model.zero_grad()
+
+
+def test_texts_of_the_same_label_are_not_each_other_s_wrong_answers(model: SentenceTransformer, pairs: Rows) -> None:
+    """Against the softmax written out a row at a time; the spread is that of one text of each label."""
+    recipe, groups = Recipe(mini_batch=3, spread=2), [7, 1, 1, 2, 7, 1]
+    features = [model.preprocess([row[name] for row in pairs[:6]]) for name in ("query", "positive")]
+    model.eval()
+    loss = float(loss_of(LABELS, model, recipe, groups=groups)(features, torch.arange(6)))
+    anchors, positives = (model(dict(column))["sentence_embedding"].detach() for column in features)
+    total = 0.0
+    for dim in EMBEDDING_DIMS:
+        a, b = (torch.nn.functional.normalize(column[:, :dim], dim=1) for column in (anchors, positives))
+        for i in range(6):
+            others = [j for j in range(6) if j == i or groups[j] != groups[i]]
+            total -= float(torch.log_softmax(20 * b[others] @ a[i], dim=0)[others.index(i)]) / 6
+        for side in (a[[4, 5, 3]], b[[4, 5, 3]]):
+            moment = sum(float(side[i] @ side[j]) ** 2 for i in range(3) for j in range(3) if i != j) / 6
+            total += 2 * max(0.0, moment - 1 / dim)
+    assert loss == pytest.approx(total, rel=1e-5)
 
 
 def test_scores_train_an_order_at_every_size(model: SentenceTransformer) -> None:

@@ -3,16 +3,15 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tuning.conftest import Rows, write_rows
-from tuning.data import LABELS, PAIRS, Data, Example
+from tuning.data import LABELS, PAIRS, SCORES, Data, Example
 from tuning.data import read as read_data
 from tuning.recipe import TuningError
 from tuning.split import normalised, shared_with, split
-
-pytestmark = pytest.mark.tuning
 
 
 def pairs_of(texts: list[tuple[str, str]]) -> Data:
@@ -99,5 +98,48 @@ def test_labels_that_cannot_be_learnt_are_left_out_and_reported(tmp_path: Path) 
         )
 
 
+def test_texts_of_two_labels_are_told() -> None:
+    examples = [Example(i, f"text {i // 2 if i < 20 else i}", label=f"{i % 2}") for i in range(300)]
+    parts = split(Data("rows.jsonl", LABELS, examples), None, 0)
+    both = sum(example.number < 20 for example in parts.train) // 2
+    assert f"Texts to train on that have several labels: {both}." in parts.notes
+
+
 def test_texts_of_other_data_are_counted() -> None:
     assert shared_with([Example(1, "A text", "b")], ["a  text", "B", "c"]) == 2
+
+
+def test_rows_that_share_a_text_with_the_held_out_file_can_be_left_out() -> None:
+    data = pairs_of([(f"q{i}", f"d{i}") for i in range(300)])
+    held_out = pairs_of([(f"h{i}", f"e{i}") for i in range(60)] + [("new", " D7 "), ("Q9", "d12")])
+    parts = split(data, held_out, 0, drop_shared=True)
+    assert parts.held_out == held_out.examples and len(parts.train) + len(parts.choosing) == 297
+    assert {"d7", "q9", "d12"}.isdisjoint(text for e in (*parts.train, *parts.choosing) for text in e.texts)
+    assert parts.notes[0] == "3 rows share a text with rows.jsonl, and were left out."
+    with pytest.raises(TuningError, match=r"rows.jsonl: 0 rows; give 200 or more"):
+        split(data, data, 0, drop_shared=True)
+
+
+@pytest.mark.parametrize(
+    ("examples", "held_out", "problem"),
+    [
+        ([("the one", f"d{i}") for i in range(230)] + [("q", f"e{i}") for i in range(5)], True, "query: all rows to"),
+        ([(f"q{i}", "the one") for i in range(230)] + [("q", "e")] * 5, True, "positive: all rows to train on"),
+        ([(f"a{i}", f"b{i}", float(i == 7)) for i in range(300)], False, r"score: all .* by have 0.0; give"),
+    ],
+)  # fmt: skip
+def test_parts_in_which_nothing_differs_are_named(examples: list[Any], held_out: bool, problem: str) -> None:
+    kind = SCORES if len(examples[0]) == 3 else PAIRS
+    data = Data("rows.jsonl", kind, [Example(i, row[0], row[1], score=(*row, 0)[2]) for i, row in enumerate(examples)])
+    given = pairs_of([(f"h{i}", f"g{i}") for i in range(60)]) if held_out else None
+    with pytest.raises(TuningError, match=problem):
+        split(data, given, 0)
+
+
+def test_a_held_out_file_of_other_labels_cannot_measure() -> None:
+    data, other = (
+        Data(f"{name}.jsonl", LABELS, [Example(i, f"{name} {i}", label=f"{name} {i % 3}") for i in range(300)])
+        for name in ("data", "other")
+    )
+    with pytest.raises(TuningError, match=r"data.jsonl: no rows to measure by have a label that training has"):
+        split(data, other, 0)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from scripts.make_openapi import ROOT
 from tests.tuning.conftest import Rows, write_rows
 from tuning.data import read
 from tuning.recipe import Recipe, TuningError
-from tuning.train import average, load_model, lora_config, merged_state, newest_complete, train
+from tuning.train import average, check_finite, load_model, lora_config, merged_state, newest_complete, train
 from weights import SMALL
 
 pytestmark = pytest.mark.tuning
@@ -159,17 +158,9 @@ def test_an_average_is_the_mean(tmp_path: Path) -> None:
     assert average(sorted(tmp_path.iterdir()))["w"].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("setting", "problem"),
-    [
-        ({"epochs": 0}, "--epochs: it is 0; give 1 or more"),
-        ({"batch": 1}, "--batch: it is 1; give 2 or more"),
-        ({"learning_rate": 2.0}, "--learning-rate: it is 2.0; give one above 0"),
-        ({"warmup": 1.0}, "--warmup: it is 1.0; give a part"),
-        ({"distill": -1.0}, "--distill: it is -1.0; give 0 or more"),
-        ({"scale": 0.0}, "--scale: it is 0.0; give a number above 0"),
-    ],
-)
-def test_settings_out_of_range_are_named(setting: dict[str, Any], problem: str) -> None:
-    with pytest.raises(TuningError, match=problem):
-        Recipe(**setting)
+def test_a_training_that_diverges_is_named_and_what_it_left(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(batch=16, learning_rate=0.1, warmup=0.0, scale=1_000, negatives=0)
+    state = {"w": torch.tensor([1.0, torch.nan])}
+    with pytest.raises(TuningError, match=r"--learning-rate: with 0.1 the training diverged.*remove .* and give a"):
+        check_finite(state, recipe, tmp_path)
+    check_finite({"w": torch.ones(2)}, recipe, tmp_path)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,11 +24,10 @@ from tasks import PROMPTS
 from tests.support.files import flip_bit
 from tests.support.vectors import errors
 from tests.tuning.conftest import Rows, write_rows
-from tuning.__main__ import arguments as tuning_arguments
-from tuning.__main__ import command, overlaps, tune
+from tuning.asked import arguments
 from tuning.data import read
 from tuning.measure import tasks_of
-from tuning.recipe import Recipe, TuningError
+from tuning.run import command, overlaps
 from tuning.split import split
 from weights import SMALL
 
@@ -63,6 +63,8 @@ def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, said = (process := start(data, out)).communicate()
     assert process.returncode == 0, said
     assert "Going on with what is in" in said and f"\n{out}\n" in said
+    bars = {line.partition(":")[0].strip() for line in re.split("[\r\n]", said) if "%|" in line}
+    assert {bar for bar in bars if not bar.startswith("embedding, ")} <= {f"{i}%" for i in range(101)}  # the trainer's
     return out
 
 
@@ -86,7 +88,7 @@ def test_the_directory_is_whole_and_nothing_else_is_left(tuned: Path) -> None:
         assert ((tuned / name).read_bytes() == path.read_bytes()) == (name.name != "canaries.json"), name
     for weight in ("model.safetensors", "2_Dense/model.safetensors", "3_Dense/model.safetensors"):
         assert (tuned / weight).read_bytes() != (SMALL / weight).read_bytes()
-    for plot in ("loss.png", "loss.svg", "scores.png", "scores.svg"):
+    for plot in ("loss.png", "loss.svg", "scores.png", "scores.svg", "differences.png", "differences.svg"):
         assert (tuned / plot).stat().st_size > 5_000
     card = (tuned / "README.md").read_text(encoding="utf-8")
     for part in ("base_model: small", "Gemma Terms of Use", "| learning rate | 0.001 |", "320 labels of marks.jsonl"):
@@ -143,44 +145,39 @@ def test_labels_at_random_are_rejected_with_the_reason(labelled: Rows, tmp_path:
     assert weights.resolve(str(rejected)).canaries
 
 
-def test_what_is_there_is_not_replaced_and_another_training_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
-    def asked(*options: str) -> Any:
-        return tuning_arguments().parse_args(["--data", str(data), "--out", str(tmp_path / "out"), *OPTIONS, *options])
+def test_a_second_run_is_refused_while_the_first_is_at_work(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    first = start(data, out)
+    while first.poll() is None and not (tmp_path / "tuned.work" / "asked.json").exists():
+        time.sleep(0.05)
+    _, said = (second := start(data, out)).communicate()
+    assert second.returncode == 1
+    assert said == f"{out}.work: another run is at work there; wait for it, or name another OUT\n"
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
 
-    (tmp_path / "out.rejected").mkdir()
-    with pytest.raises(TuningError, match=r"out.rejected: it is there already; remove it, or name another folder"):
-        tune(asked())
-    (tmp_path / "out.rejected").rmdir()
-    (tmp_path / "out.work").mkdir()
-    (tmp_path / "out.work" / "asked.json").write_text('{"epochs": 2, "seed": 5}')
-    with pytest.raises(TuningError, match=r"unfinished training that differs in .*data.*seed.*weights; give the same"):
-        tune(asked())
-    (tmp_path / "out.work" / "asked.json").rename(tmp_path / "out.work" / "mine.json")
-    with pytest.raises(TuningError, match=r"out.work: it is no folder of this command's; remove it, or name another"):
-        tune(asked())
-    assert (tmp_path / "out.work" / "mine.json").is_file()
-    shutil.rmtree(tmp_path / "out.work")
-    scores = write_rows(tmp_path / "s.jsonl", [{"a": f"a{i}", "b": f"b{i}", "score": i} for i in range(300)])
-    with pytest.raises(TuningError, match="--distill: it is for pairs and labels; leave it out for scores"):
-        tune(asked("--data", str(scores), "--distill", "1"))
-    scores.unlink()
-    wrong = write_rows(tmp_path / "wrong.jsonl", [{"frage": "a"}])
-    with pytest.raises(TuningError, match="its columns are 'frage'"):
-        tune(tuning_arguments().parse_args(["--data", str(wrong), "--out", str(tmp_path / "out")]))
-    assert [path.name for path in tmp_path.iterdir()] == ["wrong.jsonl"]
+
+@pytest.mark.parametrize("mib", [0, 12, 30])
+def test_a_full_disk_is_told_in_a_sentence(data: Path, tmp_path: Path, mib: int) -> None:
+    """A file may have so many MiB: the trainer's state, the weights or the computed vectors do not fit."""
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({mib} << 20, {mib} << 20)); import sys; "
+        "from tuning.__main__ import main; main()"
+    )
+    options = ["--data", str(data), "--out", str(tmp_path / "tuned"), *OPTIONS, "--epochs", "1", "--distill", "0"]
+    run = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1]
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+    assert "make room" in last and "the same command goes on" in last, run.stderr
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_the_command_is_told_in_words_of_make(data: Path) -> None:
-    args = tuning_arguments().parse_args(["--data", str(data), "--out", "x/out", *OPTIONS, "--max-loss", "1"])
-    expected = "make tune DATA=marks.jsonl OUT=out OPTIONS='--epochs 2 --learning-rate 0.001 --max-loss 1.0'"
+    given = ["--drop-shared", "--max-loss", "1", "--columns", "text=a", "label=the label"]
+    args = arguments().parse_args(["--data", str(data), "--out", "x/out", *OPTIONS, *given])
+    options = "--epochs 2 --learning-rate 0.001 --columns text=a 'label=the label' --drop-shared --max-loss 1.0"
+    expected = f"make tune DATA=marks.jsonl OUT=out OPTIONS={shlex.quote(options)}"
     assert command(args) == expected
-
-
-def test_the_page_has_every_setting_with_its_default() -> None:
-    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `--([\w-]+)` \| (\S+) \|", page, re.MULTILINE)
-    defaults = {name.replace("_", "-"): value for name, value in Recipe().as_dict().items()} | {"max-loss": 2.0}
-    assert {name: float(value) for name, value in rows} == defaults
 
 
 def test_training_on_texts_of_a_general_task_is_told(tmp_path: Path) -> None:
