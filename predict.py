@@ -199,9 +199,8 @@ class Predictor(BaseRunner):
             if file is not None:
                 check_beside_file(text=text, texts=texts, title=title, titles=titles)
                 check_unset("the answer to a file is a file, as 'output_file' says", output_format=output_format)
-                columns = Columns(text_column, title_column or None, id_column or None)
-                source = Source(file, file_format, columns, on_error == "skip", output_file)
-                return await self.embed_file(source, options, folder)
+                columns, skip = Columns(text_column, title_column or None, id_column or None), on_error == "skip"
+                return await self.embed_file(Source(file, file_format, columns, skip, output_file), options, folder)
             check_unset("it needs 'file'", text_column=text_column, title_column=title_column, id_column=id_column)
             check_unset("it needs 'file'", file_format=file_format, output_file=output_file, on_error=on_error)
             check_form(output_format, options)

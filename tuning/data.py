@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,16 +96,13 @@ def read(path: str, names: Mapping[str, str] = MappingProxyType({})) -> Data:
     read_as = {columns[name]: name for name in (*others, *kind.optional) if name != "title" and name in columns}
     reader = Reader(path, Columns(columns[first], title=title, carried=tuple(read_as)))
     examples, bad = list[Example](), list[BadRow]()
-    try:
-        for row in reader.rows():
-            try:
-                if isinstance(row, BadRow):
-                    raise ValueError(row.problem)
-                examples.append(_example(kind, row, _values(row, read_as, reader.file_format), columns))
-            except ValueError as error:
-                bad.append(BadRow(row.number, str(error)))
-    except zlib.error as error:
-        raise CorpusError(f"{path}: cannot be read further: {error}; the file is damaged") from error
+    for row in reader.rows():
+        try:
+            if isinstance(row, BadRow):
+                raise ValueError(row.problem)
+            examples.append(_example(kind, row, _values(row, read_as, reader.file_format), columns))
+        except ValueError as error:
+            bad.append(BadRow(row.number, str(error)))
     if bad:
         shown = "\n".join(f"{reader.place(row.number)}: {row.problem}" for row in bad[:BAD_ROWS_SHOWN])
         more = f"\nand {len(bad) - BAD_ROWS_SHOWN:,} more rows" if len(bad) > BAD_ROWS_SHOWN else ""
