@@ -99,7 +99,8 @@ def check_beside_file(**inputs: object) -> None:
 
 def _check_rows_identified(source: Source, options: Options) -> None:
     """Raise ValueError where a file of nothing but vectors would not tell whose they are."""
-    reason = "chunk" if options.chunking is not None else "on_error 'skip'" if source.skip else None
+    reasons = {"chunk": options.chunking, "on_error 'skip'": source.skip, "id_column": source.columns.id}
+    reason = next((name for name, given in reasons.items() if given), None)
     if source.output_format == "npy" and reason:
         raise ValueError(f"output_file: 'npy' has no ids to tell rows by, with {reason}; use 'parquet' or 'jsonl'")
 

@@ -69,11 +69,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="at a row that has no vector")
     running.add_argument("--devices", type=int, help="how many GPUs, or shares of the CPU (default: all GPUs, or one)")
     running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster (default: local)")
-    running.add_argument("--workers", type=_range, default=(1, 1), metavar="MIN[-MAX]", help="with --ray: its actors")
+    running.add_argument("--workers", type=_range, metavar="MIN[-MAX]", help="with --ray: its actors (default: 1)")
     running.add_argument("--window", type=_positive, help="rows sorted by length and stored at once")
     args = parser.parse_args(arguments)
     if args.chunk is None and (args.overlap or args.late):
         parser.error("--overlap and --late need --chunk")
+    if args.ray is None and args.workers:
+        parser.error("--workers needs --ray; without it --devices says how many compute")
+    if args.ray is not None and args.devices:
+        parser.error("--devices has no meaning with --ray; --workers says how many compute")
     return args
 
 
@@ -169,7 +173,7 @@ def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Colum
     from corpus import cluster  # needs requirements-ray.txt
 
     job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
-    return cluster.embed(job, args.input, args.output, args.ray, args.workers, args.window)
+    return cluster.embed(job, args.input, args.output, args.ray, args.workers or (1, 1), args.window)
 
 
 def main() -> None:

@@ -182,6 +182,7 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
         ({"file": data_url(b"\xff"), "file_format": "txt"}, "file, line 1: not UTF-8: byte 0xFF"),
         ({"file": "data:text/plain,a", "output_file": "npy", "chunk": 16}, "output_file: 'npy' has no ids"),
         ({"file": "data:text/plain,a", "output_file": "npy", "on_error": "skip"}, "output_file: 'npy' has no ids"),
+        ({"file": "data:text/plain,a", "output_file": "npy", "id_column": "id"}, "output_file: 'npy' has no ids"),
         ({"file": "data:text/plain,a", "overlap": 3}, "overlap: it needs 'chunk'"),
         ({"file": "data:text/plain,a", "id_column": "key"}, "file: a .txt file has no columns"),
         ({"file": "data:text/plain,a", "chunk": 0}, "chunk: 0 tokens; give at least 1"),
