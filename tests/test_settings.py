@@ -22,6 +22,7 @@ OF_OTHERS = {
     "CUDA_VISIBLE_DEVICES",
     "HF_TOKEN",  # whose blanks huggingface_hub leaves out
     "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
     "ONEDNN_MAX_CPU_ISA",
     "PATH",
     "TRITON_INTERPRET",

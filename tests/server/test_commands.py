@@ -152,7 +152,7 @@ def test_control_c_ends_a_command_without_a_traceback(command: list[str], begun:
 def test_a_port_that_cannot_be_had_is_named_before_anything_is_started(port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         number = str(listener.getsockname()[1]) if port == "taken" else port
-        command = ["make", "serve", f"RUN={sys.executable}", f"READY={__file__}"]
+        command = ["make", "-o", __file__, "serve", f"RUN={sys.executable}", f"READY={__file__}"]
         ended = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"PORT": number}, capture_output=True, text=True, timeout=60
         )

@@ -85,10 +85,11 @@ def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.Comp
     commands.mkdir(exist_ok=True)
     (commands / "cog").write_text(COG.format(python=sys.executable), encoding="utf-8")
     (commands / "cog").chmod(0o755)
-    (checkout.parent / "ready").touch()
+    ready = checkout.parent / "ready"
+    ready.touch()
     settings = {name: value for name, value in os.environ.items() if name not in ("WEIGHTS", "WEIGHTS_CACHE")}
     return subprocess.run(
-        ["make", *arguments, f"RUN={sys.executable}", f"READY={checkout.parent / 'ready'}"],
+        ["make", "-o", ready, *arguments, f"RUN={sys.executable}", f"READY={ready}"],
         cwd=checkout,
         env=settings | {"PATH": f"{commands}:{os.environ['PATH']}", "PYTHONPATH": str(checkout)} | environment,
         capture_output=True,
