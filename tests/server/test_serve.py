@@ -162,4 +162,5 @@ def test_weights_that_cannot_be_loaded_end_the_command(tmp_path: Path) -> None:
     with served(tmp_path, MODULE, weights=str(tmp_path / "nothing")) as running:
         assert running.process.wait(120) == 1
     assert "no such directory" in (tmp_path / "log").read_text(encoding="utf-8")
-    assert not [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or [])]
+    commands = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(tmp_path) in command]
