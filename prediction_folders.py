@@ -62,28 +62,31 @@ class PredictionFolders:
     def in_use(self) -> Iterator[Path]:
         """Keep the folder of the prediction that runs in this block; yield a folder in it for its answer's file."""
         name = _prediction_id() or f"file_{os.urandom(8).hex()}"
-        folder = Path(os.path.normpath(self._folder / name))
+        folder = os.path.normpath(os.path.join(self._folder, name))
         lock = self._hold(folder)
         try:
-            yield folder / MARK
+            yield Path(folder, MARK)
         finally:
             if lock is not None:
                 with suppress(OSError):
                     os.utime(lock)
                 os.close(lock)
 
-    def _hold(self, folder: Path) -> int | None:
-        """Return what holds the lock on a prediction's folder, None where there is none to be had, as on NFS."""
-        if self._folder not in folder.parents:  # an id may lead elsewhere, where nothing is swept
+    def _hold(self, folder: str) -> int | None:
+        """Return what holds the lock on a prediction's folder, None where there is none to be had, as on NFS.
+
+        Every prediction waits for this, so it makes do without pathlib, which would take three times as long.
+        """
+        root = f"{self._folder}/"
+        if not folder.startswith(root):  # an id may lead elsewhere, where nothing is swept
             return None
-        swept = self._folder / folder.relative_to(self._folder).parts[0]
+        swept, mark = root + folder.removeprefix(root).partition("/")[0], f"{folder}/{MARK}"
         with suppress(OSError):
             for _ in range(10):  # a sweep may have removed the folder while its file was still downloaded
                 with suppress(FileNotFoundError):
-                    for name in ("outputs", MARK):
-                        (folder / name).mkdir(parents=True, exist_ok=True)
+                    _mark(folder, mark)
                     lock = _lock(swept, fcntl.LOCK_SH)
-                    if (folder / MARK).is_dir():
+                    if os.path.isdir(mark):
                         return lock
                     os.close(lock)
         return None
@@ -113,7 +116,18 @@ def _prediction_id() -> str | None:
     return None
 
 
-def _lock(folder: Path, kind: int) -> int:
+def _mark(folder: str, mark: str) -> None:
+    """Make the mark in a folder, and the folder and its `outputs` anew where it is gone."""
+    try:
+        os.mkdir(mark)
+    except FileExistsError:  # of the same id, on another server
+        pass
+    except FileNotFoundError:
+        for path in (f"{folder}/outputs", mark):
+            os.makedirs(path, exist_ok=True)
+
+
+def _lock(folder: str | Path, kind: int) -> int:
     """Return a descriptor that holds a lock of this kind until it is closed. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
