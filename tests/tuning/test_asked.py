@@ -340,10 +340,11 @@ def test_threads_do_not_spin() -> None:
 def test_make_checks_before_it_installs(data: Path, tmp_path: Path) -> None:
     """Its steps, with a Python that would install nothing: the check is before the companions' stamp."""
 
+    within_make = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")  # of `make test`, which would have more to say
+
     def steps(*given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["make", "-n", "tune", *given, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
-        )
+        command = ["make", "-n", "tune", *given, f"VENV={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=unset(*within_make))
 
     (tmp_path / ".ready").touch()
     planned = steps(f"DATA={data}", "OUT=x", "OPTIONS=--columns text=utterance label=category").stdout.splitlines()
@@ -359,7 +360,7 @@ def test_make_checks_before_it_installs(data: Path, tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=unset("DATA", "OUT"),
+        env=unset("DATA", "OUT", *within_make),
     )
     assert missing.returncode == 2 and missing.stderr.startswith("make tune DATA=pairs.jsonl OUT=tuned\n")
     assert time.perf_counter() - started < 5 and not (tmp_path / "none").exists()

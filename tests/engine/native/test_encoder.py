@@ -79,8 +79,8 @@ def test_every_length_alone(native: PackedEngine, plain: PackedEngine) -> None:
 
 def test_every_length_in_one_pass(native: PackedEngine, plain: PackedEngine) -> None:
     """In order, as batches are, in parts; and out of order, where each text has a group of its own."""
-    texts = [random_ids(length, seed) for seed in range(2) for length in LENGTHS]
-    check(native, plain, [sorted(texts, key=len), texts[: len(LENGTHS)]])
+    texts = [random_ids(length) for length in LENGTHS]
+    check(native, plain, [texts, [*texts[::2], *texts[1::2]]])
 
 
 def test_ranges(native: PackedEngine, plain: PackedEngine) -> None:
@@ -91,7 +91,7 @@ def test_ranges(native: PackedEngine, plain: PackedEngine) -> None:
 
 def test_company_adds_no_error(native: PackedEngine, plain: PackedEngine, exact: PackedEngine) -> None:
     """A text among others is as near to float32 as alone, and all are as near as PyTorch's."""
-    texts = sorted((random_ids(length, seed) for seed in range(4) for length in LENGTHS[:-4]), key=len)
+    texts = sorted((random_ids(length, seed) for seed in range(2) for length in LENGTHS[:-4]), key=len)
     expected = exact.embed(texts)
     alone = np.concatenate([native.embed([ids]) for ids in texts])
     together, mixed, in_pytorch = native.embed(texts), native.launch(texts)(), plain.embed(texts)
