@@ -18,6 +18,7 @@ from pathlib import Path
 FOLDER = Path("/tmp/coglet/predictions")  # Cog's server ignores TMPDIR
 # A prediction makes this in its folder when it begins, and has the file of its answer there.
 MARK = "embeddinggemma"
+OF_COGLET = {"inputs", "outputs"}
 SWEEP_EVERY_S = 30.0
 # An answer is sent within this time after the prediction's end.
 GRACE_S = 30.0
@@ -97,8 +98,7 @@ class PredictionFolders:
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with suppress(OSError):  # in use, another user's, or another server was quicker
-                    is_past = entry.is_dir(follow_symlinks=False) and entry.stat().st_mtime <= now - GRACE_S
-                    removed += is_past and _remove(Path(entry), now)
+                    removed += _seems_past(entry, now) and _remove(Path(entry), now)
         return removed
 
     def _sweep_forever(self) -> None:
@@ -136,6 +136,14 @@ def _lock(folder: str | Path, kind: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _seems_past(entry: os.DirEntry[str], now: float) -> bool:
+    """Return whether it is worth a closer look: of tens of thousands, most are young, or strangers' of today."""
+    if not entry.is_dir(follow_symlinks=False):
+        return False
+    age_s = now - entry.stat().st_mtime
+    return age_s >= STRANGER_GRACE_S or (age_s >= GRACE_S and bool(set(os.listdir(entry)) - OF_COGLET))
 
 
 def _remove(folder: Path, now: float) -> bool:
