@@ -65,7 +65,7 @@ def arguments(description: str | None = None) -> argparse.ArgumentParser:
     add("--weights", default=os.environ.get("WEIGHTS"), help="as WEIGHTS would name it")
     add(
         "--out",
-        type=lambda path: Path(os.path.expanduser(path)),
+        type=folder,
         required=True,
         help="the folder of the tuned checkpoint, which is not there yet",
     )
