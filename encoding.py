@@ -1,4 +1,4 @@
-"""Vectors to the wire format and back: Matryoshka cut, unit length, precision, base64 or array."""
+"""Vectors to their wire format and back: Matryoshka cut, unit length, precision, base64 or array."""
 
 import base64
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# How a client reads the bytes: little-endian, whatever machine wrote them.
+# How clients read the bytes: little-endian, whatever machine wrote them.
 WIRE_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -22,7 +22,7 @@ SIGN_BIT = np.uint8(0x80)
 
 
 def cut(vectors: np.ndarray, embedding_dim: int, normalize: bool) -> np.ndarray:
-    """Keep the first `embedding_dim` components, then scale each vector to unit length if `normalize`.
+    """Return the first `embedding_dim` components, scaled to unit length if `normalize`.
 
     float32 [..., d] -> float32 [..., embedding_dim]. The order matters: the cut of a unit vector is shorter than 1
     (Matryoshka Representation Learning, arXiv 2205.13147, section 3). A zero vector stays zero.
@@ -30,9 +30,10 @@ def cut(vectors: np.ndarray, embedding_dim: int, normalize: bool) -> np.ndarray:
     vectors = np.asarray(vectors[..., :embedding_dim], dtype=np.float32)
     if not normalize:
         return vectors
-    # A sum of squares in float64 costs next to nothing and keeps the length exact to the last float32 bit.
-    norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=-1, keepdims=True))
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    # Summing squares in float64 costs next to nothing, and makes the length exact to the last bit of float32.
+    norms = np.sqrt(np.add.reduce(np.square(vectors, dtype=np.float64), axis=-1, keepdims=True))
+    scaled = np.empty(vectors.shape, np.float32)
+    return np.divide(vectors, np.maximum(norms, 1e-12), out=scaled, casting="same_kind")  # divides in float64, too
 
 
 def convert(vectors: np.ndarray, precision: str) -> np.ndarray:

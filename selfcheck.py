@@ -1,9 +1,9 @@
-"""Proof that an engine computes what its checkpoint should: canary texts with their known token ids and vectors."""
+"""Proves that an engine computes what its checkpoint should, by canary texts with known token ids and vectors."""
 
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,21 @@ import numpy as np
 from engine.contract import DIMENSIONS, Engine
 from tasks import PROMPT_NAMES, PROMPTS, prompt_for
 
-# Relative errors |a - b| / |b|. Summing float32 in another order costs 1e-6; bfloat16 through 24 layers 1.4e-2, which
-# is 1e-4 in 1 - cosine, so 4.5e-2 (1e-3) leaves room for other kernels.
+# Relative errors |a - b| / |b|. Summing float32 in another order costs 1e-6; bfloat16 through 24 layers costs 1.4e-2,
+# which is 1e-4 in 1 - cosine, so 4.5e-2 (1e-3) leaves room for other kernels.
 FLOAT32_ERROR = 2e-5
 COARSE_ERROR = 4.5e-2
+# A file has some tens of canaries; each adds milliseconds to a start.
+MAX_CANARIES, MAX_CANARY_CHARS = 256, 100_000
 
 
 class SelfCheckError(RuntimeError):
-    """An engine, or the checkpoint in it, that is not what it should be: what differs, and by how much."""
+    """An engine, or its checkpoint, that is not what it should be; says what differs, and by how much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A text with its task, and what is known of its token ids and its vector before the normalisation."""
+    """A text with its task, and what is known of its token ids and of its vector before the normalisation."""
 
     name: str
     task: str
@@ -37,19 +39,19 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Canaries:
-    """What a checkpoint must compute, and where that is known from."""
+    """What a checkpoint must compute, and the source of that knowledge."""
 
     origin: str
     prompts: dict[str, str]
     texts: list[Canary]
     cosines: list[tuple[str, str, float]]
     slack: float
-    """Allowed on top of an engine's own error: quoted figures are rounded, and from another implementation."""
+    """Allowed on top of an engine's own error, as quoted figures are rounded and from another implementation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was compared, by how much it differs, and how much it may."""
+    """What was compared, by how much it differs, and how much is allowed."""
 
     what: str
     difference: float
@@ -58,7 +60,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is allowed; NaN is not."""
+        """Whether the difference is allowed; NaN never is."""
         return self.difference <= self.allowed
 
     def __str__(self) -> str:
@@ -68,7 +70,7 @@ class Comparison:
 
 
 def check(engine: Engine, directory: Path, canaries: Path | None) -> str:
-    """Return in words what was compared. Raises SelfCheckError naming the comparisons that fail and by how much."""
+    """Return in words what was compared. Raises SelfCheckError naming which comparisons fail, and by how much."""
     comparisons = compare_prompts(directory)
     result = "its prompts are right; no canaries.json beside it, so its vectors were not compared"
     if canaries is not None:
@@ -78,18 +80,21 @@ def check(engine: Engine, directory: Path, canaries: Path | None) -> str:
     failed = [str(comparison) for comparison in comparisons if not comparison.ok]
     if failed:
         raise SelfCheckError(
-            f"{directory}: {len(failed)} of {len(comparisons)} self-checks failed: {'; '.join(failed[:4])}; "
-            "fetch the checkpoint again, or use the one that this file of canaries was written for"
+            f"{directory}: {len(failed)} of {len(comparisons)} self-checks failed: {'; '.join(failed[:4])[:600]}; "
+            "fetch the checkpoint again, or use the checkpoint that this file of canaries was written for"
         )
     return result
 
 
 def compare_prompts(directory: Path) -> list[Comparison]:
-    """Compare the prompts in the checkpoint's config with those that are used."""
+    """Compare the prompts in the checkpoint's config with ours."""
     path = directory / "config_sentence_transformers.json"
     if not path.is_file():
         return []
-    prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+    try:
+        prompts = dict(json.loads(path.read_text(encoding="utf-8")).get("prompts") or {})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise SelfCheckError(f"{path}: no object with prompts ({repr(error)[:200]}); fetch it again") from error
     return [
         _compare_equal(f"prompt {name!r} in {path.name}", prompt, prompt_for(PROMPT_NAMES[name]))
         for name, prompt in prompts.items()
@@ -98,7 +103,7 @@ def compare_prompts(directory: Path) -> list[Comparison]:
 
 
 def compare_engine(engine: Engine, expected: Canaries) -> list[Comparison]:
-    """Compare the prompts, token ids and vectors of the canaries with what the engine makes of them."""
+    """Compare the prompts, token ids and vectors of the canaries with the engine's."""
     prompts = [prompt_for(canary.task) for canary in expected.texts]
     tokenized = engine.tokenizer.encode(prompts, [canary.text for canary in expected.texts])
     token_ids = [text.ids for text in tokenized]
@@ -106,7 +111,7 @@ def compare_engine(engine: Engine, expected: Canaries) -> list[Comparison]:
         _compare_equal(f"prompt of {task}", PROMPTS.get(task), prompt) for task, prompt in expected.prompts.items()
     ]
     comparisons += [
-        _compare_equal(f"token ids of {canary.name!r}", ids, canary.token_ids)
+        _compare_equal(f"token ids of {canary.name!r}", list(ids), canary.token_ids)
         for canary, ids in zip(expected.texts, token_ids, strict=True)
         if canary.token_ids is not None
     ]
@@ -118,12 +123,12 @@ def compare_engine(engine: Engine, expected: Canaries) -> list[Comparison]:
 
 
 def allowed_error(number_format: str) -> float:
-    """Return the relative error of a vector that a number format may make."""
+    """Return the relative error that a number format may cause in a vector."""
     return FLOAT32_ERROR if number_format == "float32" else COARSE_ERROR
 
 
 def compare_vectors(vectors: np.ndarray, expected: Canaries, error: float) -> list[Comparison]:
-    """Compare float32 [n, 768] before the normalisation with what is known of them, `error` being allowed."""
+    """Compare float32 [n, 768] before the normalisation with the canaries', allowing a relative `error`."""
     comparisons = []
     allowed = error + expected.slack
     units = {}
@@ -152,26 +157,42 @@ def _compare_equal(what: str, actual: object, expected: object) -> Comparison:
         position = next((i for i, (a, b) in pairs if a != b), min(len(actual), len(expected)))
         detail = f"are {len(actual)}, expected {len(expected)}, and differ from position {position} on"
         return Comparison(what, 1, 0, detail)
-    return Comparison(what, 1, 0, f"is {actual!r}, expected {expected!r}")
+    return Comparison(what, 1, 0, f"is {repr(actual)[:200]}, expected {repr(expected)[:200]}")
 
 
 def read(path: Path) -> Canaries:
-    """Return the canaries in a JSON file. Raises SelfCheckError when it cannot be read."""
+    """Return the canaries in a JSON file. Raises SelfCheckError if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        texts = [_canary(canary) for canary in content["canaries"]]
-        cosines = [(a, b, float(cosine)) for a, b, cosine in content["cosines"]]
-        return Canaries(content["origin"], dict(content["prompts"]), texts, cosines, float(content["slack"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        texts = [_canary(canary) for canary in content["canaries"][:MAX_CANARIES]]
+        names = {canary.name for canary in texts}
+        cosines = [(a, b, float(cosine)) for a, b, cosine in content["cosines"] if {a, b} <= names]
+        origin = str(content["origin"])[:200]
+        return Canaries(origin, dict(content["prompts"]), texts, cosines, float(content["slack"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SelfCheckError(
-            f"{path}: not a file of canaries ({error!r}); write it again with scripts/verify.py --write"
+            f"{path}: not a file of canaries ({repr(error)[:200]}); write it again with scripts/verify.py --write"
         ) from error
 
 
 def _canary(content: dict[str, Any]) -> Canary:
-    if "vector" not in content:
-        return Canary(**content)
-    return Canary(**content | {"vector": np.frombuffer(base64.b64decode(content["vector"]), dtype="<f4")})
+    """Return a canary. Raises ValueError, TypeError or KeyError unless its fields can be compared."""
+    canary = Canary(**content)
+    prompt_for(canary.task)
+    if not all(isinstance(text, str) and len(text) <= MAX_CANARY_CHARS for text in (canary.name[:200], canary.text)):
+        raise ValueError(f"its name and text are strings, of at most {MAX_CANARY_CHARS:,} characters")
+    known = ([] if each is None else each for each in (canary.token_ids, canary.leading))
+    for numbers in (*known, [1 if canary.norm is None else canary.norm]):
+        if not (isinstance(numbers, list) and all(type(n) in (int, float) and abs(n) < 1e20 for n in numbers)):
+            raise ValueError("its token ids and leading components are lists of numbers, and its norm is a number")
+    if (canary.norm is not None and not canary.norm > 0) or len(canary.leading or []) > DIMENSIONS:
+        raise ValueError(f"its norm is above 0, and it has at most {DIMENSIONS} components")
+    if canary.vector is None:
+        return canary
+    vector = np.frombuffer(base64.b64decode(content["vector"]), dtype="<f4")
+    if vector.shape != (DIMENSIONS,):
+        raise ValueError(f"its vector has {len(vector)} numbers, not {DIMENSIONS}")
+    return replace(canary, vector=vector)
 
 
 def to_json(
@@ -183,8 +204,8 @@ def to_json(
 ) -> str:
     """Return a JSON file of canaries that `read` reads.
 
-    `texts` is name -> (task, text), `vectors` float32 [n, 768] before the normalisation, `origin` says in words what
-    computed them, and `hashes` is the SHA-256 of each file that it computed them from.
+    `texts` maps names to (task, text), `vectors` is float32 [n, 768] before the normalisation, `origin` says in words
+    what computed them, and `hashes` has the SHA-256 of each file that they were computed from.
     """
     canaries = [
         {

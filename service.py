@@ -1,15 +1,15 @@
-"""What every door calls: texts and options in, vectors and facts about them out. It knows neither Cog nor HTTP.
+"""What every API calls: texts and options in, vectors and facts about them out. It knows neither Cog nor HTTP.
 
 async with Service("small") as service:
-    embedded = await service.embed(read_texts(texts=["one", "two"]), Options(task="clustering"))
+    embedded = await service.embed(Texts(["a text", "another"]), Options(task="clustering"))
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,70 +20,73 @@ import weights
 from batching.batcher import Batcher
 from batching.errors import EngineFailed
 from batching.health import Health
+from batching.pools import CHARACTERS, NUMBERS, run, run_in_pieces
 from batching.request import Cost
 from engine.contract import Engine
 from engine.threads import in_own_thread
 from engine.tokenizer import TextRefused
+from texts.limits import MAX_CHUNKS, MAX_REQUEST_TOKENS, Limits, TooManyTokens
 from texts.options import Options, prompts_in_texts
-from texts.prepare import Prepared, prepare
+from texts.prepare import Prepared, characters_to_read, prepare, prepare_in_pieces
 from texts.prompts import PromptRefused
 from texts.request import Texts
 
 logger = logging.getLogger(__name__)
 
-MAX_CHUNKS = 8192
 CANARY_TEXT = "Is the canary still singing?"
-
-# Work on so few characters or numbers takes less time than handing it to another thread.
-CHARACTERS_ON_LOOP = 2_000
-NUMBERS_ON_LOOP = 8 * 768
-
-# Without MAX_WAITING_TOKENS: seconds of work for a GPU, and on it room for the largest request there can be.
+# What may wait by default: seconds of work for a GPU, which has room for the largest request allowed.
 MAX_WAITING_BATCHES = 256
 CACHE_MB = 64
-
-Args = ParamSpec("Args")
-Result = TypeVar("Result")
+# Single texts, such as frequent queries, are not prepared again when they return; this many take some 10 MB.
+REMEMBERED_CHARS = 256
+REMEMBERED_TEXTS = 4096
+# In English. A request first claims an estimate, and the exact number once its tokens are counted.
+CHARACTERS_A_TOKEN = 4
 
 
 class TooLong(ValueError):
-    """A text, or a title, that does not fit into the model's limit of tokens as asked."""
+    """A text, or a title, that does not fit into the model's limit of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of one request, in the order of its texts, and what is known of them."""
+    """The vectors of one request, in the order of its texts, and facts about them."""
 
     vectors: np.ndarray
     """[n, width] as the options have it, [width] for a single text without chunking."""
     owners: list[int]
     """The position of each vector's text."""
     token_counts: list[int]
-    """Tokens that each vector is the mean over, prompt, `<bos>` and `<eos>` included."""
+    """The tokens that each vector is the mean of; prompt, `<bos>` and `<eos>` count."""
     truncated: list[int]
     """The vectors whose text was cut to the limit."""
     prompted: list[int]
     """The positions of the texts that began with one of the model's prompts and got no other."""
     chunks: list[list[int]] | None
-    """With chunking, [text, start, end] of each vector: it is of the characters [start, end) of that text."""
+    """With chunking, [text, start, end] of each vector, which is of that text's characters [start, end)."""
     cost: Cost
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all vectors together."""
+        return sum(self.token_counts)
 
 
 class Service:
     """One checkpoint on one device, for any number of requests at once.
 
-    `start` and `close` block; `async with` calls them in another thread. The environment variables MAX_WAITING_TOKENS,
-    CACHE_MB, ENGINE, PROMPTS_IN_TEXTS, and those of `weights.resolve`, are read at the start.
+    `start` and `close` block; `async with` calls them in another thread. `start` reads the environment variables
+    MAX_WAITING_TOKENS, MAX_REQUEST_TOKENS, CACHE_MB, ENGINE, PROMPTS_IN_TEXTS, and those of `weights.resolve`.
     """
 
     name: str
     """The checkpoint's name: `small`, a directory's or a repository's."""
     model: str
-    """Which weights compute: only vectors of the same value may be compared."""
+    """The weights that compute; compare only vectors for which this is equal."""
     engine: Engine
 
     def __init__(self, weights: str | None = None) -> None:
-        """`weights` is what WEIGHTS may be; None or "" is the genuine model, pinned."""
+        """`weights` takes the values of WEIGHTS; None or "" is the official model, pinned."""
         self._weights = weights
         self.started = False
 
@@ -95,12 +98,14 @@ class Service:
         await asyncio.to_thread(self.close)
 
     def start(self) -> None:
-        """Load the checkpoint and prove it right. Raises in one sentence, most often WeightsError, when it cannot."""
+        """Load the checkpoint and prove it right. Raises an error of one sentence, most often WeightsError."""
         started = time.perf_counter()
-        prompts_in_texts()  # a wrong setting is to be told before the first request
+        prompts_in_texts()  # reports a wrong setting before the first request
+        self._limits = Limits(MAX_CHUNKS, settings.number("MAX_REQUEST_TOKENS", MAX_REQUEST_TOKENS))
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
         self.engine = engine.load(checkpoint.directory, measured=weights.measurements())
+        self._remembered = lru_cache(REMEMBERED_TEXTS)(self._prepare_one)
         self.name = checkpoint.name.partition("@")[0]
         self.model = checkpoint.computed_in(self.engine.number_format)
         checked = time.perf_counter()
@@ -117,62 +122,76 @@ class Service:
         logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
 
     def close(self) -> None:
-        """End the engine's thread; requests that still wait raise EngineStopped."""
+        """End the engine's thread. Requests that still wait raise EngineStopped."""
         self.batcher.close()
 
     async def healthy(self) -> bool:
-        """Return whether the engine still computes, and computes the vectors that it did at the start."""
+        """Return whether the engine still computes the vectors that it computed at the start."""
         return await self._health.check()
 
     async def embed(self, request: Texts, options: Options) -> Embedded:
-        """Return the vectors of all texts. When it is cancelled, what only this request waits for is not computed.
+        """Check the texts and return their vectors. On cancellation, texts that only this request needs are dropped.
 
         Raises ValueError naming the text that cannot be embedded as asked, and why (TooLong where it is too long);
         RuntimeError naming the text that the engine failed at; Busy when too much is waiting; EngineStopped.
         """
+        texts, titles = await run(CHARACTERS, request.characters, request.checked, options.task)
         self.check(options)
-        prepared = await self._prepare(request, options)
-        try:
-            vectors, cost = await self.batcher.embed(prepared.token_ids, prepared.ranges)
-        except EngineFailed as failed:
-            raise RuntimeError(f"{request.name(prepared.pass_texts[failed.position])}: {failed}") from None
-        vectors = await off_loop(vectors.size > NUMBERS_ON_LOOP, options.finish, vectors)
-        owners, is_whole = prepared.owners, options.chunking is None
-        truncated = [vector for vector, was_cut in enumerate(prepared.truncated) if was_cut]
-        prompted = sorted({owner for owner, had_one in zip(owners, prepared.prompted, strict=True) if had_one})
-        self.batcher.count(truncated=len(truncated), prompted=len(prompted))
-        return Embedded(
-            vectors=vectors[0] if request.single and is_whole else vectors,
-            owners=owners,
-            token_counts=prepared.token_counts,
-            truncated=truncated,
-            prompted=prompted,
-            chunks=None
-            if is_whole
-            else [[text, span.start, span.end] for text, span in zip(owners, prepared.spans, strict=True)],
-            cost=cost,
-        )
+        with self.batcher.claim(_estimated_tokens(texts, self.engine.tokenizer.max_tokens, options)) as claim:
+            prepared = await self._prepare(request, texts, titles, options)
+            try:
+                vectors, cost = await self.batcher.embed(prepared.token_ids, prepared.ranges, claim)
+            except EngineFailed as failed:
+                raise RuntimeError(f"{request.name(prepared.pass_texts[failed.position])}: {failed}") from None
+        embedded = await run(NUMBERS, vectors.size, _embedded, request, options, prepared, vectors, cost)
+        self.batcher.count(truncated=len(embedded.truncated), prompted=len(embedded.prompted))
+        return embedded
 
     def check(self, options: Options) -> None:
-        """Raise ValueError for options that this engine does not have."""
-        if options.late_chunking and not self.engine.pools_ranges:
-            raise ValueError("late_chunking: ENGINE=reference has none; leave it out, or use ENGINE=packed")
+        """Raise ValueError for options that this engine does not support."""
+        if options.late_chunking:
+            self.engine.check_late_chunking()
 
-    async def _prepare(self, request: Texts, options: Options) -> Prepared:
-        """Tokenize. Raises ValueError naming the text, or the title, that cannot be; TooLong where it is too long."""
-        is_large = sum(map(len, request.texts)) > CHARACTERS_ON_LOOP
+    async def _prepare(
+        self, request: Texts, texts: Sequence[str], titles: Sequence[str | None], options: Options
+    ) -> Prepared:
+        """Tokenize the request's checked texts. Raises ValueError naming the text, or the title, that is refused."""
         try:
-            return await off_loop(
-                is_large, prepare, self.engine.tokenizer, request.texts, request.titles, options, MAX_CHUNKS
-            )
+            if len(texts) == 1 and titles[0] is None and len(texts[0]) <= REMEMBERED_CHARS:
+                return self._remembered(texts[0], options)
+            pieces = prepare_in_pieces(self.engine.tokenizer, texts, titles, options, self._limits)
+            return await run_in_pieces(CHARACTERS, characters_to_read(texts, titles, options), pieces)
         except TextRefused as refused:
             name = request.title_name if refused.is_prompt else request.name
             kind = ValueError if isinstance(refused, PromptRefused) else TooLong
             raise kind(f"{name(refused.position)}: {refused.reason}") from None
+        except TooManyTokens as error:
+            field = "chunk" if options.chunking else request.name(0).partition("[")[0]
+            raise ValueError(f"{field}: {error}") from None
+
+    def _prepare_one(self, text: str, options: Options) -> Prepared:
+        return prepare(self.engine.tokenizer, [text], [None], options, self._limits)
 
 
-async def off_loop(is_large: bool, work: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
-    """Return work(*args): in another thread if it is large, so that no request holds up the others."""
-    if is_large:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    return work(*args, **kwargs)
+def _estimated_tokens(texts: Sequence[str], max_tokens: int, options: Options) -> int:
+    """Return about how many tokens the model will read, before anything is tokenized."""
+    if (chunking := options.chunking) is None:
+        return sum(min(len(text) // CHARACTERS_A_TOKEN, max_tokens) for text in texts)
+    return sum(map(len, texts)) // CHARACTERS_A_TOKEN * chunking.chunk // (chunking.chunk - chunking.overlap)
+
+
+def _embedded(request: Texts, options: Options, prepared: Prepared, vectors: np.ndarray, cost: Cost) -> Embedded:
+    """Return the answer to a request, given what was prepared of it and the engine's vectors."""
+    vectors = options.finish(vectors)
+    owners, chunks = prepared.owners, None
+    if options.chunking is not None:
+        chunks = [[text, span.start, span.end] for text, span in zip(owners, prepared.spans, strict=True)]
+    return Embedded(
+        vectors=vectors[0] if request.single and chunks is None else vectors,
+        owners=owners,
+        token_counts=prepared.token_counts,
+        truncated=[vector for vector, was_cut in enumerate(prepared.truncated) if was_cut],
+        prompted=sorted({owner for owner, had_one in zip(owners, prepared.prompted, strict=True) if had_one}),
+        chunks=chunks,
+        cost=cost,
+    )

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 TITLED_TASK = "retrieval_document"
-"""The one task whose prompt has a place for a title."""
+"""The only task whose prompt has a place for a title."""
 NO_TITLE = "none"
 
 PROMPTS: dict[str, str] = {
@@ -38,7 +38,7 @@ PROMPT_NAMES: dict[str, str] = {
     "STS": "semantic_similarity",
     "Summarization": "summarization",
 }
-"""Tasks by the names that the genuine checkpoint's config_sentence_transformers.json gives their prompts."""
+"""Tasks by the names that the official checkpoint's config_sentence_transformers.json gives their prompts."""
 
 
 FIXED_PROMPTS = [(task, prompt) for task, prompt in PROMPTS.items() if prompt and task != TITLED_TASK]
@@ -57,8 +57,18 @@ def prompt_for(task: str, title: str | None = None) -> str:
         # Not str.format: a title may contain braces.
         return PROMPTS[task].replace("{title}", NO_TITLE if title is None else title)
     if title is not None:
-        raise ValueError(f"title: task {task!r} has no place for a title; leave it out or use task {TITLED_TASK!r}")
+        check_titled(task, "title")
     return PROMPTS[task]
+
+
+def check_titled(task: str | None, name: str) -> None:
+    """Raise ValueError, which begins with the field's name, where a task was chosen that has no place for a title."""
+    if task not in (None, TITLED_TASK):
+        raise ValueError(f"{name}: task {task!r} has no place for a title; leave it out or use task {TITLED_TASK!r}")
+
+
+# A longer prompt would leave no room for a text: Gemma's tokens have at most 31 characters.
+PROMPT_CHARS = 2048 * 31
 
 
 class OwnPrompt(NamedTuple):
@@ -70,8 +80,8 @@ class OwnPrompt(NamedTuple):
 
 def own_prompt(text: str) -> OwnPrompt | None:
     """Return the prompt that `text` begins with, None unless it begins with one of PROMPTS to the letter."""
-    if not text.startswith(("task: ", "title: ")):  # as few texts do, and this takes no time
+    if not text.startswith(("task: ", "title: ")):  # true of most texts, and takes no time
         return None
-    if titled := TITLED_PROMPT.match(text):
+    if titled := TITLED_PROMPT.match(text, 0, PROMPT_CHARS):
         return OwnPrompt(TITLED_TASK, titled[0])
     return next((OwnPrompt(task, prompt) for task, prompt in FIXED_PROMPTS if text.startswith(prompt)), None)

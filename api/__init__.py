@@ -1,1 +1,1 @@
-"""Other APIs' doors to the service: `server` opens them on a port, and each API's shape is a file."""
+"""The other clients' APIs: a file for each, and `server`, which serves them on a port."""

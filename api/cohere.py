@@ -1,7 +1,7 @@
-"""Cohere's API: POST /v2/embed, with several number formats of the same vectors at once, and its first version."""
+"""Cohere's API: POST /v2/embed, which answers in several number formats at once, and its first version, /v1/embed."""
 
 import uuid
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,13 +9,11 @@ import numpy as np
 import encoding
 from api import names
 from api.fields import Whole, cut_end, dimensions_of, one_of, token_limit
-from api.operations import Api, Call, Operation, base64s, numbers, options_of
+from api.operations import Answer, Api, Call, Operation, base64s, numbers, options_of
 from api.refusal import Refusal
-from service import NUMBERS_ON_LOOP, off_loop
-from tasks import PROMPTS
-from texts.request import DEFAULT_NAMES, Names
+from texts.request import Names, Texts, check_count
 
-TASKS = {"search_document": "retrieval_document", "search_query": "retrieval_query"} | {task: task for task in PROMPTS}
+TASKS: names.Tasks = {"search_document": "retrieval_document", "search_query": "retrieval_query", **names.OUR_TASKS}
 PRECISIONS = {"float": "float32", "base64": "float32"} | {
     precision: precision for precision in ("int8", "uint8", "binary", "ubinary")
 }
@@ -33,13 +31,13 @@ class Part(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Input(msgspec.Struct, forbid_unknown_fields=True):
-    """One part, as several could be joined in more than one way."""
+    """A list of one part. Several could be joined in more than one way."""
 
     content: list[Part]
 
 
 class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A list of texts; `input_type` is one of Cohere's names for a task, or one of this server's."""
+    """A list of texts; `input_type` is Cohere's name for a task, or this server's."""
 
     model: str = names.MODEL
     texts: list[str] | None = None
@@ -61,7 +59,7 @@ class Meta(msgspec.Struct):
 
 
 class EmbedAnswer(msgspec.Struct):
-    """The vectors in each number format that was asked for."""
+    """The vectors in each requested number format."""
 
     id: str
     embeddings: dict[str, list[list[float] | str]]
@@ -71,7 +69,7 @@ class EmbedAnswer(msgspec.Struct):
 
 
 class FirstEmbedAnswer(msgspec.Struct):
-    """The vectors as the first version has them where no `embedding_types` were asked for: a list."""
+    """As in the first version: without `embedding_types` the vectors are a list."""
 
     id: str
     embeddings: list[list[float]] | dict[str, list[list[float] | str]]
@@ -85,35 +83,47 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
     return {"message": refusal.message}
 
 
-async def embed(call: Call, version: str = "2") -> EmbedAnswer:
+async def embed(call: Call, version: str = "2") -> Answer:
     """Embed a list of texts."""
     asked: EmbedRequest = call.body
-    texts, names_of = _texts(asked)
+    texts = _texts(asked)
     kinds = asked.embedding_types or ["float"]
+    if len(kinds) > len(PRECISIONS):
+        raise ValueError(f"embedding_types: {len(kinds):,} are asked for; name each of {', '.join(PRECISIONS)} once")
     for position, kind in enumerate(kinds):
         one_of(f"embedding_types[{position}]", kind, PRECISIONS)
     options = options_of(
-        names.task_of(call.service, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
+        names.task_of(call.service.name, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
         embedding_dim=dimensions_of(("output_dimension", asked.output_dimension)),
         truncate=cut_end(asked.truncate or "END"),
         max_tokens=token_limit("max_tokens", asked.max_tokens),
     )
-    embedded = await call.embed(texts, options, names_of)
-    vectors = {kind: await _encoded(embedded.vectors, kind) for kind in dict.fromkeys(kinds)}
-    meta = Meta({"version": version}, {"input_tokens": sum(embedded.token_counts)})
-    return EmbedAnswer(str(uuid.uuid4()), vectors, texts, meta)
+    embedded = await call.service.embed(texts, options)
+    repeated: list[str] = [*texts.texts]
+
+    def write() -> EmbedAnswer | FirstEmbedAnswer:
+        vectors = {kind: _encoded(embedded.vectors, kind) for kind in dict.fromkeys(kinds)}
+        facts = (repeated, Meta({"version": version}, {"input_tokens": embedded.tokens}))
+        if version == "2":
+            return EmbedAnswer(str(uuid.uuid4()), vectors, *facts)
+        if asked.embedding_types:
+            return FirstEmbedAnswer(str(uuid.uuid4()), vectors, *facts, "embeddings_by_type")
+        return FirstEmbedAnswer(str(uuid.uuid4()), vectors["float"], *facts, "embeddings_floats")
+
+    return Answer(write, [embedded], characters=sum(map(len, repeated)))
 
 
-def _texts(asked: EmbedRequest) -> tuple[list[str], Names]:
-    """Return the texts, and what errors call them."""
+def _texts(asked: EmbedRequest) -> Texts:
+    """Return the texts that `texts` or `inputs` has."""
     if asked.images:
         raise ValueError("images: they are not embedded here; give a list of strings in 'texts'")
     if (asked.texts is None) == (asked.inputs is None):
         problem = "it is missing" if asked.texts is None else "'inputs' are given, too"
         raise ValueError(f"texts: {problem}; give a list of strings there, or objects with 'content' in 'inputs'")
     if asked.texts is not None:
-        return asked.texts, DEFAULT_NAMES
+        return Texts(asked.texts)
     texts: list[str] = []
+    check_count(asked.inputs or [], "inputs")
     for position, each in enumerate(asked.inputs or []):
         name = f"inputs[{position}].content"
         if len(each.content) != 1:
@@ -124,22 +134,16 @@ def _texts(asked: EmbedRequest) -> tuple[list[str], Names]:
         if part.type != "text" or part.text is None or part.image_url is not None:
             raise ValueError(f"{name}[0]: only texts are embedded here; give 'type': 'text' and a 'text'")
         texts.append(part.text)
-    return texts, INPUT_NAMES
+    return Texts(texts, names=INPUT_NAMES)
 
 
-async def embed_first(call: Call) -> FirstEmbedAnswer:
-    """Embed a list of texts, and answer as the first version did."""
-    answer = await embed(call, "1")
-    facts = (answer.texts, answer.meta)
-    if call.body.embedding_types:
-        return FirstEmbedAnswer(answer.id, answer.embeddings, *facts, answer.response_type)
-    vectors = cast(list[list[float]], answer.embeddings["float"])
-    return FirstEmbedAnswer(answer.id, vectors, *facts, "embeddings_floats")
+async def embed_first(call: Call) -> Answer:
+    """Embed a list of texts and answer as the first version did."""
+    return await embed(call, "1")
 
 
-async def _encoded(vectors: np.ndarray, kind: str) -> list[Any]:
-    converted = await off_loop(vectors.size > NUMBERS_ON_LOOP, encoding.convert, vectors, PRECISIONS[kind])
-    return await (base64s if kind == "base64" else numbers)(converted)
+def _encoded(vectors: np.ndarray, kind: str) -> list[Any]:
+    return (base64s if kind == "base64" else numbers)(encoding.convert(vectors, PRECISIONS[kind]))
 
 
 API = Api("Cohere", error)

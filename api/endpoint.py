@@ -1,4 +1,4 @@
-"""How an operation is called over HTTP: key, body, answer, errors, and what happens when the client goes away."""
+"""How an operation is called over HTTP: key, body, answer, errors, and clients that go away."""
 
 import asyncio
 import hmac
@@ -8,36 +8,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.bodies import decoded
+from api.bodies import Bodies, Body, decoded
 from api.fields import check_url
+from api.json_bodies import decode_in_pieces
 from api.metrics import Metrics
-from api.operations import Api, Call, Operation, in_ranges
+from api.operations import Answer, Api, Call, Operation
 from api.refusal import RETRY_AFTER_S, Refusal, refusal_of
-from service import Service, off_loop
+from batching.pools import COMPRESSED_BYTES, JSON_BYTES, NUMBERS, run, run_in_pieces
+from service import Service
 
 logger = logging.getLogger(__name__)
 
-# A client's end is noticed only while the answer is being computed, and looked for from then on.
+# From then on a request is watched for its client's going away.
 WATCH_AFTER_S = 0.05
 JSON = "application/json"
-# Of so few bytes the coding is undone where it stands, without handing them to another thread.
-SMALL_BYTES = 10_000
-# What a request counts as whose client went away, as nginx has it.
+# No operation has this many fields in its URL.
+MOST_URL_FIELDS = 100
+# The status under which a request is counted whose client went away, as in nginx.
 CLIENT_GONE = 499
 
 
 @dataclass(frozen=True)
 class Host:
-    """What all operations share: the service, the key that clients must send, the largest body, and the metrics."""
+    """What all operations share: the service, the key that clients must send, the limits of bodies, and the metrics."""
 
     service: Service
     api_key: str | None
-    max_body_bytes: int
+    bodies: Bodies
     metrics: Metrics
 
 
@@ -55,7 +56,8 @@ class Endpoint:
         started = self._metric.start()
         response: Response | None
         try:
-            response = await self._answer(scope, receive)
+            with self._host.bodies.body() as body:
+                response = await self._answer(scope, receive, body)
         except ClientDisconnect:
             response = None
         except Exception as error:
@@ -64,26 +66,30 @@ class Endpoint:
         if response:
             await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+    async def _answer(self, scope: Scope, receive: Receive, body: Body) -> Response:
         service = self._host.service
+        if scope["query_string"].count(b"&") >= MOST_URL_FIELDS:
+            raise Refusal("invalid", f"URL: it has more than {MOST_URL_FIELDS} fields; send them in the body")
         if self._host.api_key is not None and not self.operation.is_open:
             self._check_key(Request(scope), self._host.api_key)
-        body = self._decoder.decode(await self._read(scope, receive)) if self._decoder else None
+        asked = await self._asked(self._decoder, scope, receive, body) if self._decoder else None
         if not service.started and not self.operation.while_loading:
             raise Refusal("unready", "the model is being loaded; try again in a moment")
-        call = Call(service, self._host.metrics, body, scope)
-        if self._decoder and not self.operation.in_url:
+        call = Call(service, self._host.metrics, asked, scope)
+        if scope["query_string"] and self._decoder and not self.operation.in_url:
             check_url(call.query)
-        answer = await _while_connected(self.operation.handle(call), receive)
+        return await _while_connected(self._handled(call), receive)
+
+    async def _handled(self, call: Call) -> Response:
+        answer = await self.operation.handle(call)
         if isinstance(answer, Response):
             return answer
-        if call.truncated:
-            call.headers["x-truncated"] = in_ranges(call.truncated)
-        if call.prompted:
-            call.headers["x-prompted"] = in_ranges(call.prompted)
-        if service.started:
-            call.headers["x-model"] = service.model.encode("ascii", "backslashreplace").decode()
-        return Response(msgspec.json.encode(answer), headers=call.headers, media_type=JSON)
+        of_texts = answer if isinstance(answer, Answer) else Answer(lambda: answer)
+        headers = of_texts.headers()
+        if call.service.started:
+            headers["x-model"] = call.service.model.encode("ascii", "backslashreplace").decode()
+        content = await run(NUMBERS, of_texts.size, lambda: msgspec.json.encode(of_texts.write()))
+        return Response(content, headers=headers, media_type=JSON)
 
     def _check_key(self, request: Request, api_key: str) -> None:
         api = self.operation.api
@@ -91,25 +97,16 @@ class Endpoint:
             where = api.key_header if api.key_header != "authorization" else "Authorization: Bearer ..."
             raise Refusal("key", f"the key is missing or wrong; send this server's API_KEY in the header {where}")
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """Return the body. Raises Refusal for one that is too large, before reading it where its length is known."""
-        limit = self._host.max_body_bytes
-        too_large = f"body: it is larger than {limit:,} bytes; send fewer texts at once"
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > limit:
-                raise Refusal("large", too_large)
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            parts.append(message["body"])
-            size, more = size + len(parts[-1]), message["more_body"]
-            if size > limit:
-                raise Refusal("large", too_large)
-        coding = Headers(scope=scope).get("content-encoding", "")
-        return await off_loop(size > SMALL_BYTES, decoded, b"".join(parts), coding, limit)
+    async def _asked(self, decoder: "msgspec.json.Decoder[Any]", scope: Scope, receive: Receive, body: Body) -> Any:
+        """Return the body as the operation's type. Raises Refusal, or what msgspec raises."""
+        sent = await body.read(scope, receive)
+        coding = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"content-encoding"), "")
+        bodies = self._host.bodies
+        raw = await run(COMPRESSED_BYTES, len(sent) if coding else 0, decoded, sent, coding, bodies.most_bytes)
+        if len(raw) <= JSON_BYTES.on_loop:
+            return decoder.decode(raw)
+        pieces = decode_in_pieces(decoder, raw, bodies.most_values)
+        return await _while_connected(run_in_pieces(JSON_BYTES, len(raw), pieces), receive)
 
     def _refuse(self, error: Exception) -> Response:
         """Return the error that the API has for an exception."""
@@ -132,7 +129,7 @@ def error_response(api: Api, refusal: Refusal) -> Response:
 
 
 async def _while_connected(work: Awaitable[Any], receive: Receive) -> Any:
-    """Return what `work` returns. Raises ClientDisconnect, and cancels it, when its client goes away meanwhile."""
+    """Return what `work` returns. Cancels it and raises ClientDisconnect when the client goes away meanwhile."""
     task = asyncio.current_task()
     assert task is not None
     loop = task.get_loop()

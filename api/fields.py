@@ -1,4 +1,4 @@
-"""What requests ask for in their fields: each value is one of its choices, and no two fields contradict each other."""
+"""Reading fields of requests: each value must be one of its choices, and no two fields may contradict each other."""
 
 from collections.abc import Container
 from typing import Any, TypeVar, cast
@@ -11,17 +11,17 @@ from texts.options import EMBEDDING_DIMS, check_choice
 Choice = TypeVar("Choice")
 Meaning = TypeVar("Meaning")
 Whole = int | float
-"""A whole number. JSON has one kind of numbers, and some clients write 256 as 256.0."""
+"""A whole number. JSON does not tell integers from floats, and some clients write 256 as 256.0."""
 SIDES: dict[str, Truncate] = {"left": "start", "right": "end"}
-"""The ends of a text by the names that tokenizers have for them."""
-# No prompt is longer, so some of a text is left of so many tokens.
+"""The end of a text to cut, by the tokenizers' names."""
+# Every prompt is shorter, so a limit this low leaves room for some of the text.
 MIN_TOKENS = 32
-# What clients put into any URL: the key, and how answers look or which version they know, where there is but one.
+# What clients put into any URL: the key, and a format or version where only one exists.
 URL_EXTRAS = frozenset({"key", "alt", "$alt", "prettyPrint", "$prettyPrint", "api-version"})
 
 
 def one_of(field: str, value: Choice | None, choices: Container[Choice], default: Choice | None = None) -> Any:
-    """Return the value of an optional field. Raises ValueError, naming field and choices, if it is none of these."""
+    """Return the value of an optional field. Raises ValueError, naming field and choices, for any other value."""
     if value is None:
         return default
     check_choice(field, value, choices)
@@ -29,7 +29,7 @@ def one_of(field: str, value: Choice | None, choices: Container[Choice], default
 
 
 def agreed(*asked: tuple[str, object, Meaning | None], hint: str = "") -> Meaning | None:
-    """Return what all fields mean that were sent, each given with its value and what that means; None for none.
+    """Return the meaning that all fields share, each given as name, value and meaning (None where it was not sent).
 
     Raises ValueError, naming two of them, where they mean different things.
     """
@@ -45,7 +45,7 @@ def agreed(*asked: tuple[str, object, Meaning | None], hint: str = "") -> Meanin
 
 
 def whole(field: str, value: Whole | None) -> int | None:
-    """Return a whole number. Raises ValueError for another."""
+    """Return a whole number as an int. Raises ValueError for a fraction."""
     if value is None:
         return None
     if isinstance(value, float) and not value.is_integer():
@@ -54,13 +54,13 @@ def whole(field: str, value: Whole | None) -> int | None:
 
 
 def dimensions_of(*asked: tuple[str, Whole | None]) -> int:
-    """Return how many dimensions are asked for by fields that may have any one name."""
+    """Return how many dimensions a request asks for, in any of several fields."""
     read = [(field, value, one_of(field, whole(field, value), EMBEDDING_DIMS)) for field, value in asked]
     return agreed(*read) or EMBEDDING_DIMS[0]
 
 
 def token_limit(field: str, asked: Whole | None) -> int | None:
-    """Return the most tokens that a text is to have, prompt included. Raises ValueError for too few."""
+    """Return the most tokens that a text may have, prompt included. Raises ValueError for too few."""
     limit = whole(field, asked)
     if limit is not None and limit < MIN_TOKENS:
         raise ValueError(f"{field}: {limit} leaves a text too little beside its prompt; give at least {MIN_TOKENS}")
@@ -68,12 +68,12 @@ def token_limit(field: str, asked: Whole | None) -> int | None:
 
 
 def cut_end(truncate: bool | str) -> Truncate:
-    """Return which end of a text is cut, for `truncate` that is a switch in most APIs: true means the end."""
+    """Return which end of a text is cut. In most APIs `truncate` is a switch, and true means the end."""
     return cast(Truncate, truncate.lower()) if isinstance(truncate, str) else "end" if truncate else "none"
 
 
 def check_url(query: QueryParams) -> None:
-    """Raise ValueError for a field in the URL of an operation that has its fields in the body."""
+    """Raise ValueError for a field in the URL of an operation whose fields belong in the body."""
     for field in query:
         if field not in URL_EXTRAS:
             raise ValueError(f"{field[:80]!r}: this API has no fields in the URL; send it in the body, or leave it out")

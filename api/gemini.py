@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from itertools import chain
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
 from api import names
 from api.fields import Whole, agreed, cut_end, dimensions_of
-from api.operations import Api, Call, Operation, numbers, options_of
+from api.operations import Answer, Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
-from service import off_loop
+from batching.pools import TEXTS, run
+from texts.limits import MAX_TEXTS
 from texts.options import Options
-from texts.request import MAX_TEXTS, Names
+from texts.request import Names, Texts
 
-# What so few requests ask for is read in less time than handing them to another thread takes.
-REQUESTS_ON_LOOP = 50
-TASKS: dict[str, str | None] = {
+TASKS: names.Tasks = {
     "TASK_TYPE_UNSPECIFIED": None,
     "RETRIEVAL_QUERY": "retrieval_query",
     "RETRIEVAL_DOCUMENT": "retrieval_document",
@@ -28,6 +29,9 @@ TASKS: dict[str, str | None] = {
     "CODE_RETRIEVAL_QUERY": "code_retrieval",
 }
 
+Group = tuple[list[int], list[str], list[str | None]]
+"""Positions, texts and titles of requests with the same options."""
+
 
 class Part(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """A text."""
@@ -36,14 +40,14 @@ class Part(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Content(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """One part, as several could be read as one text or as several."""
+    """A list of one part. Several could be one text or several."""
 
     parts: list[Part]
     role: str | None = None
 
 
 class EmbedContentConfig(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
-    """What the vector is for. Google's JSON takes snake_case, too."""
+    """What the vector is for. Google's JSON takes snake_case too."""
 
     task_type: str | None = None
     title: str | None = None
@@ -54,19 +58,11 @@ class EmbedContentConfig(msgspec.Struct, rename="camel", forbid_unknown_fields=T
     snake_auto_truncate: bool | None = msgspec.field(default=None, name="auto_truncate")
 
 
-# The attributes for each setting, with their names in JSON.
-SPELLINGS = {
-    name: [
-        (field.name, field.encode_name)
-        for field in msgspec.structs.fields(EmbedContentConfig)
-        if field.name in (name, f"snake_{name}")
-    ]
-    for name in ("task_type", "title", "output_dimensionality", "auto_truncate")
-}
+JSON_NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(EmbedContentConfig)}
 
 
 class EmbedContentRequest(EmbedContentConfig, rename="camel", forbid_unknown_fields=True, kw_only=True):
-    """A text, and what its vector is for: as an object of its own, or beside the text as it used to be."""
+    """A text, and what its vector is for: in an object of its own, or beside the text as in the past."""
 
     content: Content
     model: str | None = None
@@ -75,7 +71,7 @@ class EmbedContentRequest(EmbedContentConfig, rename="camel", forbid_unknown_fie
 
 
 class BatchEmbedContentsRequest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """Several texts, of which each has its own task, title and dimensions."""
+    """Several texts, each with its own task, title and dimensions."""
 
     requests: list[EmbedContentRequest]
 
@@ -107,10 +103,11 @@ class BatchEmbedContentsAnswer(msgspec.Struct, rename="camel"):
 
 
 def error(refusal: Refusal, status: int) -> dict[str, Any]:
-    """Return Google's error, with the name that Google's APIs have for HTTP's status."""
+    """Return Google's error, with the name that Google's APIs give to HTTP's status."""
     known = {
         400: "INVALID_ARGUMENT",
         401: "UNAUTHENTICATED",
+        403: "PERMISSION_DENIED",
         429: "RESOURCE_EXHAUSTED",
         500: "INTERNAL",
         503: "UNAVAILABLE",
@@ -119,50 +116,51 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
     return {"error": {"code": status, "message": refusal.message, "status": name}}
 
 
-async def embed_content(call: Call) -> EmbedContentAnswer:
+async def embed_content(call: Call) -> Answer:
     """Embed one text."""
-    [vector], tokens = await _embed(call, [call.body], single=True)
-    return EmbedContentAnswer(vector, UsageMetadata(tokens))
+    return await _embed(call, [call.body], single=True)
 
 
-async def batch_embed_contents(call: Call) -> BatchEmbedContentsAnswer:
+async def batch_embed_contents(call: Call) -> Answer:
     """Embed several texts."""
-    vectors, tokens = await _embed(call, call.body.requests, single=False)
-    return BatchEmbedContentsAnswer(vectors, UsageMetadata(tokens))
+    return await _embed(call, call.body.requests, single=False)
 
 
-async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool) -> tuple[list[ContentEmbedding], int]:
-    """Return the vectors and how many tokens they took. Requests of the same options are computed together."""
-    groups = await off_loop(len(asked) > REQUESTS_ON_LOOP, _grouped, asked, single, call)
-    if not groups:
+async def _embed(call: Call, asked: Sequence[EmbedContentRequest], single: bool) -> Answer:
+    """Embed requests, those of the same options together, and answer in their order."""
+    if not asked:
         raise ValueError("requests: the list is empty; give at least one request")
     if len(asked) > MAX_TEXTS:
         raise ValueError(f"requests: {len(asked):,} were given; give 1 to {MAX_TEXTS:,}, the rest in further calls")
-    vectors: list[Any] = [None] * len(asked)
-    truncated: list[int] = []
-    prompted: list[int] = []
-    tokens = 0
-    for options, positions in groups.items():
-        texts = [_text(asked[i], "" if single else f"requests[{i}].") for i in positions]
-        titles = [agreed(*_said(asked[i], "" if single else f"requests[{i}].", "title")) for i in positions]
+    groups = await run(TEXTS, len(asked), _grouped, asked, single, call)
+    embedded = []
+    for options, (of_group, texts, titles) in groups.items():
         names_of = Names(
-            "content.parts[0].text", "requests[{}].content.parts[0].text", "title", "requests[{}].title", positions
+            "content.parts[0].text", "requests[{}].content.parts[0].text", "title", "requests[{}].title", of_group
         )
-        embedded = await call.embed(texts, options, names_of, single, titles if any(titles) else None)
-        for position, values in zip(positions, await numbers(embedded.vectors), strict=True):
-            vectors[position] = ContentEmbedding(cast(list[float], values))
-        truncated += [positions[i] for i in embedded.truncated]
-        prompted += [positions[i] for i in embedded.prompted]
-        tokens += sum(embedded.token_counts)
-    call.truncated, call.prompted = sorted(truncated), sorted(prompted)
-    return vectors, tokens
+        request = Texts(texts, titles if any(titles) else None, single, names_of)
+        embedded.append(await call.service.embed(request, options))
+    positions = [*chain.from_iterable(of_group for of_group, _, _ in groups.values())]
+
+    def write() -> EmbedContentAnswer | BatchEmbedContentsAnswer:
+        values = chain.from_iterable(numbers(each.vectors) for each in embedded)
+        in_order = sorted(zip(positions, values, strict=True), key=itemgetter(0))
+        vectors = [ContentEmbedding(each) for _, each in in_order]
+        usage = UsageMetadata(sum(each.tokens for each in embedded))
+        return EmbedContentAnswer(vectors[0], usage) if single else BatchEmbedContentsAnswer(vectors, usage)
+
+    return Answer(write, embedded, positions)
 
 
-def _grouped(asked: Sequence[EmbedContentRequest], single: bool, call: Call) -> dict[Options, list[int]]:
-    """Return the positions of the requests that have the same options."""
-    groups: dict[Options, list[int]] = {}
+def _grouped(asked: Sequence[EmbedContentRequest], single: bool, call: Call) -> dict[Options, Group]:
+    """Return the requests in groups that have the same options."""
+    groups: dict[Options, Group] = {}
     for position, each in enumerate(asked):
-        groups.setdefault(_options(each, "" if single else f"requests[{position}].", call), []).append(position)
+        name = "" if single else f"requests[{position}]."
+        positions, texts, titles = groups.setdefault(_options(each, name, call), ([], [], []))
+        positions.append(position)
+        texts.append(_text(each, name))
+        titles.append(agreed(*_said(each, name, "title")))
     return groups
 
 
@@ -170,7 +168,7 @@ def _text(asked: EmbedContentRequest, name: str) -> str:
     """Return the text of a request's one part."""
     if len(asked.content.parts) != 1:
         raise ValueError(
-            f"{name}content.parts: there are {len(asked.content.parts)}; give one: join texts that are to have one "
+            f"{name}content.parts: there are {len(asked.content.parts)}; give one: join texts that belong to one "
             "vector, and send others as requests of batchEmbedContents"
         )
     return asked.content.parts[0].text
@@ -181,40 +179,34 @@ def _options(asked: EmbedContentRequest, name: str, call: Call) -> Options:
     task_types = {field: value for field, value, _ in _said(asked, name, "task_type")}
     truncate = agreed(*_said(asked, name, "auto_truncate"))
     return options_of(
-        names.task_of(call.service, models, task_types, TASKS),
+        names.task_of(call.service.name, models, task_types, TASKS),
         embedding_dim=dimensions_of(*(each[:2] for each in _said(asked, name, "output_dimensionality"))),
         truncate=cut_end(truncate is not False),
     )
 
 
 def _said(asked: EmbedContentRequest, name: str, field: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield a field as the client wrote it, and twice its value, for each place in a request where it stands."""
+    """Yield a field's name as the client wrote it, and twice its value, for each place in a request that has it."""
     places = (
         ("", asked),
         ("embedContentConfig.", asked.embed_content_config),
         ("embed_content_config.", asked.snake_embed_content_config),
     )
     for place, config in places:
-        if config is None:
-            continue
-        for attribute, spelling in SPELLINGS[field]:
-            value = getattr(config, attribute)
+        for attribute in (field, f"snake_{field}"):
+            value = getattr(config, attribute, None)
             if value is not None:
-                yield f"{name}{place}{spelling}", value, value
+                yield f"{name}{place}{JSON_NAMES[attribute]}", value, value
 
 
 API = Api("Gemini", error, key_header="x-goog-api-key")
 OPERATIONS = [
-    operation
-    for path in ("/v1/models/{model:path}", "/v1beta/models/{model:path}")
-    for operation in (
-        Operation(
-            API, "POST", f"{path}:embedContent", "Embed a text.", embed_content, EmbedContentRequest, EmbedContentAnswer
-        ),
-        Operation(
-            API,
-            "POST",
-            f"{path}:batchEmbedContents",
+    Operation(API, "POST", f"/{version}/models/{{model:path}}:{verb}", summary, handle, asks, answers)
+    for version in ("v1", "v1beta")
+    for verb, summary, handle, asks, answers in (
+        ("embedContent", "Embed a text.", embed_content, EmbedContentRequest, EmbedContentAnswer),
+        (
+            "batchEmbedContents",
             "Embed texts.",
             batch_embed_contents,
             BatchEmbedContentsRequest,

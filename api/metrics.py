@@ -1,4 +1,4 @@
-"""What Prometheus reads: HTTP requests by OpenTelemetry's names, and the queue's counters by those of TEI."""
+"""What Prometheus reads: HTTP requests under OpenTelemetry's names, and the queue's counters under TEI's."""
 
 import time
 from collections.abc import Iterator
@@ -6,11 +6,19 @@ from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client import Histogram as HttpHistogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from batching.stats import DURATIONS_S, Histogram
 from service import Service
+from settings import access
+from settings.version import VERSION
 
 COUNTERS = {
     "te_request_count": ("requests", "Requests that were admitted, through Cog's API and all others."),
@@ -30,6 +38,8 @@ HISTOGRAMS = {
     "te_batch_next_size": ("batch_texts", "Texts in a batch."),
     "te_batch_next_tokens": ("batch_tokens", "Tokens in a batch."),
 }
+# These tell a client of an idle server whether its text was computed, or had been before.
+TELLING = ("te_embed_cache_hits", "te_batch_", "te_request_queue_", "te_request_inference_")
 
 
 class Metrics:
@@ -85,28 +95,33 @@ class _Queue(Collector):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._tells = access.tells_cache_hits()
 
     def describe(self) -> list[Metric]:
-        """Return nothing, so that registering reads no counters."""
+        """Return nothing, so registering reads no counters."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counters as they are now; none before the service has started."""
         if not self._service.started:
             return
+        labels = {"version": VERSION, "model": self._service.model}
+        yield InfoMetricFamily("embeddinggemma", "The release that serves, and its weights.", labels)
         batcher = self._service.batcher
         totals = batcher.totals()
         for name, (counter, text) in COUNTERS.items():
-            yield CounterMetricFamily(name, text, getattr(totals, counter))
+            if self._tells or not name.startswith(TELLING):
+                yield CounterMetricFamily(name, text, getattr(totals, counter))
         for name, (histogram, text) in HISTOGRAMS.items():
-            yield _family(name, text, getattr(totals, histogram))
+            if self._tells or not name.startswith(TELLING):
+                yield _family(name, text, getattr(totals, histogram))
         yield GaugeMetricFamily(
             "te_queue_tokens", "Tokens of the texts that wait for a batch.", batcher.waiting_tokens()
         )
 
 
 def _family(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
-    """Return a histogram in Prometheus's form, whose buckets include all smaller ones."""
+    """Return a histogram in Prometheus's form, where each bucket includes all smaller ones."""
     bounds = [*map(str, histogram.bounds), "+Inf"]
     return HistogramMetricFamily(
         name, text, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum

@@ -1,45 +1,45 @@
-"""The names that the model goes by, each with the task that it may carry: `embeddinggemma-300m:retrieval_query`.
+"""The model's names, which may carry a task: `embeddinggemma-300m:retrieval_query`.
 
-Programs that let a user set nothing but a URL and a model's name choose the task so.
+That is how users choose the task in programs that let them set only a URL and a model's name.
 """
 
 from collections.abc import Mapping
 
 from api.fields import agreed, one_of
 from api.refusal import Refusal
-from service import Service
 from tasks import PROMPTS
 
+Tasks = dict[str, str | None]
+"""An API's names of tasks, each with the task that it means here; None leaves the choice open."""
+OUR_TASKS: Tasks = {task: task for task in PROMPTS}
 MODEL = "embeddinggemma-300m"
 ALIASES = (MODEL, "google/embeddinggemma-300m", "embeddinggemma", "embeddinggemma:300m")
 
 
 def listed() -> list[str]:
-    """Return the names that a list of models has: the model's own, and one for each task."""
+    """Return the names that a list of models shows: the model's own, and one for each task."""
     return [MODEL, *(f"{MODEL}:{task}" for task in PROMPTS)]
 
 
-def task_of(
-    service: Service, models: Mapping[str, str | None], asked: Mapping[str, str | None], tasks: Mapping[str, str | None]
-) -> str | None:
+def task_of(served: str, models: Mapping[str, str | None], asked: Mapping[str, str | None], tasks: Tasks) -> str | None:
     """Return the task that a request asks for; None where it asks for none.
 
-    `models` are the model's names in the request, `asked` its names of tasks, each by its field or None; `tasks` are
-    all names that the API has. Raises ValueError where two of them ask for different tasks.
+    `served` is the checkpoint's name. `models` has the model's names in the request by field, `asked` the names of
+    tasks, each None where the field was not sent. Raises ValueError where two of them ask for different tasks.
     """
-    by_name = [(field, name, task_in(name, service)) for field, name in models.items() if name is not None]
+    by_name = [(field, name, task_in(name, served)) for field, name in models.items() if name is not None]
     by_field = [(field, name, tasks[one_of(field, name, tasks)]) for field, name in asked.items() if name is not None]
     hint = ", and if your client sends a task by itself, the model's name without one" if by_name else ""
     return agreed(*by_name, *by_field, hint=hint)
 
 
-def task_in(name: str, service: Service) -> str | None:
+def task_in(name: str, served: str) -> str | None:
     """Return the task in a model's name, None if there is none.
 
-    The name is one of ALIASES or that of the checkpoint that is served, with Gemini's `models/` before it or Ollama's
-    `:latest` behind it. Raises Refusal for any other.
+    The name is one of ALIASES or that of the `served` checkpoint; it may begin with Gemini's `models/` or end in
+    Ollama's `:latest`. Raises Refusal for any other name.
     """
-    known = (*ALIASES, service.name)
+    known = (*ALIASES, served)
     name = name.removeprefix("models/").removesuffix(":latest")
     if name in known:
         return None

@@ -1,6 +1,6 @@
-"""Ollama's API: POST /api/embed and the older /api/embeddings, and what programs ask first to see what there is.
+"""Ollama's API: POST /api/embed and the older /api/embeddings, and what programs ask first to see what is served.
 
-A task comes with the model's name.
+The model's name carries the task.
 """
 
 import time
@@ -11,67 +11,71 @@ from starlette.responses import PlainTextResponse, Response
 
 from api import names
 from api.fields import Whole, agreed, cut_end, dimensions_of, token_limit
-from api.operations import Api, Call, Operation, numbers, options_of
+from api.operations import Answer, Api, Call, Operation, numbers, options_of, texts_of
 from api.refusal import Refusal
 from service import Embedded, Service
 from texts.options import EMBEDDING_DIMS
-from texts.request import Names
+from texts.request import Names, Texts
 
 VERSION = "0.13.0"
-"""For clients that look at the version for what it has."""
+"""Clients look at the version to see what it can do."""
 FAMILY = "gemma3"
 NAMES = Names("input", "input[{}]")
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True):
-    """`num_ctx` cuts texts. The others say how Ollama writes texts, or which of a machine's parts it uses."""
-
-    num_ctx: Whole | None = None
-
-    num_keep: Any = None
-    seed: Any = None
-    num_predict: Any = None
-    top_k: Any = None
-    top_p: Any = None
-    min_p: Any = None
-    tfs_z: Any = None
-    typical_p: Any = None
-    repeat_last_n: Any = None
-    temperature: Any = None
-    repeat_penalty: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    mirostat: Any = None
-    mirostat_tau: Any = None
-    mirostat_eta: Any = None
-    penalize_newline: Any = None
-    stop: Any = None
-    draft_num_predict: Any = None
-    numa: Any = None
-    num_batch: Any = None
-    num_gpu: Any = None
-    main_gpu: Any = None
-    low_vram: Any = None
-    f16_kv: Any = None
-    logits_all: Any = None
-    vocab_only: Any = None
-    embedding_only: Any = None
-    use_mmap: Any = None
-    use_mlock: Any = None
-    num_thread: Any = None
+# What Ollama's options say beside `num_ctx`: how it writes texts, or which of a machine's parts it uses.
+IGNORED_OPTIONS = [
+    "num_keep",
+    "seed",
+    "num_predict",
+    "top_k",
+    "top_p",
+    "min_p",
+    "tfs_z",
+    "typical_p",
+    "repeat_last_n",
+    "temperature",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "penalize_newline",
+    "stop",
+    "draft_num_predict",
+    "numa",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "vocab_only",
+    "embedding_only",
+    "use_mmap",
+    "use_mlock",
+    "num_thread",
+]
+Options = msgspec.defstruct(
+    "Options",
+    [("num_ctx", Whole | None, None), *((name, Any, None) for name in IGNORED_OPTIONS)],
+    forbid_unknown_fields=True,
+)
+Options.__doc__ = "`num_ctx` cuts texts; nothing else has an effect here."
 
 
 class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a request has beside its texts. `keep_alive` and `stream`, which say how Ollama works, change nothing."""
+    """The fields beside the texts. `keep_alive` and `stream`, which control Ollama itself, change nothing."""
 
     model: str
-    options: Options | None = None
+    options: Options | None = None  # type: ignore[valid-type]
     keep_alive: str | float | None = None
     stream: bool | None = None
 
 
 class EmbedRequest(Common, forbid_unknown_fields=True, kw_only=True):
-    """A text or a list of them."""
+    """A text or a list of texts."""
 
     input: str | list[str]
     truncate: bool | str | None = None
@@ -85,7 +89,7 @@ class EmbeddingsRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
 
 class ShowRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The model's name, which was called `name` before. The others are about models that write texts."""
+    """The model's name, formerly called `name`. The other fields are about models that write texts."""
 
     model: str | None = None
     name: str | None = None
@@ -112,7 +116,7 @@ class EmbeddingsAnswer(msgspec.Struct):
 
 
 class ShowAnswer(msgspec.Struct):
-    """What the model is."""
+    """A description of the model."""
 
     details: dict[str, Any]
     model_info: dict[str, Any]
@@ -148,46 +152,46 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
     return {"error": refusal.message}
 
 
-async def embed(call: Call) -> EmbedAnswer:
-    """Embed a text or a list of them."""
+async def embed(call: Call) -> Answer:
+    """Embed a text or a list of texts."""
     started = time.perf_counter_ns()
     asked: EmbedRequest = call.body
-    single = isinstance(asked.input, str)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
     end = cut_end(True if asked.truncate is None else asked.truncate)
-    embedded = await _embed(
-        call, texts, NAMES, single, embedding_dim=dimensions_of(("dimensions", asked.dimensions)), truncate=end
-    )
-    vectors: list[Any] = await numbers(embedded.vectors)
-    return EmbedAnswer(asked.model, vectors, time.perf_counter_ns() - started, 0, sum(embedded.token_counts))
+    dimensions = dimensions_of(("dimensions", asked.dimensions))
+    embedded = await _embed(call, texts_of(asked.input, NAMES), embedding_dim=dimensions, truncate=end)
+
+    def write() -> EmbedAnswer:
+        vectors = numbers(embedded.vectors)
+        return EmbedAnswer(asked.model, vectors, time.perf_counter_ns() - started, 0, embedded.tokens)
+
+    return Answer(write, [embedded])
 
 
-async def embeddings(call: Call) -> EmbeddingsAnswer:
+async def embeddings(call: Call) -> Answer:
     """Embed a text."""
-    embedded = await _embed(call, [call.body.prompt], Names("prompt"), True)
-    vectors: list[Any] = await numbers(embedded.vectors)
-    return EmbeddingsAnswer(vectors[0])
+    embedded = await _embed(call, texts_of(call.body.prompt, Names("prompt")))
+    return Answer(lambda: EmbeddingsAnswer(numbers(embedded.vectors)[0]), [embedded])
 
 
-async def _embed(call: Call, texts: list[str], names_of: Names, single: bool, **options: Any) -> Embedded:
+async def _embed(call: Call, texts: Texts, **options: Any) -> Embedded:
     asked: Common = call.body
-    task = names.task_of(call.service, {"model": asked.model}, {}, {})
+    task = names.task_of(call.service.name, {"model": asked.model}, {}, {})
     max_tokens = token_limit("options.num_ctx", asked.options.num_ctx) if asked.options else None
-    return await call.embed(texts, options_of(task, max_tokens=max_tokens, **options), names_of, single)
+    return await call.service.embed(texts, options_of(task, max_tokens=max_tokens, **options))
 
 
 async def running(_: Call) -> Response:
-    """Say that the server is there, in the words that clients look for."""
+    """Say that the server is up, in the words that clients look for."""
     return PlainTextResponse("Ollama is running")
 
 
 async def show(call: Call) -> ShowAnswer:
-    """Say what the model is."""
+    """Describe the model."""
     asked: ShowRequest = call.body
     name = agreed(("model", asked.model, asked.model or None), ("name", asked.name, asked.name or None))
     if name is None:
         raise ValueError("model: it is missing; /api/tags lists the names")
-    names.task_in(name, call.service)
+    names.task_in(name, call.service.name)
     facts = {"context_length": call.service.engine.tokenizer.max_tokens, "embedding_length": EMBEDDING_DIMS[0]}
     model_info = {"general.architecture": FAMILY} | {f"{FAMILY}.{fact}": value for fact, value in facts.items()}
     return ShowAnswer(_details(call.service), model_info, ["embedding"])
@@ -213,7 +217,7 @@ OPERATIONS = [
     Operation(API, "POST", "/api/embed", "Embed texts.", embed, EmbedRequest, EmbedAnswer),
     Operation(API, "POST", "/api/embeddings", "Embed a text.", embeddings, EmbeddingsRequest, EmbeddingsAnswer),
     Operation(API, "POST", "/api/show", "Say what the model is.", show, ShowRequest, ShowAnswer),
-    # Open, as programs look without a key whether the server is there.
+    # Open, as programs check without a key whether the server is up.
     Operation(API, "GET", "/", "Say that the server is there.", running, is_open=True, while_loading=True),
     Operation(API, "GET", "/api/tags", "List the model's names, one for each task.", tags, answers=Tags),
     Operation(API, "GET", "/api/version", "Say which of Ollama's versions has this API.", version, answers=Version),

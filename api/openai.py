@@ -1,7 +1,6 @@
-"""OpenAI's API, POST /v1/embeddings and GET /v1/models, with what Jina, Voyage and vLLM have beside OpenAI's fields."""
+"""OpenAI's API, POST /v1/embeddings and GET /v1/models, with the additional fields of Jina, Voyage and vLLM."""
 
-import asyncio
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import msgspec
@@ -9,16 +8,18 @@ import msgspec
 import encoding
 from api import names
 from api.fields import SIDES, Whole, agreed, cut_end, dimensions_of, one_of, token_limit
-from api.operations import Api, Call, Operation, base64s, numbers, options_of
+from api.operations import Answer, Api, Call, Operation, base64s, numbers, texts_of
 from api.refusal import Refusal
+from batching.pools import TOKEN_IDS, run_in_pieces
+from engine.pieces import Pieces
 from engine.tokenizer import Truncate
-from service import Service
-from tasks import PROMPTS
+from service import Service, TooLong
+from texts.limits import MAX_TEXTS
 from texts.options import Options
-from texts.request import Names
+from texts.request import Names, Texts, check_count
 
 # The names that Jina and Voyage give to tasks.
-TASKS = {
+TASKS: names.Tasks = {
     "retrieval.query": "retrieval_query",
     "retrieval.passage": "retrieval_document",
     "text-matching": "semantic_similarity",
@@ -27,25 +28,28 @@ TASKS = {
     "document": "retrieval_document",
     "code.query": "code_retrieval",
     "code.passage": "retrieval_document",
-} | {task: task for task in PROMPTS}
+    **names.OUR_TASKS,
+}
 # Voyage's names for precisions; Jina has them and OpenAI's formats in one field.
 PRECISIONS = {"float": "float32"} | {name: name for name in encoding.WIRE_DTYPES}
 FORMATS = {"float": "float32", "base64": "float32"}
-TOKEN_IDS = (
+UNKNOWN_IDS = (
     "token ids of another model's tokenizer would give vectors of another text; send strings (langchain-openai: "
     f"check_embedding_ctx_length=False), or with ids of this model's own tokenizer send 'tokenizer': {names.MODEL!r}"
 )
+# Where texts are cut, one given as ids may have this many times the model's limit: many clients cut texts to 8,191 ids,
+# as OpenAI's models do.
+MOST_LIMITS = 4
 NAMES = Names("input", "input[{}]", "titles[0]", "titles[{}]")
 
 
 class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """OpenAI's fields, then those of Jina, Voyage and vLLM, then this server's own: titles, and whose the ids are."""
+    """OpenAI's fields, then those of Jina, Voyage and vLLM, then this server's own."""
 
     input: str | list[str | int | list[int]]
     model: str = names.MODEL
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Whole | None = None
-    user: str | None = None
 
     task: str | None = None
     input_type: str | None = None
@@ -60,8 +64,11 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     late_chunking: bool = False
     return_multivector: bool = False
 
+    tokenizer: str | None = None  # the model whose token ids `input` has
+
+    # What `_choices` does not read.
     titles: list[str | None] | None = None
-    tokenizer: str | None = None
+    user: str | None = None
 
 
 class Embedding(msgspec.Struct):
@@ -89,7 +96,7 @@ class EmbeddingsAnswer(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
-    """A name that requests may use, and the tokens that a text may have, prompt included, as vLLM says it."""
+    """A name that requests may use, and, as in vLLM, the most tokens of a text, prompt included."""
 
     id: str
     max_model_len: int
@@ -113,47 +120,78 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
     return {"error": {"message": refusal.message, "type": kind, "param": refusal.field, "code": code}}
 
 
-async def embeddings(call: Call) -> EmbeddingsAnswer:
-    """Embed a text or a list of them."""
+async def embeddings(call: Call) -> Answer:
+    """Embed a text or a list of texts."""
     asked: EmbeddingsRequest = call.body
-    single = isinstance(asked.input, str) or _is_ids(asked.input)
-    items: Sequence[Any] = [asked.input] if single else asked.input
-    precision, is_base64 = _number_format(asked)
-    options = _options(asked, precision, call.service)
-    if not all(isinstance(item, str) for item in items):
-        items = await asyncio.to_thread(_decoded, items, single, asked.tokenizer, call.service)
-    embedded = await call.embed(items, options, NAMES, single, asked.titles)
-    vectors: list[Any] = await (base64s if is_base64 else numbers)(embedded.vectors)
-    tokens = sum(embedded.token_counts)
-    data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
-    return EmbeddingsAnswer(data, call.service.model, Usage(tokens, tokens))
+    options, is_base64 = _choices(call.service.name, *msgspec.structs.astuple(asked)[1:-2])
+    if isinstance(asked.input, list) and any(not isinstance(item, str) for item in asked.input[:MAX_TEXTS]):
+        ids = len(asked.input) + sum(len(item) for item in asked.input[:MAX_TEXTS] if isinstance(item, list))
+        decoding = _decoded(asked.input, asked.titles, asked.tokenizer, options, call.service)
+        texts = await run_in_pieces(TOKEN_IDS, ids, decoding)
+    else:
+        texts = texts_of(cast(str | list[str], asked.input), NAMES, asked.titles)
+    embedded = await call.service.embed(texts, options)
+
+    def write() -> EmbeddingsAnswer:
+        vectors = (base64s if is_base64 else numbers)(embedded.vectors)
+        data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
+        return EmbeddingsAnswer(data, call.service.model, Usage(embedded.tokens, embedded.tokens))
+
+    return Answer(write, [embedded])
 
 
-def _is_ids(given: object) -> bool:
-    return isinstance(given, list) and bool(given) and all(isinstance(item, int) for item in given)
+def _decoded(
+    given: list[Any], titles: list[str | None] | None, tokenizer: str | None, options: Options, service: Service
+) -> Pieces[Texts]:
+    """Return the texts of token ids, where the request says that they are this model's.
 
-
-def _decoded(items: Sequence[object], single: bool, tokenizer: str | None, service: Service) -> list[str]:
-    """Return the texts of token ids, where the request says that they are this model's."""
-    texts = []
+    Raises TooLong for ids of a text that would be refused, or is absurdly long, before the text is made.
+    """
+    single = isinstance(given[0], int)
+    items: list[Any] = [given] if single else given
+    check_count(items, "input")
+    limit = service.engine.tokenizer.max_tokens
+    most = limit if options.truncate == "none" else MOST_LIMITS * limit
+    texts: list[str] = []
+    decoded = 0
     for position, item in enumerate(items):
         name = "input" if single else f"input[{position}]"
-        if not isinstance(item, str) and not _is_ids(item):
+        if isinstance(item, str):
+            texts.append(item)
+            continue
+        if not isinstance(item, list) or not item or not all(isinstance(each, int) for each in item):
             raise ValueError(f"{name}: it is neither a text nor a list of token ids; give a string")
-        if not isinstance(item, str) and tokenizer is None:
-            raise ValueError(f"{name}: {TOKEN_IDS}")
+        if tokenizer is None:
+            raise ValueError(f"{name}: {UNKNOWN_IDS}")
+        if len(item) > most:
+            raise TooLong(f"{name}: has {len(item):,} token ids and the limit is {most:,}; send fewer, or the text")
         try:
-            texts.append(item if isinstance(item, str) else service.engine.tokenizer.decode(cast(list[int], item)))
+            texts.append(service.engine.tokenizer.decode(item))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    return texts
+        decoded += len(item)
+        if decoded > TOKEN_IDS.at_once:
+            decoded = 0
+            yield
+    return Texts(texts, titles, single, NAMES)
+
+
+@lru_cache(1024)
+def _choices(served: str, *fields: Any) -> tuple[Options, bool]:
+    """Return the options that the fields between `input` and `titles` ask for, and whether vectors are sent as base64.
+
+    Reading the fields takes longer than finding a vector in the cache, and most requests ask for the same.
+    """
+    asked = EmbeddingsRequest("", *fields)
+    precision, is_base64 = _number_format(asked)
+    return _options(asked, precision, served), is_base64
 
 
 def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
-    """Return the precision, and whether the numbers come as base64.
+    """Return the precision, and whether the vectors are sent as base64.
 
-    Only float32 does: OpenAI's clients ask for base64 unless told otherwise, and before version 7 the one in JavaScript
-    reads whatever comes as base64 of float32, lists of numbers too.
+    Only float32 can be: OpenAI's clients ask for base64 unless told otherwise, and before version 7 the client in
+    JavaScript reads any answer as base64 of float32, even lists of numbers.
     """
     mixed = one_of("embedding_type", asked.embedding_type, FORMATS | PRECISIONS, "")
     output = one_of("output_dtype", asked.output_dtype, PRECISIONS, "")
@@ -172,16 +210,16 @@ def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
     return precision or "float32", form == "base64"
 
 
-def _options(asked: EmbeddingsRequest, precision: str, service: Service) -> Options:
+def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
     if asked.late_chunking:
         raise ValueError("late_chunking: it is not in this API; leave it out, or send 'chunk' to Cog's /predictions")
     if asked.return_multivector:
         raise ValueError("return_multivector: this model has one vector for a text; leave it out")
-    if asked.tokenizer not in (None, service.name, *names.ALIASES):
+    if asked.tokenizer not in (None, served, *names.ALIASES):
         raise ValueError(f"tokenizer: {asked.tokenizer!r:.80} is another model's; send texts, or {names.MODEL!r}")
     fields = {"task": asked.task, "input_type": asked.input_type}
-    return options_of(
-        names.task_of(service, {"model": asked.model}, fields, TASKS),
+    return Options(
+        names.task_of(served, {"model": asked.model}, fields, TASKS),
         embedding_dim=dimensions_of(("dimensions", asked.dimensions), ("output_dimension", asked.output_dimension)),
         normalize=asked.normalized,
         precision=precision,
@@ -196,7 +234,7 @@ def _tokens(asked: EmbeddingsRequest) -> Whole | None:
 
 
 def _truncate(asked: EmbeddingsRequest) -> Truncate:
-    """Return the end to cut. OpenAI refuses a text that is too long; Jina, Voyage and vLLM have fields for it."""
+    """Return the end to cut. OpenAI refuses a text that is too long; Jina, Voyage and vLLM have fields to cut it."""
     tokens, side = asked.truncate_prompt_tokens, asked.truncation_side
     switches = (("truncate", asked.truncate), ("truncation", asked.truncation), ("truncate_prompt_tokens", tokens))
     sent = [(field, value) for field, value in switches if value is not None]
@@ -209,7 +247,7 @@ def _truncate(asked: EmbeddingsRequest) -> Truncate:
 
 
 def _end(value: bool | str | Whole, default: Truncate = "end") -> Truncate:
-    """Return the end that a field has cut: the default one for a mere yes, or a number of tokens."""
+    """Return the end that a field's value asks to cut: `default` where it is just true, or a number of tokens."""
     if isinstance(value, str):
         return cut_end(value)
     return "none" if value is False else default
@@ -221,8 +259,8 @@ async def models(call: Call) -> Models:
 
 
 async def model(call: Call) -> Model:
-    """Return one of the names, if it is served."""
-    names.task_in(call.path["model"], call.service)
+    """Return a name, if it is served."""
+    names.task_in(call.path["model"], call.service.name)
     return _model(call.path["model"], call.service)
 
 
@@ -233,7 +271,7 @@ def _model(name: str, service: Service) -> Model:
 API = Api("OpenAI", error)
 OPERATIONS = [
     Operation(API, "POST", "/v1/embeddings", "Embed texts.", embeddings, EmbeddingsRequest, EmbeddingsAnswer),
-    # Open, as mteb asks for it without the key that it has.
+    # Open, as mteb asks without sending its key.
     Operation(API, "GET", "/v1/models", "List the model's names, one for each task.", models, None, Models, True),
     Operation(API, "GET", "/v1/models/{model:path}", "Say whether a name is served.", model, None, Model, True),
 ]

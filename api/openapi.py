@@ -9,16 +9,6 @@ import msgspec
 from api.operations import Operation
 
 REFERENCE = "#/components/schemas/{name}"
-# The page loads Swagger's interface from a public address; /openapi.json needs nothing.
-PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>EmbeddingGemma</title>
-<link rel="stylesheet" href="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css"></head>
-<body><div id="ui"></div>
-<script src="https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#ui"})</script>
-</body></html>
-"""
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -56,7 +46,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "EmbeddingGemma", "version": "1"},
-        "servers": [{"url": "."}],  # where this document is, behind a proxy's prefix, too
+        "servers": [{"url": "."}],  # relative to this document, so it also works behind a proxy's prefix
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

@@ -1,8 +1,9 @@
 """What an API consists of: operations, one for each path, and what they have in common."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -12,28 +13,24 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import Scope
 
-import encoding
 from api.metrics import Metrics
 from api.refusal import STATUSES, Refusal
-from service import CHARACTERS_ON_LOOP, NUMBERS_ON_LOOP, Embedded, Service, off_loop
+from service import Embedded, Service
 from texts.options import Options
-from texts.request import DEFAULT_NAMES, Names, check_texts
+from texts.request import Names, Texts
 
-# Checking the same few options takes as long as finding a vector in the cache.
+# Checking options takes as long as finding a vector in the cache, and most requests have the same few.
 options_of = lru_cache(1024)(Options)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
-    """One call of an operation: the service, the decoded body, ASGI's scope, and what the headers will say."""
+    """One call of an operation: the service, its metrics, the decoded body, and ASGI's scope."""
 
     service: Service
     metrics: Metrics
     body: Any
     scope: Scope
-    truncated: list[int] = field(default_factory=list)
-    prompted: list[int] = field(default_factory=list)
-    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> dict[str, str]:
@@ -45,35 +42,53 @@ class Call:
         """The variables after the question mark."""
         return QueryParams(self.scope["query_string"])
 
-    async def embed(
-        self,
-        texts: Sequence[str],
-        options: Options,
-        names: Names = DEFAULT_NAMES,
-        single: bool = False,
-        titles: Sequence[str | None] | None = None,
-    ) -> Embedded:
-        """Check the texts as `check_texts` does, embed them as `Service.embed` does, and note what the headers say."""
-        is_large = sum(map(len, texts)) > CHARACTERS_ON_LOOP
-        checked = await off_loop(is_large, check_texts, texts, titles, options.task, single, names)
-        embedded = await self.service.embed(checked, options)
-        self.truncated, self.prompted = embedded.truncated, embedded.prompted
-        return embedded
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of an operation on texts, still to be written, and what its headers say."""
+
+    write: Callable[[], Any]
+    """Makes the body, which may take long; it runs where work of this `size` belongs."""
+    embedded: Sequence[Embedded] = ()
+    """The texts, in one part or in several."""
+    positions: Sequence[int] | None = None
+    """Where each of these texts stands in the request; None for the same order."""
+    characters: int = 0
+    """Characters of texts that the body repeats."""
+    extra_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Numbers of the vectors, and characters, in the body."""
+        return self.characters + sum(each.vectors.size for each in self.embedded)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers: the API's own, and which texts were cut and which began with a prompt."""
+        facts = {"x-truncated": self._positions("truncated"), "x-prompted": self._positions("prompted")}
+        return {**self.extra_headers, **{name: in_ranges(found) for name, found in facts.items() if found}}
+
+    def _positions(self, fact: str) -> list[int]:
+        of_parts = [getattr(each, fact) for each in self.embedded]
+        if not any(of_parts):
+            return []
+        starts = accumulate((len(each.owners) for each in self.embedded), initial=0)
+        found = [start + i for start, part in zip(starts, of_parts, strict=False) for i in part]
+        return found if self.positions is None else sorted(self.positions[i] for i in found)
 
 
 @dataclass(frozen=True)
 class Api:
-    """One API: its name, how its clients send their key, and what its errors look like."""
+    """An API: its name, how its clients send their key, and what its errors look like."""
 
     name: str
     error: Callable[[Refusal, int], Any]
     """The body of an error, from the refusal and HTTP's status."""
     statuses: dict[str, int] = field(default_factory=dict)
-    """HTTP's statuses that differ from STATUSES."""
+    """HTTP statuses that differ from STATUSES."""
     key_header: str = "authorization"
 
     def status(self, refusal: Refusal) -> int:
-        """Return HTTP's status for a refusal."""
+        """Return the HTTP status for a refusal."""
         return self.statuses.get(refusal.kind, STATUSES[refusal.kind])
 
     def key(self, request: Request) -> str:
@@ -99,32 +114,30 @@ class Operation:
     is_open: bool = False
     """Whether it needs no key."""
     while_loading: bool = False
-    """Whether it is answered before the model is there."""
+    """Whether it is answered while the model is loaded."""
     in_url: Any = None
-    """The type of the fields that it takes in the URL as well as in the body; None for none."""
+    """The type of the fields that it takes in the URL as well as in the body."""
 
 
-async def numbers(vectors: np.ndarray) -> list[msgspec.Raw]:
+def texts_of(given: "str | list[str]", names: Names, titles: Sequence[str | None] | None = None) -> Texts:
+    """Return the texts of a field that takes one text or a list."""
+    single = isinstance(given, str)
+    return Texts([given] if single else given, titles, single, names)
+
+
+def numbers(vectors: np.ndarray) -> list[Any]:
     """Return each vector of [n, width] or [width] as a JSON list; a float32 has the digits that tell it from others."""
-    return await off_loop(vectors.size > NUMBERS_ON_LOOP, _numbers, vectors)
-
-
-def _numbers(vectors: np.ndarray) -> list[msgspec.Raw]:
     rows = np.ascontiguousarray(np.atleast_2d(vectors))
     return [msgspec.Raw(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in rows]
 
 
-async def base64s(vectors: np.ndarray) -> list[Any]:
-    """Return each vector of [n, width] or [width] as base64 of its bytes, little-endian."""
-    return await off_loop(vectors.size > NUMBERS_ON_LOOP, _base64s, vectors)
-
-
-def _base64s(vectors: np.ndarray) -> list[Any]:
-    return [encoding.encode(row, "base64") for row in np.atleast_2d(vectors)]
+def base64s(vectors: np.ndarray) -> list[Any]:
+    """Return each vector of [n, width] or [width] as its bytes, little-endian, which msgspec writes as base64."""
+    return [row.tobytes() for row in np.atleast_2d(vectors)]
 
 
 def in_ranges(positions: Sequence[int]) -> str:
-    """Return ascending positions such as 3,17,20-29: at most some 5,000 characters for the 2,048 of a request."""
+    """Return ascending positions such as 3,17,20-29: at most about 5,000 characters for 2,048 positions."""
     ranges: list[list[int]] = []
     for position in positions:
         if ranges and position == ranges[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Why a request is refused, in the words and numbers that every API's own error is made of."""
+"""Why a request is refused: the kind and message that each API puts into its own form of error."""
 
 import re
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from batching.errors import Busy, EngineStopped
 from service import TooLong
 
 RETRY_AFTER_S = 1
-# What a request is refused for, and HTTP's status for it where an API has no other.
+# Kinds of refusals, with the HTTP status of each where an API has no other.
 STATUSES = {
     "invalid": 400,
     "long": 400,
     "body": 400,
     "key": 401,
+    "origin": 403,
     "model": 404,
     "path": 404,
     "method": 405,
@@ -26,7 +27,7 @@ STATUSES = {
 }
 
 
-# What to do about fields that some clients send.
+# Remedies for fields that some clients send.
 REMEDIES = {
     "messages": "send texts in 'input'; with mteb's wrapper set use_chat_template=False",
     "prompt": "send texts in 'input'",
@@ -36,7 +37,7 @@ REMEDIES = {
 
 @dataclass
 class Refusal(Exception):
-    """A request that is not answered as asked; `message` names the field, its problem and the remedy."""
+    """A refused request; `message` names the field, its problem and the remedy."""
 
     kind: str
     """One of STATUSES."""
@@ -44,13 +45,13 @@ class Refusal(Exception):
 
     @property
     def field(self) -> str | None:
-        """The field at fault, such as `input[3]`, where it is one field's fault."""
+        """The field at fault, such as `input[3]`; None where no single field is."""
         name = self.message.partition(": ")[0]
         return name if self.kind in ("invalid", "long", "model") and re.fullmatch(r"[\w.\[\]]+", name) else None
 
 
 def refusal_of(error: Exception) -> Refusal | None:
-    """Return why an exception refuses the request; None for an exception that nothing explains."""
+    """Return the refusal that an exception stands for; None for an unexpected exception."""
     match error:
         case Refusal():
             return error
@@ -74,13 +75,13 @@ def refusal_of(error: Exception) -> Refusal | None:
 
 
 def _invalid(problem: str) -> str:
-    """Return a message that begins with the field of msgspec's, which ends with the field."""
+    """Return msgspec's message with the field at its beginning instead of its end."""
     what, _, where = problem.partition(" - at `$")
     where = where.strip("`.")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
         field = unknown[1][:80]
         name = ".".join(filter(None, (where, field if re.fullmatch(r"\w+", field) else repr(field))))
-        remedy = REMEDIES.get(name, "leave it out, or see /docs for the fields that there are")
+        remedy = REMEDIES.get(name, "leave it out, or see /docs for its fields")
         return f"{name}: this API has no such field; {remedy}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
         return f"{'.'.join(filter(None, (where, missing[1])))}: it is missing; /docs has an example"

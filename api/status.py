@@ -16,7 +16,7 @@ class Status(msgspec.Struct):
 
 
 async def state(call: Call) -> Status:
-    """Say whether the server can go on: while it loads the model it can; when the engine is lost it cannot."""
+    """Return the server's state. Raises Refusal when the engine is lost, and only a restart helps."""
     if not call.service.started:
         return Status("starting")
     if not await call.service.healthy():

@@ -1,30 +1,37 @@
 """The API of Hugging Face's text-embeddings-inference (TEI)."""
 
-from typing import Any, Literal, cast
+from array import array
+from typing import Any, Literal
 
 import msgspec
 
 from api.fields import SIDES, URL_EXTRAS, Whole, agreed, cut_end, dimensions_of, one_of
-from api.names import MODEL, task_of
-from api.operations import Api, Call, Operation, numbers, options_of
+from api.names import MODEL, OUR_TASKS, Tasks, task_of
+from api.operations import Answer, Api, Call, Operation, numbers, options_of, texts_of
 from api.refusal import Refusal
+from batching.pools import CHARACTERS, run, run_in_pieces
+from engine.pieces import Pieces
 from engine.threads import usable_threads
-from engine.tokenizer import Truncate
-from service import CHARACTERS_ON_LOOP, Service, off_loop
-from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK, prompt_for
+from engine.tokenizer import TOKENS_AT_ONCE, Tokenizer, Truncate
+from engine.tokenizer import Token as ModelToken
+from settings.version import NAMED
+from tasks import PROMPT_NAMES, TITLED_TASK, prompt_for
+from texts.limits import MAX_TEXTS
 from texts.options import Options
-from texts.request import MAX_TEXTS, Names, check_texts
+from texts.request import TEXT_CHARS, Names, Texts
 
 NAMES = Names("inputs", "inputs[{}]")
-TASKS = PROMPT_NAMES | {task: task for task in PROMPTS}
+TASKS: Tasks = {**PROMPT_NAMES, **OUR_TASKS}
 VERSION = "1.9.3"
-"""For clients that look at the version for what it has: since 1.9 texts are cut unless a request says otherwise."""
+"""Clients look at the version to see what it can do: since 1.9 texts are cut unless a request says otherwise."""
 AUTO_TRUNCATE = True
+# In all texts of a call to /tokenize, whose answer has some 100 bytes for each token.
+MOST_TOKENS = 1 << 18
 SWITCHES = {"true": True, "false": False}
 
 
 class HubOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What the clients of Hugging Face's own servers send beside a request. It changes nothing here."""
+    """Fields for Hugging Face's own servers. They change nothing here."""
 
     use_cache: bool | None = None
     wait_for_model: bool | None = None
@@ -33,7 +40,7 @@ class HubOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Parameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """How texts are embedded; `prompt_name` is a task, or one of sentence-transformers' names for its prompt."""
+    """How texts are embedded; `prompt_name` is a task, or sentence-transformers' name for its prompt."""
 
     prompt_name: str | None = None
     dimensions: Whole | None = None
@@ -44,20 +51,20 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Common(Parameters, forbid_unknown_fields=True, kw_only=True):
-    """Parameters are beside the texts as TEI has them, in an object of their own as other clients do, or in the URL."""
+    """Parameters stand beside the texts as in TEI, in an object of their own as other clients do, or in the URL."""
 
     parameters: Parameters | None = None
     options: HubOptions | None = None
 
 
 class EmbedRequest(Common, forbid_unknown_fields=True, kw_only=True):
-    """A text or a list of them."""
+    """A text or a list of texts."""
 
     inputs: str | list[str]
 
 
 class Sentences(msgspec.Struct, forbid_unknown_fields=True):
-    """A text, and those to compare it with."""
+    """A text, and the texts to compare it with."""
 
     source_sentence: str
     sentences: list[str]
@@ -70,7 +77,7 @@ class SimilarityRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
 
 class EmbedOrCompareRequest(Common, forbid_unknown_fields=True, kw_only=True):
-    """What huggingface_hub posts to /: a request of /embed, or one of /similarity."""
+    """What huggingface_hub posts to /: a request for /embed or for /similarity."""
 
     inputs: str | list[str] | Sentences
 
@@ -105,10 +112,10 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
 
 
 class Said:
-    """What a request says in its body, in the body's `parameters` and in its URL."""
+    """The fields that a request sends in its body, in the body's `parameters` and in its URL."""
 
     def __init__(self, call: Call, kind: type[msgspec.Struct]) -> None:
-        """Raises msgspec.ValidationError for what the URL has and `kind` has not."""
+        """Raises msgspec.ValidationError for a field in the URL that `kind` does not have."""
         self._service = call.service
         self._places: list[tuple[str, Any]] = [("", call.body)]
         if nested := getattr(call.body, "parameters", None):
@@ -118,33 +125,33 @@ class Said:
             raise ValueError("URL: it has a field more than once; give each once")
         self._places.append(("URL.", msgspec.convert(dict(in_url), kind, strict=False)))
 
-    def all(self, field: str) -> dict[str, Any]:
-        """Return the values of a field that were sent, each by where it stands."""
+    def values(self, field: str) -> dict[str, Any]:
+        """Return the values that were sent of a field, by their places."""
         said = {f"{place}{field}": getattr(fields, field) for place, fields in self._places}
         return {name: value for name, value in said.items() if value is not None}
 
-    def one(self, field: str) -> Any:
-        """Return the value of a field that was sent, None if none was. Raises ValueError where two differ."""
-        return agreed(*((name, value, _switch(value)) for name, value in self.all(field).items()))
+    def value(self, field: str) -> Any:
+        """Return the value that was sent of a field, or None. Raises ValueError where two differ."""
+        return agreed(*((name, value, _switch(value)) for name, value in self.values(field).items()))
 
     def task(self) -> str | None:
-        """Return the task, None if none was sent. Raises ValueError where two differ."""
-        return task_of(self._service, {}, self.all("prompt_name"), TASKS)
+        """Return the task that was sent, or None. Raises ValueError where two differ."""
+        return task_of(self._service.name, {}, self.values("prompt_name"), TASKS)
 
     def options(self, default_task: str = TITLED_TASK) -> Options:
         """Return the options. Raises ValueError where two places differ."""
-        one_of("encoding_format", self.one("encoding_format"), ("float",))
+        one_of("encoding_format", self.value("encoding_format"), ("float",))
         return options_of(
             self.task(),
             default_task=default_task,
-            embedding_dim=dimensions_of(*self.all("dimensions").items()),
-            normalize=self.one("normalize") is not False,
+            embedding_dim=dimensions_of(*self.values("dimensions").items()),
+            normalize=self.value("normalize") is not False,
             truncate=self._truncate(),
         )
 
     def _truncate(self) -> Truncate:
-        """Return the end to cut. `truncate` may name it, too."""
-        truncate, direction = self.one("truncate"), self.one("truncation_direction")
+        """Return the end to cut, which `truncate` may name too."""
+        truncate, direction = self.value("truncate"), self.value("truncation_direction")
         end = cut_end(AUTO_TRUNCATE if truncate is None else truncate)
         if direction is None or end == "none":
             return end
@@ -154,59 +161,75 @@ class Said:
 
 
 def _switch(value: Any) -> Any:
-    """Return a value without regard to case, and what stands for true and false in a URL."""
+    """Return a value in lower case, with true and false of a URL as booleans."""
     return SWITCHES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
-async def embed(call: Call) -> list[list[float]]:
-    """Embed a text or a list of them."""
-    inputs: str | list[str] = call.body.inputs
+async def embed(call: Call) -> Answer:
+    """Embed a text or a list of texts."""
     options = Said(call, Parameters).options()
-    single = isinstance(inputs, str)
-    embedded = await call.embed([inputs] if isinstance(inputs, str) else inputs, options, NAMES, single)
-    call.headers["x-compute-tokens"] = str(sum(embedded.token_counts))
-    return cast(list[list[float]], await numbers(embedded.vectors))
+    embedded = await call.service.embed(texts_of(call.body.inputs, NAMES), options)
+    tokens = {"x-compute-tokens": str(embedded.tokens)}
+    return Answer(lambda: numbers(embedded.vectors), [embedded], extra_headers=tokens)
 
 
-async def embed_or_compare(call: Call) -> list[list[float]] | list[float]:
+async def embed_or_compare(call: Call) -> Answer:
     """Embed texts, or compare them, as the body asks."""
     return await (similarity if isinstance(call.body.inputs, Sentences) else embed)(call)
 
 
-async def similarity(call: Call) -> list[float]:
+async def similarity(call: Call) -> Answer:
     """Return the cosine of the source sentence and each of the sentences."""
     inputs: Sentences = call.body.inputs
     options = Said(call, Parameters).options("semantic_similarity")
-    one = await call.embed([inputs.source_sentence], options, Names("inputs.source_sentence"), single=True)
-    others = await call.embed(inputs.sentences, options, Names(texts="inputs.sentences[{}]"))
-    call.truncated = [*one.truncated, *(1 + i for i in others.truncated)]
-    call.prompted = [*one.prompted, *(1 + i for i in others.prompted)]
-    return cast(list[float], (others.vectors @ one.vectors).tolist())
+    sentence = Texts([inputs.source_sentence], single=True, names=Names("inputs.source_sentence"))
+    source = await call.service.embed(sentence, options)
+    others = await call.service.embed(Texts(inputs.sentences, names=Names(texts="inputs.sentences[{}]")), options)
+    return Answer(lambda: (others.vectors @ source.vectors).tolist(), [source, others])
 
 
-async def tokenize(call: Call) -> list[list[Token]]:
+async def tokenize(call: Call) -> Answer:
     """Return the tokens of each text, uncut."""
     asked: TokenizeRequest = call.body
-    single = isinstance(asked.inputs, str)
-    texts = check_texts([asked.inputs] if single else asked.inputs, single=single, names=NAMES)
+    given = texts_of(asked.inputs, NAMES)
+    texts, _ = await run(CHARACTERS, given.characters, given.checked)
     said = Said(call, TokenParameters)
     prompt = prompt_for(said.task() or "none")
-    is_large = sum(map(len, texts.texts)) > CHARACTERS_ON_LOOP
-    add_special_tokens = said.one("add_special_tokens") is not False
-    return await off_loop(is_large, _tokens, call.service, prompt, texts.texts, add_special_tokens)
+    add_special_tokens = said.value("add_special_tokens") is not False
+    prompted = [prompt + text for text in texts]
+    characters = sum(map(len, prompted)) + TEXT_CHARS * len(prompted)
+    pieces = _tokens(call.service.engine.tokenizer, prompted, add_special_tokens)
+    lists = await run_in_pieces(CHARACTERS, characters, pieces)
+    return Answer(lambda: lists, characters=characters)
 
 
-def _tokens(service: Service, prompt: str, texts: list[str], add_special_tokens: bool) -> list[list[Token]]:
-    tokenizer = service.engine.tokenizer
-    return [
-        [
-            Token(token.id, token.text, True, None, None)
-            if token.special
-            else Token(token.id, (prompt + text)[token.start : token.end], False, token.start, token.end)
-            for token in tokenizer.tokens(prompt + text, add_special_tokens)
-        ]
-        for text in texts
-    ]
+def _tokens(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) -> Pieces[list[msgspec.Raw]]:
+    """Return a JSON list of the tokens of each text. Raises ValueError for more than MOST_TOKENS together."""
+    count = 0
+    is_countless = sum(map(len, texts)) > CHARACTERS.at_once
+    for tokens in tokenizer.add_starts(texts, [array("I") for _ in texts]) if is_countless else ():
+        count += tokens
+        if count > MOST_TOKENS:
+            raise ValueError(f"inputs: the texts have more than {MOST_TOKENS:,} tokens; send less text at once")
+        yield
+    answer: list[msgspec.Raw] = []
+    characters = 0
+    for text in texts:
+        lists: list[bytes] = []
+        for some in tokenizer.token_lists(text, add_special_tokens):
+            lists.append(msgspec.json.encode([_token(each, text) for each in some])[1:-1])
+            characters += len(some)
+            if characters > TOKENS_AT_ONCE:
+                characters = 0
+                yield
+        answer.append(msgspec.Raw(b"[%s]" % b",".join(lists)))
+    return answer
+
+
+def _token(token: ModelToken, text: str) -> Token:
+    if token.special:
+        return Token(token.id, token.text, True, None, None)
+    return Token(token.id, text[token.start : token.end], False, token.start, token.end)
 
 
 async def info(call: Call) -> dict[str, Any]:
@@ -228,24 +251,24 @@ async def info(call: Call) -> dict[str, Any]:
         "tokenization_workers": usable_threads(),
         "version": VERSION,
         "sha": None,
-        "docker_label": None,
+        "docker_label": NAMED.replace(" ", "-"),
     }
 
 
 API = Api("TEI", error, {"invalid": 422, "body": 422, "long": 413, "failed": 424})
 OPERATIONS = [
-    Operation(API, "POST", path, summary, handle, asks, answers, in_url=in_url)
-    for path, summary, handle, asks, answers, in_url in (
-        ("/embed", "Embed texts.", embed, EmbedRequest, list[list[float]], Parameters),
-        (
-            "/",
-            "Embed or compare texts.",
-            embed_or_compare,
-            EmbedOrCompareRequest,
-            list[list[float] | float],
-            Parameters,
-        ),
-        ("/similarity", "Compare a text with others.", similarity, SimilarityRequest, list[float], Parameters),
-        ("/tokenize", "Cut texts into tokens.", tokenize, TokenizeRequest, list[list[Token]], TokenParameters),
-    )
-] + [Operation(API, "GET", "/info", "Say what is served.", info, answers=dict[str, Any])]
+    Operation(API, "POST", "/embed", "Embed texts.", embed, EmbedRequest, list[list[float]], in_url=Parameters),
+    Operation(
+        API, "POST", "/", "Embed or compare texts.", embed_or_compare, EmbedOrCompareRequest, list[list[float] | float],
+        in_url=Parameters,
+    ),
+    Operation(
+        API, "POST", "/similarity", "Compare a text with others.", similarity, SimilarityRequest, list[float],
+        in_url=Parameters,
+    ),
+    Operation(
+        API, "POST", "/tokenize", "Cut texts into tokens.", tokenize, TokenizeRequest, list[list[Token]],
+        in_url=TokenParameters,
+    ),
+    Operation(API, "GET", "/info", "Say what is served.", info, answers=dict[str, Any]),
+]  # fmt: skip

@@ -1,1 +1,1 @@
-"""Many requests, one forward pass: `batcher` is what others call, `errors` what it raises."""
+"""Many requests in one forward pass: others call `batcher`, which raises what is in `errors`."""

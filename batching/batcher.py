@@ -1,61 +1,74 @@
-"""Many requests to vectors: a coroutine for each request, and one thread that computes their batches.
+"""From many requests to vectors: a coroutine for each request, and one thread that computes their batches.
 
-There is no timer. Whatever waits when the device is free makes the next batch; an idle device starts at once.
+There is no timer. Whatever waits when the device is free becomes the next batch; an idle device starts at once.
 """
 
-import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
+from batching.admission import Claim
+from batching.pools import TEXTS, run
 from batching.queue import Queue
 from batching.request import Batch, Cost, Request, batch_ranges
 from batching.stats import Totals
-from engine.contract import Engine, Ranges
+from engine.contract import Engine, Ranges, TokenIds
 
 logger = logging.getLogger(__name__)
 
-# Admitting a text takes some microseconds: a request of more texts is admitted beside the event loop.
-TEXTS_ADMITTED_ON_LOOP = 64
+# Seconds after which a thread that waits for the interpreter's lock gets it. A short text needs it some ten times: with
+# Python's default of 5 ms and two other busy threads that takes 100 ms, and a pass of hundreds of launches on a GPU
+# takes a hundred times as long (docs/decisions.md).
+SWITCH_S = 1e-3
 
 
 class Batcher:
     """Computes the texts of all requests, in batches of like length, on one thread that owns the engine."""
 
     def __init__(self, engine: Engine, max_waiting_tokens: int, cache_bytes: int) -> None:
-        """Start the thread. A request is never refused when nothing waits; `cache_bytes` of 0 caches nothing."""
+        """Start the thread. A single request is never refused; with `cache_bytes` of 0 nothing is cached."""
+        sys.setswitchinterval(SWITCH_S)
         self._engine = engine
         self._queue = Queue(max_waiting_tokens, cache_bytes, lambda: engine.batch_tokens)
         self._computing_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def embed(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> tuple[np.ndarray, Cost]:
+    def claim(self, tokens: int) -> AbstractContextManager[Claim]:
+        """Claim about `tokens` of what may wait, for a request whose texts are not tokenized yet.
+
+        Raises Busy, so nothing is tokenized in vain, and EngineStopped. A small request claims nothing yet.
+        """
+        return self._queue.claim(tokens)
+
+    async def embed(
+        self, token_ids: Sequence[TokenIds], ranges: Ranges | None = None, claim: Claim | None = None
+    ) -> tuple[np.ndarray, Cost]:
         """Return float32 [n, 768] before the final normalisation, in the order of the texts, and what they cost.
 
-        A row for each text, or with `ranges` for each range of each text's tokens; see `Engine.embed`.
+        A row for each text, or with `ranges` for each range of each text's tokens; see `Engine.embed`. `claim` is the
+        request's earlier claim.
         Raises Busy when too much is waiting, EngineFailed with the cause when the engine cannot compute one of the
         texts, EngineStopped when the engine's thread has died or the batcher was closed. On cancellation, texts
         that only this request waits for are not computed.
         """
-        return await self._answer(Request(token_ids, ranges))
+        return await self._answer(Request(token_ids, ranges, claim=claim))
 
-    async def embed_afresh(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Return one text's float32 [768], computed for certain: not from the cache, not refused as busy."""
+    async def embed_afresh(self, token_ids: TokenIds) -> np.ndarray:
+        """Return a text's float32 [768], always computed: never taken from the cache, never refused as busy."""
         vectors, _ = await self._answer(Request([token_ids], afresh=True))
         return vectors[0]
 
     async def _answer(self, request: Request) -> tuple[np.ndarray, Cost]:
         try:
-            if len(request.token_ids) > TEXTS_ADMITTED_ON_LOOP:
-                await asyncio.to_thread(self._queue.admit, request)
-            else:
-                self._queue.admit(request)
-            cost = await request.cost
+            await run(TEXTS, len(request.token_ids), self._queue.admit, request)
+            cost = await request.answer()
             return request.vectors, cost
         finally:
             self._queue.withdraw(request)
@@ -66,11 +79,11 @@ class Batcher:
             self._queue.count(truncated, prompted)
 
     def totals(self) -> Totals:
-        """Return what was asked and computed since the start."""
+        """Return what was requested and computed since the start."""
         return self._queue.totals()
 
     def waiting_tokens(self) -> int:
-        """Return the tokens of the texts that wait for their batch."""
+        """Return how many tokens wait for their batch."""
         return self._queue.waiting_tokens()
 
     def stuck_s(self) -> float:
@@ -90,7 +103,7 @@ class Batcher:
         try:
             self._work()
         except BaseException as error:  # an engine's Exception fails single texts; anything else ends the thread
-            logger.critical("the engine's thread has ended", exc_info=True)
+            logger.critical("the engine's thread has ended: %r", error, exc_info=True)
             self._queue.stop(f"the engine's thread has ended ({error!r}); start the server again")
         finally:
             self._computing_since = None

@@ -1,12 +1,12 @@
-"""What a request may get in place of its vectors."""
+"""The errors that a request may get instead of its vectors."""
 
 
 class Busy(RuntimeError):
-    """More tokens are waiting than the limit allows: try again."""
+    """More tokens are waiting than the limit allows; try again later."""
 
 
 class EngineFailed(RuntimeError):
-    """The engine cannot compute a text: it raised for that text alone, or the vector was not finite."""
+    """The engine cannot compute a text: it raised an error for that text alone, or the vector was not finite."""
 
     def __init__(self, position: int, cause: str) -> None:
         """`position` is the index of the text in its request."""
@@ -15,4 +15,4 @@ class EngineFailed(RuntimeError):
 
 
 class EngineStopped(RuntimeError):
-    """Nothing more is computed: an error ended the engine's thread, or the batcher was closed."""
+    """Nothing more is computed, as an error ended the engine's thread or the batcher was closed."""

@@ -1,29 +1,29 @@
-"""Whether the server still computes the vectors that it computed when it started."""
+"""Whether the server still computes the vectors that it computed at its start."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
 from batching.batcher import Batcher
 from batching.errors import EngineFailed, EngineStopped
+from engine.contract import TokenIds
 
 logger = logging.getLogger(__name__)
 
 # Cog waits five seconds for a health check.
 PATIENCE_S = 4.0
-# A check that follows sooner returns the last answer.
+# A check after less time returns the last answer.
 EVERY_S = 5.0
 # No batch takes this long, not even the longest on the slowest CPU.
 HANG_S = 60.0
 
 
 class Health:
-    """Embeds a canary text now and then and compares its vector with that of the setup."""
+    """Embeds a canary text now and then, and compares its vector with that of the setup."""
 
-    def __init__(self, batcher: Batcher, token_ids: Sequence[int], vector: np.ndarray, allowed: float) -> None:
+    def __init__(self, batcher: Batcher, token_ids: TokenIds, vector: np.ndarray, allowed: float) -> None:
         """`vector` is the canary's float32 [768]; `allowed` is the largest relative error that rounding explains."""
         self._batcher = batcher
         self._token_ids = token_ids
@@ -33,7 +33,7 @@ class Health:
         self._problem: str | None = None
 
     async def check(self) -> bool:
-        """Return whether the engine's thread lives, no batch hangs and the canary's vector is what it was."""
+        """Return whether the engine's thread lives, no batch hangs, and the canary's vector has not changed."""
         if time.monotonic() - self._checked_at >= EVERY_S:
             self._checked_at = time.monotonic()
             problem = await self._find_problem()

@@ -1,98 +1,159 @@
-"""What the event loop and the engine's thread share, under one lock: requests, waiting texts, cached vectors."""
+"""What the event loop and the engine's thread share under a lock: requests, waiting texts, cached vectors."""
 
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
+from batching.admission import Admission, Claim
 from batching.errors import Busy, EngineFailed, EngineStopped
-from batching.request import Batch, Job, Request, batch_ranges
+from batching.request import Batch, Cost, Job, Request, batch_ranges, wake
 from batching.scheduler import Scheduler
 from batching.stats import Stats, Totals
 from batching.vector_cache import VectorCache
-from engine.contract import vector_rows
+from engine.contract import TokenIds, as_array, vector_bounds
+
+# The lock is released after this many texts, which take some milliseconds.
+TEXTS_LOCKED = 512
+
+Text = tuple[TokenIds, Sequence[tuple[int, int]] | None]
+"""The token ids of a text, and the ranges of them that each get a vector."""
 
 
 class Queue:
     """Requests in, batches out, vectors back. Every method may be called by any thread."""
 
     def __init__(self, max_waiting_tokens: int, cache_bytes: int, budget: Callable[[], int]) -> None:
-        """`budget` returns how many tokens a batch may hold at that moment."""
-        self._max_waiting_tokens = max_waiting_tokens
+        """`budget` returns how many tokens a batch may hold at the moment."""
         self._budget = budget
+        self._admission = Admission(max_waiting_tokens, budget())
         self._cache = VectorCache(cache_bytes)
         self._scheduler = Scheduler()
         self._in_flight: dict[bytes, Job] = {}  # waiting or computing, by key
         self._requests: set[Request] = set()
         self._stop_reason: str | None = None
         self._stats = Stats()
-        self._changed = threading.Condition()  # its lock is re-entrant
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+
+    @contextmanager
+    def claim(self, tokens: int) -> Iterator[Claim]:
+        """Claim about `tokens` for a request whose tokens are not counted yet. Raises Busy, EngineStopped.
+
+        Small requests claim theirs on admission: until then they cost next to nothing.
+        """
+        claim = Claim()
+        self._raise_if_stopped()
+        if tokens > self._admission.small_tokens:
+            with self._lock:
+                self._claim(claim, tokens)
+        try:
+            yield claim
+        finally:
+            if claim.tokens:  # the request was not admitted, as an answered or withdrawn one has nothing left
+                with self._lock:
+                    self._admission.release(claim)
 
     def admit(self, request: Request) -> None:
         """Fill the texts that are cached and queue the rest, identical texts once. Ignores a withdrawn request.
 
-        Raises Busy or EngineStopped, and then changes nothing.
+        Raises Busy or EngineStopped. Others can use the queue after every TEXTS_LOCKED texts of a large request.
         """
-        ranges = [None] * len(request.token_ids) if request.ranges is None else request.ranges
-        texts = list(zip(request.token_ids, ranges, strict=True))
-        keys = [_key(*text) for text in texts]
-        with self._changed:
-            if self._stop_reason is not None:
-                raise EngineStopped(self._stop_reason)
-            if request.withdrawn:
-                return
-            if request.afresh:
-                self._enqueue(request, list(enumerate(Job(*text) for text in texts)))
-                return
-            new: dict[bytes, Job] = {}
-            cached: list[tuple[int, np.ndarray]] = []
-            jobs: list[tuple[int, Job]] = []
-            for position, (key, text) in enumerate(zip(keys, texts, strict=True)):
-                if (vectors := self._cache.get(key)) is not None:
-                    cached.append((position, vectors))
-                else:
-                    jobs.append((position, self._in_flight.get(key) or new.setdefault(key, Job(*text, key))))
-            self._refuse_if_busy(sum(len(job.token_ids) for job in new.values()))
-            self._in_flight |= new
-            self._enqueue(request, jobs)
-            for position, vectors in cached:
-                request.fill(position, vectors, from_cache=True)
-            self._stats.count_request(len(texts), sum(map(len, request.token_ids)), len(cached))
+        texts: list[Text] = [(ids, None) for ids in request.token_ids]
+        if request.ranges is not None:
+            texts = list(zip(request.token_ids, request.ranges, strict=True))
+        keys = [None if request.afresh else _key(*text) for text in texts]
+        tokens = sum(map(len, request.token_ids))
+        queued = 0
+        for start in range(0, len(keys), TEXTS_LOCKED):
+            end = start + TEXTS_LOCKED
+            with self._lock:
+                self._raise_if_stopped()
+                if request.withdrawn:
+                    return
+                cached, wanted, new = self._look_up(keys[start:end], texts, start)
+                if start == 0:
+                    if not request.afresh:
+                        new_ids = [job.token_ids for job in new.values()]
+                        self._claim(request.claim, sum(map(len, [*new_ids, *request.token_ids[end:]])))
+                        self._stats.count_request(len(texts), tokens)
+                    self._requests.add(request)
+                self._in_flight |= new
+                queued = self._enqueue(request, wanted, queued)
+                if cached:
+                    self._settle(request, request.fill(list(cached), list(cached.values()), from_cache=True))
+                    self._stats.totals.cache_hits += len(cached)
 
-    def _refuse_if_busy(self, tokens: int) -> None:
-        waiting = self._scheduler.tokens
-        if waiting and tokens and waiting + tokens > self._max_waiting_tokens:
+    def _look_up(
+        self, keys: Sequence[bytes | None], texts: Sequence[Text], start: int
+    ) -> tuple[dict[int, np.ndarray], dict[Job, list[int]], dict[bytes, Job]]:
+        """Return cached vectors by position, the positions of other texts by their jobs, and the new jobs by key.
+
+        `keys` are those of the texts from position `start` on.
+        """
+        new: dict[bytes, Job] = {}
+        cached: dict[int, np.ndarray] = {}
+        wanted: dict[Job, list[int]] = {}
+        for position, key in enumerate(keys, start):
+            if key is None:
+                wanted[Job(*texts[position])] = [position]
+            elif (vectors := self._cache.get(key)) is not None:
+                cached[position] = vectors
+            else:
+                job = self._in_flight.get(key) or new.get(key)
+                if job is None:
+                    job = new[key] = Job(*texts[position], key)
+                wanted.setdefault(job, []).append(position)
+        return cached, wanted, new
+
+    def _claim(self, claim: Claim, tokens: int) -> None:
+        try:
+            self._admission.claim(claim, tokens)
+        except Busy:
             self._stats.count_refused()
-            raise Busy(
-                f"busy: {waiting:,} tokens are waiting and this request has {tokens:,} more, beyond the limit of "
-                f"{self._max_waiting_tokens:,}; try again in a moment"
-            )
+            raise
 
-    def _enqueue(self, request: Request, jobs: list[tuple[int, Job]]) -> None:
-        """Make the request an owner of its jobs, each with the text's position, and schedule those that are new."""
-        self._requests.add(request)
-        request.jobs = [job for _, job in jobs]
-        for position, job in jobs:
-            job.owners.append((request, position))
+    def _raise_if_stopped(self) -> None:
+        if self._stop_reason is not None:
+            raise EngineStopped(self._stop_reason)
+
+    def _enqueue(self, request: Request, jobs: dict[Job, list[int]], queued: int) -> int:
+        """Make the request an owner of its jobs, with the positions of each job's text, and schedule new jobs.
+
+        `queued` is what the scheduler counted for the request's earlier texts; returns what it counts with these.
+        """
         if jobs:
-            self._scheduler.add(request.jobs, self._budget())
+            for job, positions in jobs.items():
+                job.owners.setdefault(request, []).extend(positions)
+            request.jobs += jobs
+            queued = self._scheduler.add(jobs, queued)
             self._changed.notify()
+        return queued
+
+    def _settle(self, request: Request, outcome: Cost | Exception | None) -> None:
+        """Give the request this outcome, if it is one and the first. Wake the request without the lock."""
+        if outcome is None or request.outcome is not None:
+            return
+        request.outcome = outcome
+        self._requests.discard(request)
+        self._admission.release(request.claim)
+        if isinstance(outcome, Cost) and not request.afresh:
+            self._stats.count_answer(outcome.queue_ms / 1000, outcome.compute_ms / 1000)
 
     def withdraw(self, request: Request) -> None:
-        """Remove a request, answered or not; texts that no other request waits for will not be computed."""
-        with self._changed:
+        """Remove a request, answered or not. Texts that no other request waits for will not be computed."""
+        if isinstance(request.outcome, Cost):  # nothing of it is left
+            return
+        with self._lock:
             request.withdrawn = True
             self._requests.discard(request)
-            if (cost := request.known_cost) is not None and not request.afresh:
-                self._stats.count_answer(cost.queue_ms / 1000, cost.compute_ms / 1000)
+            self._admission.release(request.claim)
             for job in request.jobs:
-                if not job.owners:
-                    continue
-                job.owners = [(owner, position) for owner, position in job.owners if owner is not request]
-                if not job.owners and not job.started:
+                if job.owners.pop(request, None) and not job.owners and not job.started:
                     self._scheduler.discard(job)
                     self._forget(job)
 
@@ -100,68 +161,77 @@ class Queue:
         """Return the next batch; None once the queue is stopped.
 
         When nothing waits, this sleeps until something changes or the stats' line is due, and returns an empty batch.
-        With `full` it never sleeps, and returns an empty batch where the waiting texts would not fill one.
+        With `full` it never sleeps, and returns an empty batch unless the waiting texts fill a batch.
         """
-        with self._changed:
+        with self._lock:
             if self._stop_reason is not None:
                 return None
             if full and self._scheduler.tokens < self._budget():
                 return []
-            batch = self._scheduler.take(self._budget())
+            batch = self._scheduler.take(self._budget(), len(self._requests))
             if not batch:
                 self._changed.wait(self._stats.due_in_s())
             for job in batch:
-                for request, _ in job.owners:
+                for request in job.owners:
                     request.start(len(batch))
             return batch
 
     def deliver(self, batch: Batch, vectors: np.ndarray) -> None:
-        """Hand out and cache the vectors of a batch, float32 [n, 768]. A text whose vectors are not finite fails."""
-        finite = np.isfinite(vectors).all(axis=1)
-        with self._changed:
-            for job, rows in zip(batch, vector_rows(len(batch), batch_ranges(batch)), strict=True):
-                job_vectors = vectors[rows.start : rows.stop]
-                if not finite[rows.start : rows.stop].all():
-                    self.fail(job, "its vector is not finite")
+        """Distribute and cache the vectors of a batch, float32 [n, 768]. A text whose vectors are not finite fails."""
+        finite = np.isfinite(vectors).all(axis=1).tolist()
+        with self._lock:
+            waiting = dict.fromkeys(request for job in batch for request in job.owners)
+            for job, (start, end) in zip(batch, pairwise(vector_bounds(len(batch), batch_ranges(batch))), strict=True):
+                if not all(finite[start:end]):
+                    self._fail(job, "its vector is not finite")
                     continue
+                job_vectors = vectors[start:end]
                 if job.key is not None:
                     self._cache.put(job.key, job_vectors)
-                for request, position in job.owners:
-                    request.fill(position, job_vectors)
+                for request, positions in job.owners.items():
+                    self._settle(request, request.fill(positions, [job_vectors] * len(positions)))
                 self._forget(job)
             self._stats.count_batch(len(batch), sum(len(job.token_ids) for job in batch))
+        wake(waiting)
 
     def fail(self, job: Job, cause: str) -> None:
         """Make the requests that wait for this text raise EngineFailed."""
-        with self._changed:
-            for request, position in job.owners:
-                request.settle(EngineFailed(position, cause))
-            self._forget(job)
+        with self._lock:
+            waiting = list(job.owners)
+            self._fail(job, cause)
+        wake(waiting)
+
+    def _fail(self, job: Job, cause: str) -> None:
+        for request, positions in job.owners.items():
+            self._settle(request, EngineFailed(positions[0], cause))
+        self._forget(job)
 
     def stop(self, reason: str) -> None:
-        """Make all requests, and all that come later, raise EngineStopped with the first reason given."""
-        with self._changed:
+        """Make all present and later requests raise EngineStopped with the first reason given."""
+        with self._lock:
             self._stop_reason = self._stop_reason or reason
-            for request in self._requests:
-                request.settle(EngineStopped(self._stop_reason))
+            waiting = list(self._requests)
+            for request in waiting:
+                self._settle(request, EngineStopped(self._stop_reason))
             self._changed.notify()
+        wake(waiting)
 
     def stats_line(self) -> str | None:
-        """Return the line of the last minute when it is due, and start the next."""
-        with self._changed:
+        """Return the log line of the last minute if it is due, and start the next minute."""
+        with self._lock:
             if self._stats.due_in_s() != 0:
                 return None
             return self._stats.line()
 
     def count(self, truncated: int, prompted: int) -> None:
-        """Count texts that were cut before they came here, and those that began with their prompt."""
-        with self._changed:
+        """Count texts that were cut to the limit, and texts that began with their prompt."""
+        with self._lock:
             self._stats.totals.truncated += truncated
             self._stats.totals.prompted += prompted
 
     def totals(self) -> Totals:
         """Return the counters since the start, as they are now."""
-        with self._changed:
+        with self._lock:
             return deepcopy(self._stats.totals)
 
     def waiting_tokens(self) -> int:
@@ -169,14 +239,15 @@ class Queue:
         return self._scheduler.tokens
 
     def _forget(self, job: Job) -> None:
-        job.owners = []
+        job.owners = {}
         if job.key is not None:
             self._in_flight.pop(job.key, None)
 
 
-def _key(token_ids: Sequence[int], ranges: Sequence[tuple[int, int]] | None) -> bytes:
-    """Return what tells a text from all others: the ids themselves, 4 bytes each."""
+def _key(token_ids: TokenIds, ranges: Sequence[tuple[int, int]] | None) -> bytes:
+    """Return a key that tells a text from all others: its ids, 4 bytes each, and its ranges."""
+    ids = as_array(token_ids).tobytes()
     if ranges is None:
-        return array("I", token_ids).tobytes()
+        return ids
     # The byte in front gives a length that no key without ranges has.
-    return b"R" + array("I", [len(token_ids), *token_ids, *chain.from_iterable(ranges)]).tobytes()
+    return b"R" + array("I", [len(token_ids), *chain.from_iterable(ranges)]).tobytes() + ids

@@ -1,4 +1,4 @@
-"""What the batcher has done since its start, for metrics, and in the last minute, as a line of the log."""
+"""What the batcher has done: since its start, for metrics, and in the last minute, for the log."""
 
 import time
 from bisect import bisect_left
@@ -12,7 +12,7 @@ TOKENS = (32, 128, 512, 2048, 8192, 32768, 131072)
 
 @dataclass
 class Histogram:
-    """How many values were at most each of the ascending `bounds`, how many beyond the last, and their sum."""
+    """How many values fall into each bucket up to the ascending `bounds`, or beyond the last, and their sum."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(init=False)
@@ -29,7 +29,7 @@ class Histogram:
 
 @dataclass
 class Totals:
-    """Counters since the start; every text of every request counts, whether cached or computed."""
+    """Counters since the start. Every text of every request counts, cached or computed."""
 
     requests: int = 0
     texts: int = 0
@@ -48,20 +48,19 @@ class Totals:
 
 
 class Stats:
-    """Counts, and writes a line a minute. A minute starts with its first request, so an idle server logs nothing."""
+    """Counts, and writes a line each minute. A minute starts with a request, so an idle server logs nothing."""
 
     def __init__(self) -> None:
         self.totals = Totals()
         self._minute_started: float | None = None
         self._before = Totals()
 
-    def count_request(self, texts: int, tokens: int, cache_hits: int) -> None:
+    def count_request(self, texts: int, tokens: int) -> None:
         """Count a request that was admitted."""
         self._begin_minute()
         self.totals.requests += 1
         self.totals.texts += texts
         self.totals.tokens += tokens
-        self.totals.cache_hits += cache_hits
 
     def count_refused(self) -> None:
         """Count a request that was refused as busy."""

@@ -1,15 +1,16 @@
-"""Arrow types: which column may hold what, and as what it is kept.
+"""Arrow types: which a column may have, and which it is kept as.
 
-What is carried is never turned into Python's values and back: they have no nanoseconds, for one.
+Carried values never become Python's and come back: those lack nanoseconds, for example.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from corpus.rows import BadRow, Columns, CorpusError, Row, make_row, not_utf8
+from corpus.rows import BadRow, Columns, CorpusError, Row, cut, label, make_row, not_utf8, quoted
 
 Leaf = Callable[[pa.DataType], pa.DataType]
 
@@ -34,7 +35,7 @@ def mapped(kind: pa.DataType, leaf: Leaf) -> pa.DataType:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a column is kept as: without dictionaries, and without views, which few functions know."""
+    """Return the type that a column is kept as: without dictionaries, and without views, which few functions take."""
 
     def leaf(kind: pa.DataType) -> pa.DataType:
         if pa.types.is_dictionary(kind):
@@ -45,10 +46,10 @@ def plain(kind: pa.DataType) -> pa.DataType:
 
 
 def for_json(kind: pa.DataType) -> pa.DataType:
-    """Return the type whose Python values are JSON that loses nothing; bytes are left to the caller.
+    """Return the type whose Python values are JSON without loss; bytes are left to the caller.
 
-    Times become ISO 8601 in all their digits (beyond year 32767 their number, and that it is), durations numbers of
-    their unit, decimals strings.
+    Times become ISO 8601 with all their digits (beyond year 32767, a number with a note), durations numbers of their
+    unit, decimals strings.
     """
 
     def leaf(kind: pa.DataType) -> pa.DataType:
@@ -62,29 +63,31 @@ def for_json(kind: pa.DataType) -> pa.DataType:
 
 
 def in_utc(kind: pa.DataType) -> pa.DataType:
-    """Return a type whose times, where they have a zone, are in UTC: the same instants, and no zone is looked up."""
+    """Return a type whose zoned times are in UTC: the same instants, without looking up any zone."""
     return mapped(kind, lambda kind: pa.timestamp(kind.unit, "UTC") if getattr(kind, "tz", None) else kind)
 
 
 def check_schema(place: str, schema: pa.Schema, columns: Columns) -> None:
     """Raise CorpusError for a column that is missing, there twice, or of a type that its use does not allow."""
+
+    def refused(name: str, kind: pa.DataType, needs: str) -> CorpusError:
+        return CorpusError(place, f"{label(name)}: its type is {_words(kind)}", needs)
+
     check_names(place, schema.names, columns)
     for name, uses, null_too in ((columns.text, "texts", False), (columns.title, "titles", True)):
         kind = None if name is None else plain(schema.field(name).type)
         if kind is not None and not (_is_string(kind) or (null_too and pa.types.is_null(kind))):
-            raise CorpusError(f"{place}: {name}: its type is {kind}; {uses} are strings: write the column as strings")
+            raise refused(str(name), kind, f"{uses} are strings: write the column as strings")
     if columns.id is not None:
         kind = plain(schema.field(columns.id).type)
         if not (pa.types.is_integer(kind) or _is_string(kind)):
-            raise CorpusError(
-                f"{place}: {columns.id}: its type is {kind}; ids are whole numbers or strings: write the column as one "
-                "of them"
-            )
+            raise refused(columns.id, kind, "ids are whole numbers or strings: write the column as one of them")
     for name in columns.carried:
         kind = schema.field(name).type
         if any(pa.types.is_list_view(leaf) or pa.types.is_large_list_view(leaf) for leaf in _leaves(kind)):
-            # pyarrow 26 neither takes rows of them nor casts them without leaving some of them invalid.
-            raise CorpusError(f"{place}: {name}: its type {kind} cannot be carried; write the column with lists")
+            # pyarrow 26 cannot take rows of them, and casting leaves some of them invalid.
+            problem = f"{label(name)}: its type {cut(str(kind))} cannot be carried"
+            raise CorpusError(place, problem, "write the column with lists")
 
 
 def check_names(place: str, present: Sequence[str], columns: Columns) -> None:
@@ -92,12 +95,10 @@ def check_names(place: str, present: Sequence[str], columns: Columns) -> None:
     counts = Counter(present)
     for name in columns.wanted():
         if not counts[name]:
-            raise CorpusError(
-                f"{place}: no column {name!r} among {', '.join(map(repr, present)) or 'no columns'}; "
-                "name the column that holds it"
-            )
+            problem = f"no column {quoted(name)} among {columns.among(present, 'column')}"
+            raise CorpusError(place, problem, "name the column that holds it")
         if counts[name] > 1:
-            raise CorpusError(f"{place}: {counts[name]} columns are named {name!r}; rename all but one")
+            raise CorpusError(place, f"{counts[name]} columns are named {quoted(name)}", "rename all but one")
 
 
 def plain_fields(schema: pa.Schema, columns: Columns) -> list[pa.Field]:
@@ -110,19 +111,21 @@ def plain_fields(schema: pa.Schema, columns: Columns) -> list[pa.Field]:
 def batch_rows(batch: pa.RecordBatch, columns: Columns, first: int, exact: bool) -> Iterator[Row | BadRow]:
     """Yield the rows of a batch, the first with number `first`.
 
-    With `exact` a carried value is an array of this one, and Python's otherwise.
+    With `exact` a carried value is an array of that single value, otherwise Python's.
     """
     arrays = {name: batch.column(name) for name in columns.wanted()}
     arrays = {name: array.cast(plain(array.type)) for name, array in arrays.items()}
-    read = [name for name in (columns.text, columns.title, columns.id) if name is not None]
+    read = {name: _values(arrays[name]) for name in (columns.text, columns.title, columns.id) if name is not None}
     doubtful = [name for name in columns.carried if exact and not _is_valid(arrays[name])]
     for i in range(batch.num_rows):
         try:
             for name in doubtful:
                 if not _is_valid(arrays[name].slice(i, 1)):
-                    raise ValueError(f"{name}: not UTF-8, or damaged; write the column anew, or do not carry it")
-            values = {name: _value(arrays[name], i, name) for name in read}
-            carried = (arrays[name].slice(i, 1) if exact else _value(arrays[name], i, name) for name in columns.carried)
+                    raise ValueError(f"{label(name)}: not UTF-8, or damaged; write the column anew, or do not carry it")
+            values = {name: _value(python, arrays[name], i, name) for name, python in read.items()}
+            carried = (
+                arrays[name].slice(i, 1) if exact else _value(None, arrays[name], i, name) for name in columns.carried
+            )
             yield make_row(columns, first + i, values, tuple(carried))
         except ValueError as error:
             yield BadRow(first + i, str(error))
@@ -147,11 +150,24 @@ def _leaves(kind: pa.DataType) -> list[pa.DataType]:
     return leaves
 
 
-def _value(array: pa.Array, i: int, name: str) -> Any:
+def _values(array: pa.Array) -> list[Any] | None:
+    """Return Python's values, None where not all are UTF-8."""
     try:
-        return array[i].as_py()
+        return list(array.to_pylist())
+    except UnicodeDecodeError:
+        return None
+
+
+def _value(values: list[Any] | None, array: pa.Array, i: int, name: str) -> Any:
+    try:
+        return array[i].as_py() if values is None else values[i]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: {not_utf8(error)}") from None
+        raise ValueError(f"{label(name)}: {not_utf8(error)}") from None
+
+
+def _words(kind: pa.DataType) -> str:
+    """Return a type's name, without the types within it."""
+    return re.split(r"[<\[]", str(kind), maxsplit=1)[0]
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -1,45 +1,56 @@
-"""Blocks of rows: what is computed and stored at once, with exact duplicates found.
+"""Blocks of rows, which are computed and stored at once, with exact duplicates found.
 
-Blocks depend on nothing but the rows and the limits. Read again, a corpus gives the same blocks, which lets an
-interrupted run go on and end with the same bytes.
+Blocks depend only on the rows and the limits. Read again, a corpus gives the same blocks, so an interrupted run can
+continue and produce the same bytes.
 """
 
 import hashlib
 import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corpus.readers import Reader
 from corpus.rows import INNER_COLUMNS, BadRow, Row, UnfitRow
+from texts.chunking import Chunking
 
 DIGEST_BYTES = 16
-# Columns of a block's rows beside `id` and the carried ones, under names that no carried column has.
+# Columns of a block's rows beside `id` and the carried columns, under names that no carried column has.
 NUMBER, BLOCK, TEXT, PROBLEM = INNER_COLUMNS
 BLOCK_COLUMNS = {NUMBER: pa.int64(), BLOCK: pa.int32(), TEXT: pa.int32(), PROBLEM: pa.string()}
 NO_SOURCE = (-1, -1)
+# Vectors of a block of chunks, where each character is a token.
+BLOCK_VECTORS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class BlockLimits:
-    """How large a block may grow, in rows and in characters of texts and carried columns.
+    """How large a block may grow, in rows and in characters of texts, titles, ids and carried columns.
 
-    `remembered` is about how many distinct texts of earlier blocks are known again; each takes 24 bytes.
+    About the last `remembered` distinct texts of earlier blocks are recognised; each takes 24 bytes.
     """
 
     rows: int = 32_768
-    chars: int = 1 << 25
+    chars: int = 1 << 23
     remembered: int = 1 << 20
+
+    def for_chunks(self, chunking: Chunking | None) -> "BlockLimits":
+        """Return the limits under which chunks take no more memory than whole texts, whatever their overlap."""
+        if chunking is None:
+            return self
+        step = chunking.chunk - chunking.overlap
+        return replace(self, chars=min(self.chars * step // chunking.chunk, step * BLOCK_VECTORS))
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows in their order, and the texts that are to be computed for them.
+    """Rows in their order, and the texts to compute for them.
 
-    `texts` and `titles` are the block's own distinct texts, in the order in which they came. `digest` is over all rows.
+    `texts` and `titles` are the block's own distinct texts, in order of appearance. `digest` is over all rows.
     """
 
     index: int
@@ -57,6 +68,17 @@ class Block:
         return int(self.rows[PROBLEM].null_count)
 
 
+def blocks_of(
+    reader: Reader, limits: BlockLimits, chunking: Chunking | None, skip: bool
+) -> Iterator[tuple[Block, int]]:
+    """Yield a file's blocks, each with an estimate of how many fit rows the whole file has. Raises UnfitRow."""
+    read = 0
+    rows, limits = reader.rows(exact=True), limits.for_chunks(chunking)
+    for block in blocks(rows, limits, reader.carried_fields, skip, reader.id_type):
+        read += block.fit_rows
+        yield block, int(read / max(reader.fraction(), 1e-9))
+
+
 def blocks(
     rows: Iterable[Row | BadRow],
     limits: BlockLimits,
@@ -64,16 +86,16 @@ def blocks(
     skip: bool,
     id_type: pa.DataType | None = None,
 ) -> Iterator[Block]:
-    """Gather rows into blocks. A text is computed once in its block, and once in all where `KnownTexts` has it.
+    """Gather rows into blocks. A text is computed once in its block, and only once in all while `KnownTexts` has it.
 
-    Without `id_type` each block's ids tell theirs. Raises UnfitRow at a bad row, unless `skip`.
+    Without `id_type` each block's ids determine their type. Raises UnfitRow at a bad row, unless `skip`.
     """
     known = KnownTexts(limits.remembered)
     gathered: list[Row | BadRow] = []
     index = chars = 0
     for row in rows:
         if isinstance(row, Row):
-            chars += len(row.text) + sum(map(_size, row.carried))
+            chars += _row_size(row)
         elif not skip:
             raise UnfitRow(row)
         gathered.append(row)
@@ -134,7 +156,7 @@ def _carried(rows: list[Row | BadRow], fields: list[pa.Field]) -> pa.Table:
 
 
 def _content(carried: pa.Table) -> bytes:
-    """Return bytes that are the same for the same values: in parquet, as Arrow's arrays have noise below a null."""
+    """Return bytes that are equal for equal values: parquet's, as Arrow's own buffers hold noise below a null."""
     if not carried.num_columns:
         return b""
     file = io.BytesIO()
@@ -156,15 +178,19 @@ def _table(
 
 
 def _type_of(ids: list[int | str | None]) -> pa.DataType:
-    """Return the type of ids of a file that has no schema: int64 unless one is beyond it."""
+    """Return the type of the ids of a file without a schema: int64 unless an id is beyond it."""
     first = next((value for value in ids if value is not None), None)
     if not isinstance(first, int):
         return pa.null() if first is None else pa.string()
     return pa.uint64() if any(isinstance(value, int) and value >= 1 << 63 for value in ids) else pa.int64()
 
 
+def _row_size(row: Row) -> int:
+    return len(row.text) + len(row.title or "") + _size(row.id) + sum(map(_size, row.carried))
+
+
 def _size(value: Any) -> int:
-    """Return about how much memory a carried value takes."""
+    """Return about how much memory an id or a carried value takes, beyond what every value takes."""
     return value.nbytes if isinstance(value, pa.Array) else len(value) if isinstance(value, str) else 0
 
 
@@ -174,7 +200,7 @@ def _text_digest(row: Row) -> bytes:
 
 
 class KnownTexts:
-    """Block and text at which a text was computed, in a table of fixed size: a text takes its slot from another."""
+    """Where each text was computed (block, text), in a table of fixed size: a new text takes its slot from another."""
 
     ENTRY = struct.Struct(f"{DIGEST_BYTES}sii")
 
@@ -182,14 +208,14 @@ class KnownTexts:
         self._slots, self._table = slots, bytearray(self.ENTRY.size * slots)
 
     def find(self, digest: bytes) -> tuple[int, int] | None:
-        """Return block and text, or None where the text is not remembered."""
+        """Return block and text, or None for a text that is not remembered."""
         if not self._slots:
             return None
         known, block, text = self.ENTRY.unpack_from(self._table, self._offset(digest))
         return (block, text) if known == digest else None
 
     def remember(self, digest: bytes, block: int, text: int) -> None:
-        """Remember a text, in the place of the one that had its slot."""
+        """Remember a text, in place of the text that had its slot."""
         if self._slots:
             self.ENTRY.pack_into(self._table, self._offset(digest), digest, block, text)
 

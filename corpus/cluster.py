@@ -20,14 +20,15 @@ import engine
 import weights
 from corpus.arrow import batch_rows, check_schema, plain
 from corpus.blocks import BlockLimits, blocks
-from corpus.compute import compute, fact_fields, output_rows, prepare_block, unfit_rows, vector_array
+from corpus.compute import compute, prepare_block
+from corpus.output_rows import fact_fields, output_rows, unfit_rows, vector_array
 from corpus.rows import BadRow, Columns, CorpusError, Row, UnfitRow
 from texts.options import Options
 
 ROOT = Path(__file__).parent.parent
-# What the machines of a cluster are not sent of this checkout.
+# Parts of this checkout that the machines of a cluster are not sent.
 NOT_SENT = [".git", ".venv", "weights-cache", "weights-baked", "docs", "tests"]
-# Rows of a batch unless the caller says otherwise: what is computed again when an actor dies.
+# Rows of a batch by default; when an actor dies, its batch is computed again.
 BATCH_ROWS = 8_192
 PATH = "path"  # the column in which Ray Data tells a row's file
 PROBLEM = "problem"
@@ -35,7 +36,7 @@ PROBLEM = "problem"
 
 @dataclass(frozen=True, slots=True)
 class ActorJob:
-    """What an actor is to do. `columns.id` must be set, as rows are told by their ids: batches have no numbers."""
+    """What an actor does. `columns.id` must be set, as ids identify the rows: batches have no numbers."""
 
     weights: str | None
     options: Options
@@ -46,26 +47,26 @@ class ActorJob:
 
     def __post_init__(self) -> None:
         if self.columns.id is None:
-            raise CorpusError("id: with --ray rows are told by their ids; name their column with --id")
+            raise CorpusError("id", "with --ray rows are told by their ids", "name their column with --id")
         for name in (PATH, PROBLEM):
             if name in self.columns.wanted():
-                raise CorpusError(f"{name}: with --ray this column has another use; rename it in the input")
+                raise CorpusError(name, "with --ray this column has another use", "rename it in the input")
 
 
 class Embedder:
     """An actor: a table of rows to a table of vectors."""
 
     def __init__(self, job: ActorJob) -> None:
-        """Load the checkpoint, which is fetched where this machine has not got it."""
+        """Load the checkpoint, which is fetched if this machine does not have it."""
         self._job = job
         checkpoint = weights.resolve(job.weights)
         self._engine = engine.load(checkpoint.directory, job.dtype)
         self._metadata = {"model": checkpoint.computed_in(self._engine.number_format), **job.options.described()}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the vectors of the rows in their order; with `skip` then the unfit rows, without a vector, and why.
+        """Return the vectors of the rows in their order; with `skip` also the unfit rows, without a vector, and why.
 
-        Raises CorpusError naming file and id at a row that has no vector, unless it is to be skipped.
+        Raises CorpusError naming file and id at a row that has no vector, unless `skip`.
         """
         if not table.num_rows:
             return table
@@ -80,7 +81,7 @@ class Embedder:
         except UnfitRow as unfit:
             i = unfit.row.number
             place = f"{table[PATH][i]}, {job.columns.id} {table[job.columns.id][i]}"
-            raise CorpusError(f"{place}: {unfit.row.problem}. Mend it, or skip such rows (on-error skip)") from None
+            raise CorpusError(place, unfit.row.problem, "Mend it, or skip such rows (on-error skip)") from None
         vectors = compute(self._engine.embed, job.options, prepared)
         tables = [
             rows.table.add_column(1, "embedding", vector_array(rows.vectors))
@@ -92,7 +93,7 @@ class Embedder:
         return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive").cast(schema)
 
     def _schema(self, source: pa.Schema) -> pa.Schema:
-        """Return the output's columns, which are the same for batches that have no vector or no unfit row."""
+        """Return the output's columns, which are the same for batches without any vector or any unfit row."""
         options, columns = self._job.options, self._job.columns
         return pa.schema(
             [
@@ -128,14 +129,14 @@ def _zeros(count: int, options: Options) -> np.ndarray:
 def embed(
     job: ActorJob, source: str, output: str, address: str, workers: tuple[int, int], batch_rows: int | None = None
 ) -> int:
-    """Embed parquet at `source` into the folder `output` and return how many rows it has, in no certain order.
+    """Embed parquet at `source` into the folder `output` and return how many rows it has, in no fixed order.
 
-    `address` is a cluster's, or "local" for one of this machine; `workers` are the fewest and the most actors. Raises
-    CorpusError in words for what cannot be done, and when a row stops the run.
+    `address` is a cluster's, or "local" for a cluster of this machine; `workers` are the fewest and the most actors.
+    Raises CorpusError in words when it fails, and when a row stops the run.
     """
     _connect(address, workers[1])
     on_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    # Machines without a GPU may differ in which format is faster, and one output is in one format.
+    # Machines without a GPU may differ in which format is faster, but an output has a single format.
     job = replace(job, dtype=os.environ.get("DTYPE", "").strip() or ("auto" if on_gpus else "float32"))
     try:
         rows = ray.data.read_parquet(source, columns=job.columns.wanted(), include_paths=True)
@@ -151,14 +152,14 @@ def embed(
         vectors.write_parquet(output, mode="error")
         return int(ray.data.read_parquet(output, columns=["id"]).count())
     except (ray.exceptions.RayError, OSError, ValueError, pa.ArrowException) as error:
-        raise CorpusError(_in_words(error)) from error
+        raise CorpusError("", _in_words(error)) from error
 
 
 def _connect(address: str, actors: int) -> None:
-    """Join the cluster at `address`, or make one of this machine for "local"."""
+    """Join the cluster at `address`, or for "local" make a cluster of this machine."""
     if address == "local":
         environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        # An actor holds a CPU for as long as it lives, and without one more nothing would ever be read.
+        # An actor holds a CPU for as long as it lives; without a spare CPU nothing would ever be read.
         cpus = max(os.cpu_count() or 1, actors + 1)
         ray.init(address="local", num_cpus=cpus, runtime_env=environment, include_dashboard=False, log_to_driver=False)
     else:
@@ -166,6 +167,6 @@ def _connect(address: str, actors: int) -> None:
 
 
 def _in_words(error: BaseException) -> str:
-    """Return the sentence that an actor raised, which Ray hands on only as the last line of a printed stack."""
+    """Return the sentence that an actor raised: Ray passes it on only as the last line of a printed stack."""
     sentences = re.findall(rf"^.*\b{CorpusError.__name__}: (.+)$", str(error), re.MULTILINE)
     return sentences[-1] if sentences else str(error)

@@ -1,41 +1,59 @@
-"""Rows of .csv, where a quote that is never closed may swallow others: then reading stops, and no row is lost."""
+"""Rows of .csv. A quote that is never closed may swallow other rows: then reading stops, and no row is lost."""
 
 import csv
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from corpus.arrow import check_names
-from corpus.rows import BadRow, Columns, CorpusError, Row, make_row, not_utf8
+from corpus.limits import ROW_VALUES, Limits, too_many_values
+from corpus.lines import LINE_END_BYTES, Overlong
+from corpus.rows import BadRow, Columns, CorpusError, Row, label, make_row, not_utf8
 
-# A quote that is never closed makes the rest of the file one field; this ends it. A text of 10 MB is far below.
-MAX_FIELD_CHARS = 1 << 28
+# Stands for a line beyond a limit, alone or with those before it: within quotes and outside, it is no row.
+NO_ROW = '""x"x\n'
 
 
 class _Lines:
     """The lines of a file, and where in a row of several of them a quote opened last."""
 
-    def __init__(self, lines: Iterable[bytes]) -> None:
-        self._lines = iter(lines)
+    def __init__(self, lines: Iterable[bytes | Overlong], limits: Limits) -> None:
+        self._lines, self._limits = iter(lines), limits
         self._number = self._opened = self._opened_before = 0
-        self._is_open = False
+        self.problem: str | None = None
+        self.begin_row()
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
             self._number += 1
-            text = line.decode("utf-8", "surrogateescape")
             self._opened_before = self._opened if self._is_open else 0
-            quotes = text.replace('""', "").count('"')  # two in a row open nothing, or are one within a text
+            if isinstance(line, Overlong):
+                text, quotes, self.problem = NO_ROW, line.quotes, line.problem
+            else:
+                self.problem = self._too_much(line)
+                text = NO_ROW if self.problem else line.decode("utf-8", "surrogateescape")
+                quotes = line.replace(b'""', b"").count(b'"')  # two in a row open nothing, or are one within a text
             self._is_open ^= bool(quotes % 2)
             if quotes and self._is_open:
                 self._opened = self._number
             yield text
         self._opened_before = 0
 
+    def _too_much(self, line: bytes) -> str | None:
+        """Add a line to its row, and return in words which limit the row exceeds, if any."""
+        self._bytes += len(line)
+        self._commas += line.count(b",")
+        if self._bytes > self._limits.line_bytes + LINE_END_BYTES:
+            return self._limits.too_long("the row")
+        return too_many_values("the row") if self._commas > ROW_VALUES else None
+
     def begin_row(self) -> None:
-        """Count quotes anew."""
+        """Reset the counts of quotes, bytes and commas."""
         self._is_open, self._opened = False, self._number + 1
+        self._bytes = self._commas = 0
+        self.problem = None
 
     def reach(self, first: int, is_whole: bool) -> tuple[int, int] | None:
-        """Return where the quote opened that ended in the row's last line, and that line, if the row may have others.
+        """Return the line in which the row's last quote opened, and its last line, if it may contain other rows.
 
         `first` is the row's first line. A row that is not whole was left at an error, perhaps within quotes.
         """
@@ -44,18 +62,21 @@ class _Lines:
         return None
 
 
-def csv_rows(lines: Iterable[bytes], columns: Columns, place: Callable[[int], str]) -> Iterator[Row | BadRow]:
+def csv_rows(
+    lines: Iterable[bytes | Overlong], columns: Columns, place: Callable[[int], str], limits: Limits
+) -> Iterator[Row | BadRow]:
     """Yield the rows of a .csv whose first line is its header; `place` names a line.
 
     Raises CorpusError for a wrong header, and at a row that may have swallowed others.
     """
-    csv.field_size_limit(MAX_FIELD_CHARS)
-    source = _Lines(lines)
+    csv.field_size_limit(sys.maxsize)  # the limit of a row applies, also after a quote that is never closed
+    source = _Lines(lines, limits)
     table = csv.reader(source, strict=True)
     try:
         header = next(table, [])
     except csv.Error as error:
-        raise CorpusError(f"{place(1)}: the header is not CSV: {_in_words(error)}") from error
+        why = source.problem or f"the header is not CSV: {_in_words(error)}"
+        raise CorpusError(place(1), why) from error
     check_names(place(1), header, columns)
     while True:
         source.begin_row()
@@ -66,21 +87,22 @@ def csv_rows(lines: Iterable[bytes], columns: Columns, place: Callable[[int], st
                 return
             problem = _misfit(fields, header)
         except csv.Error as error:
-            fields, problem = None, f"not CSV: {_in_words(error)}"
+            fields, problem = None, source.problem or f"not CSV: {_in_words(error)}"
         if fields is not None and problem is None:
             yield _row(number, dict(zip(header, fields, strict=True)), columns)
         elif reach := source.reach(number, is_whole=fields is not None):
             opened, end = reach
             raise CorpusError(
-                f"{place(opened)}: a quote opens here, and the row that began in line {number} goes wrong in line "
-                f"{end}: {problem}. It may have taken in other rows, so it is not skipped: mend the quotes from here on"
+                place(opened),
+                f"a quote opens here, and the row that began in line {number} goes wrong in line {end}: {problem}",
+                "It may have taken in other rows, so it is not skipped: mend the quotes from here on",
             )
         else:
             yield BadRow(number, problem or "")
 
 
 def _misfit(fields: list[str], header: list[str]) -> str | None:
-    """Return what is wrong with the number of fields."""
+    """Return in words how the number of fields is wrong, if it is."""
     if len(fields) == len(header):
         return None
     if not "".join(fields).strip():
@@ -91,7 +113,7 @@ def _misfit(fields: list[str], header: list[str]) -> str | None:
 
 def _row(number: int, fields: dict[str, str], columns: Columns) -> Row | BadRow:
     try:
-        values = {name: _utf8(fields[name], name) for name in columns.wanted()}
+        values = {name: _utf8(fields[name], label(name)) for name in columns.wanted()}
         return make_row(columns, number, values, tuple(values[name] for name in columns.carried))
     except ValueError as error:
         return BadRow(number, str(error))
@@ -104,7 +126,7 @@ def _in_words(error: csv.Error) -> str:
 
 
 def _utf8(value: str, column: str) -> str:
-    """Return the value, which was decoded with surrogateescape. Raises ValueError when it was not UTF-8."""
+    """Return a value that was decoded with surrogateescape. Raises ValueError if it was not UTF-8."""
     try:
         return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,50 +1,186 @@
-"""A .parquet file, opened and read so that damage is told and not passed on."""
+"""A .parquet file, read by a process of its own, whose memory the kernel limits.
 
+A few bytes of parquet may unfold to any size: in its description, a page, a dictionary, or lists within lists. Only
+the library that reads it knows, and that has no limit.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
-from typing import BinaryIO
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from corpus.arrow import check_schema
+from corpus.limits import MB, Limits
 from corpus.rows import Columns, CorpusError
-from corpus.sources import RemoteError, reason
+from corpus.sources import RemoteError
 
+ROOT = Path(__file__).parent.parent
 BATCH_ROWS = 256
-# What reading a damaged file raises. Of pyarrow's errors, one is a MemoryError too, and says nothing of the file.
-Damaged = (OSError, pa.ArrowException, UnicodeDecodeError, KeyError, OverflowError)
+# pyarrow does without numpy, which takes half of the time to start.
+START = (
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['numpy'] = None; "
+    "from corpus import parquet_process; parquet_process.main()"
+)
+# After a batch that took too much memory, the next try has this many times fewer rows.
+FEWER = 16
 
 
-def open_file(path: str, raw: BinaryIO, columns: Columns) -> pq.ParquetFile:
-    """Return the file. Raises CorpusError for a damaged one, and for columns that are missing or of a wrong type."""
-    try:
-        # Spark writes times of 96 bits, in microseconds; as nanoseconds, the year 9999 would become another.
-        file = pq.ParquetFile(
-            raw,
-            pre_buffer=False,
-            buffer_size=1 << 20,
-            page_checksum_verification=True,
-            coerce_int96_timestamp_unit="us",
-        )
-        check_schema(path, file.schema_arrow, columns)
-        return file
-    except (MemoryError, CorpusError):
-        raise
-    except RemoteError as error:
-        raise CorpusError(f"{path}: cannot be read: {reason(error)}; download the file and name it") from error
-    except Damaged as error:
-        raise CorpusError(
-            f"{path}: not a whole parquet file: {reason(error)}; its end, which says what it holds, is missing or "
-            "damaged: copy or write it anew"
-        ) from error
+class Damaged(OSError):
+    """A file that cannot be read further."""
 
 
-def batches(file: pq.ParquetFile, columns: Columns) -> Iterator[pa.RecordBatch]:
-    """Yield the file's rows. Raises what `Damaged` names, also where there are fewer or more rows than it says."""
-    metadata, count = file.metadata, 0
-    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    for batch in file.iter_batches(BATCH_ROWS, columns=columns.wanted(), use_threads=False):
-        count += batch.num_rows
-        yield batch
-    if not count == sum(groups) == metadata.num_rows:
-        raise OSError(f"it has {count} rows, {sum(groups)} by its groups, and says {metadata.num_rows}")
+class OutOfMemory(Exception):
+    """The process was at its limit."""
+
+
+Process = subprocess.Popen[bytes]
+_idle: list[Process] = []
+"""At most one process that waits for the next file: starting another takes a fifth of a second."""
+_taking = threading.Lock()
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _take() -> Process:
+    with _taking:
+        if _idle and _idle[0].poll() is None:
+            return _idle.pop()
+        _idle.clear()
+    # Other memory pools reserve more than they use, and the kernel counts that too.
+    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", START], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
+    )
+
+
+def _give_back(process: Process) -> None:
+    with _taking:
+        if not _idle:
+            _idle.append(process)
+            return
+    _end(process)
+
+
+def _end(process: Process) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            with suppress(OSError, ValueError):  # unsent bytes, or another thread that reads
+                pipe.close()
+
+
+class ParquetFile:
+    """A file's wanted columns. Raises CorpusError for a damaged file, and for columns missing or of a wrong type."""
+
+    schema: pa.Schema
+    """The wanted columns, of the types that they are kept as; columns of other types become these."""
+    num_rows: int
+    is_begun = False
+    """Whether `batches` was called, which works once."""
+
+    def __init__(self, path: str, name: str, columns: Columns, limits: Limits) -> None:
+        """Messages call the file `name`."""
+        self._job = {"path": path, "name": name, "columns": asdict(columns)} | asdict(limits)
+        self._name, self._limits = name, limits
+        self._changing = threading.Lock()
+        self._process: Process | None = None
+        self._is_closed = False
+        self._stream = self._start(0, BATCH_ROWS)
+        self.num_rows = int(self._stream.schema.metadata[b"rows"])
+        self.schema = self._stream.schema.remove_metadata()
+
+    def batches(self) -> Iterator[pa.RecordBatch | None]:
+        """Yield the rows from the first on, once, and None for a row over the limit.
+
+        Raises Damaged or RemoteError, and CorpusError for a row that takes too much memory.
+        """
+        self.is_begun = True
+        first, rows = 0, BATCH_ROWS
+        while True:
+            try:
+                for batch in self._received():
+                    first += 1 if batch is None else batch.num_rows
+                    yield batch
+                return
+            except OutOfMemory:
+                self._end_process()
+                if rows == 1:
+                    raise CorpusError(f"{self._name}, row {first + 1}", self._too_much()) from None
+            rows = max(rows // FEWER, 1)
+            self._stream = self._start(first, rows)
+
+    def close(self) -> None:
+        """End reading. If another thread reads, it raises."""
+        self._is_closed = True
+        self._end_process()
+
+    def _taken_away(self) -> Process | None:
+        with self._changing:
+            process, self._process = self._process, None
+        return process
+
+    def _end_process(self) -> None:
+        if process := self._taken_away():
+            _end(process)
+
+    def _keep_process(self) -> None:
+        """Let another file have the process, which is done with this file."""
+        process = self._taken_away()
+        with suppress(StopIteration):
+            self._stream.read_next_batch()
+        if process:
+            _give_back(process)
+
+    def _start(self, first: int, rows: int) -> pa.RecordBatchStreamReader:
+        job = json.dumps(self._job | {"first": first, "batch_rows": rows})
+        process = _take()
+        with self._changing:
+            self._process = process
+        if self._is_closed:
+            self._end_process()
+            raise Damaged("it was closed")
+        assert process.stdin
+        try:
+            process.stdin.write(f"{job}\n".encode())
+            process.stdin.flush()
+            self._stream = pa.ipc.open_stream(process.stdout)
+            self._stream.read_next_batch()
+        except (OSError, ValueError, StopIteration, pa.ArrowException):
+            self._end_process()
+            raise CorpusError(self._name, f"its description: {self._too_much()}") from None
+        if error := dict(self._stream.schema.metadata or {}).get(b"error"):
+            self._keep_process()
+            raise CorpusError(*json.loads(error))
+        return self._stream
+
+    def _received(self) -> Iterator[pa.RecordBatch | None]:
+        """Yield what the process sends, None for a row over the limit. Raises Damaged, RemoteError or OutOfMemory."""
+        while True:
+            try:
+                batch, metadata = self._stream.read_next_batch_with_custom_metadata()
+            except (StopIteration, OSError, ValueError, pa.ArrowException):
+                if self._is_closed:
+                    raise Damaged("it was closed") from None
+                raise OutOfMemory from None
+            facts: dict[bytes, bytes] = dict(metadata or {})
+            kind = facts.get(b"kind")
+            if kind == b"memory":
+                raise OutOfMemory
+            if kind in (None, b"overlong"):
+                yield None if kind else batch
+                continue
+            self._keep_process()
+            if kind == b"end":
+                return
+            raise (RemoteError if kind == b"remote" else Damaged)(facts[b"problem"].decode())
+
+    def _too_much(self) -> str:
+        limit = self._limits.parquet_bytes // MB
+        return f"reading it takes more than {limit:,} MB; write it in smaller pages, or set CORPUS_PARQUET_MB to more"

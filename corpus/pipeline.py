@@ -1,21 +1,32 @@
-"""Blocks in, shards on the disk: prepared, computed and stored, each in a thread, so that the three overlap."""
+"""Blocks in, shards on the disk: prepared, computed and stored, on a device in this process or on each of several."""
 
+import multiprocessing
 import operator
+import os
+import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+
+import engine
 from corpus.blocks import Block
-from corpus.compute import Embed, PreparedBlock, TextVectors, compute, prepare_block
+from corpus.compute import Embed, PreparedBlock, finish, prepare_block, raw_vectors
+from corpus.rows import CorpusError
 from corpus.shards import ShardFolder
 from engine.tokenizer import Tokenizer
 from texts.options import Options
 
 
 class RunProgress(NamedTuple):
-    """What a run has done, or one block of it: `rows` were embedded, of which `resumed` were done before.
+    """How far a run is, or what a block adds: `rows` were embedded, of which `resumed` were done before.
 
-    `computed` texts had `tokens` tokens. `expected` is how many rows the input seems to have. Known at the end are the
+    `computed` texts had `tokens` tokens. `expected` estimates the rows of the input. Known only at the end are the
     `skipped` rows, and how many vectors are of texts that began with a prompt (`prompted`).
     """
 
@@ -34,12 +45,16 @@ class RunProgress(NamedTuple):
 
 
 class Pipeline:
-    """The next block is prepared while one is computed and the one before is written."""
+    """Three threads, so that the next block is prepared while one is computed and the one before is written.
+
+    The thread that computes does nothing else, as the device waits for it: vectors are finished by the one that writes.
+    """
 
     def __init__(self, tokenizer: Tokenizer, embed: Embed, options: Options, shards: ShardFolder, skip: bool) -> None:
-        """`embed` is only ever called by one thread; `skip` stores refused texts instead of stopping at one."""
+        """A single thread calls `embed`; `skip` stores refused texts instead of stopping at one."""
         self._prepare = partial(prepare_block, tokenizer, options, skip=skip)
-        self._compute = partial(compute, embed, options)
+        self._compute = partial(raw_vectors, embed)
+        self._finish = partial(finish, options)
         self._shards = shards
         self._threads = [ThreadPoolExecutor(1, name) for name in ("prepare", "compute", "store")]
 
@@ -50,12 +65,114 @@ class Pipeline:
         vectors = computing.submit(lambda: self._compute(prepared.result()))
         return storing.submit(lambda: self._store(prepared.result(), vectors.result()))
 
-    def _store(self, prepared: PreparedBlock, vectors: TextVectors) -> RunProgress:
-        self._shards.write(prepared.block, vectors)
+    def _store(self, prepared: PreparedBlock, vectors: np.ndarray | None) -> RunProgress:
         block = prepared.block
+        self._shards.write(block, self._finish(prepared, vectors))
         return RunProgress(1, block.fit_rows, computed=len(block.texts), tokens=prepared.tokens)
 
     def close(self) -> None:
-        """Drop what has not been started; what has been goes on to the end of its step."""
+        """Drop the blocks that have not been started; a started block goes on to the end of its step."""
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceJob:
+    """What a device does with blocks; goes to its process."""
+
+    checkpoint: Path
+    number_format: str
+    options: Options
+    output: Path
+    skip: bool
+
+    def pipeline(self) -> Pipeline:
+        """Return a pipeline over an engine of its own."""
+        loaded = engine.load(self.checkpoint, self.number_format)
+        return Pipeline(loaded.tokenizer, loaded.embed, self.options, ShardFolder(self.output), self.skip)
+
+    def devices(self, environments: Sequence[dict[str, str]]) -> "Pipeline | DeviceProcesses":
+        """Return a pipeline in this process for one device, a process each for several."""
+        return self.pipeline() if len(environments) == 1 else DeviceProcesses(self, environments)
+
+
+class DeviceProcesses:
+    """A process for each device; a block goes to the process with the fewest blocks under way."""
+
+    def __init__(self, job: DeviceJob, environments: Sequence[dict[str, str]]) -> None:
+        self._devices = [_DeviceProcess(job, environment) for environment in environments]
+
+    def submit(self, block: Block) -> "Future[RunProgress]":
+        """Start on a block; see `Pipeline.submit`. The future raises CorpusError when the process has died."""
+        return min(self._devices, key=lambda device: len(device.waiting)).submit(block)
+
+    def close(self) -> None:
+        """End the processes."""
+        for device in self._devices:
+            device.close()
+
+
+class _DeviceProcess:
+    """A process with an engine of its own, and the blocks that it is working on."""
+
+    def __init__(self, job: DeviceJob, environment: dict[str, str]) -> None:
+        self.waiting: dict[int, Future[RunProgress]] = {}
+        self._connection, child_connection = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_serve, args=(child_connection, job, environment), daemon=True)
+        self._process.start()
+        child_connection.close()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def submit(self, block: Block) -> "Future[RunProgress]":
+        future: Future[RunProgress] = Future()
+        self.waiting[block.index] = future
+        try:
+            self._connection.send(block)
+        except OSError:
+            self._fail()
+        return future
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                index, result = self._connection.recv()
+            except (EOFError, OSError):
+                self._fail()
+                return
+            future = self.waiting.pop(index)
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def _fail(self) -> None:
+        self._process.join(timeout=5)
+        code = f"exit code {self._process.exitcode}; -9 is most often a lack of memory"
+        problem, remedy = f"an engine's process ended ({code})", "what is done is kept: run the same again"
+        while self.waiting:
+            self.waiting.popitem()[1].set_exception(CorpusError("", problem, remedy))
+
+    def close(self) -> None:
+        self._process.kill()  # a shard that it is writing does not count before its rename
+        self._process.join()
+        self._connection.close()
+
+
+def _serve(connection: Connection, job: DeviceJob, environment: dict[str, str]) -> None:
+    """Compute blocks until the other end is gone."""
+    os.environ.update(environment)  # before torch is imported, which reads it
+    pipeline = job.pipeline()
+    sending = threading.Lock()
+
+    def answer(index: int, future: "Future[RunProgress]") -> None:
+        result: Any = future.exception() or future.result()
+        with sending:
+            connection.send((index, result))
+
+    while True:
+        try:
+            block = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            os._exit(0)  # the run is gone, and a new run may be at the same block
+        pipeline.submit(block).add_done_callback(partial(answer, block.index))

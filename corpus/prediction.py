@@ -1,49 +1,64 @@
-"""A corpus within a prediction: its blocks go through the queue that all requests share."""
+"""A corpus within a prediction: its blocks go through the queue that all requests share.
+
+Only a few files are worked on at once, as each takes memory; the others wait in the order they came. The last place is
+for small files, so that they do not wait for large files to end.
+"""
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 
+import settings
 from batching.errors import Busy
 from batching.request import Cost
-from corpus.blocks import BlockLimits, blocks
+from corpus.blocks import BlockLimits, blocks_of
 from corpus.compute import PreparedBlock, finish, prepare_block
+from corpus.limits import MB, Limits
+from corpus.output_files import OutputFiles
 from corpus.readers import Reader, UnknownFormat
 from corpus.rows import BadRow, Columns, CorpusError, UnfitRow
 from corpus.sources import reason
-from corpus.writers import OutputFiles
-from engine.contract import Ranges
+from engine.contract import Ranges, TokenIds
 from engine.tokenizer import Tokenizer
 from texts.options import Options
 from texts.prepare import Prepared
 
 logger = logging.getLogger(__name__)
 
-# Small, so that others come in between and a cancelled prediction ends soon. Across blocks the batcher's cache knows
-# duplicates.
-LIMITS = BlockLimits(rows=2_048, chars=1 << 22, remembered=0)
+# Small, so that other requests come in between and a cancelled prediction ends soon. The batcher's cache recognises
+# duplicates across blocks.
+LIMITS = BlockLimits(rows=2_048, chars=1 << 20, remembered=0)
 LOG_EVERY_S = 5.0
 SKIPPED_LOGGED = 100
-# The queue is full of other requests' work: a corpus has time.
+# A file with more rows without a vector than with one is given up after this many.
+SKIPPED_MOST = 1_000_000
+# How long a corpus waits when the queue is full: it has time.
 BUSY_WAIT_S = 0.2
+ANSWER_MB = 16_384
+FILES_AT_ONCE = 2
+FILES_WAITING = 64
+SMALL_FILE_BYTES = 4 * MB
 
-Embed = Callable[[Sequence[Sequence[int]], Ranges | None], Awaitable[tuple[np.ndarray, Cost]]]
+EmbedAsync = Callable[[Sequence[TokenIds], Ranges | None], Awaitable[tuple[np.ndarray, Cost]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The file of a prediction: the path that Cog downloaded it to, and what the prediction says of it.
+class InputFile:
+    """The file of a prediction: its URL, or the path that it was fetched to, and the inputs that describe it.
 
-    `file_format` is `auto` where the name tells. Raises ValueError for what is no download.
+    `file_format` is `auto` where the name tells.
     """
 
     path: Path | str
@@ -52,16 +67,10 @@ class Source:
     skip: bool
     output_format: str
 
-    def __post_init__(self) -> None:
-        # Cog hands on what it did not download as a string: never a path of this machine.
-        if isinstance(self.path, str):
-            raise ValueError(
-                f"file: {self.path[:80]!r} is no URL; give one that begins with http://, https:// or data:"
-            )
-
     def open(self) -> Reader:
-        """Open the file. Raises CorpusError."""
-        return Reader(str(self.path), self.columns, None if self.file_format == "auto" else self.file_format)
+        """Open the file. Raises CorpusError, which quotes nothing of it, as servers log what they answer."""
+        columns = replace(self.columns, quotes=False)
+        return Reader(str(self.path), columns, None if self.file_format == "auto" else self.file_format, "file")
 
 
 @dataclass(slots=True)
@@ -83,8 +92,10 @@ class FileProgress:
         """Log how far the file is."""
         logger.info("%d of about %d rows, %d tokens", self.rows, self.expected, self.tokens)
 
-    def log_skipped(self, place: Callable[[int], str]) -> None:
-        """Log which rows have no vector."""
+    def log_end(self, place: Callable[[int], str]) -> None:
+        """Log that all rows are done, and which have no vector."""
+        self.expected = self.rows
+        self.log()
         for row in self.first_skipped:
             logger.warning("%s: %s; skipped", place(row.number), row.problem)
         if self.skipped > SKIPPED_LOGGED:
@@ -97,76 +108,137 @@ def check_beside_file(**inputs: object) -> None:
         raise ValueError(f"file, {', '.join(given)}: give a file, whose columns have texts and titles, or give texts")
 
 
-def _check_rows_identified(source: Source, options: Options) -> None:
-    """Raise ValueError where a file of nothing but vectors would not tell whose they are."""
-    reasons = {"chunk": options.chunking, "on_error 'skip'": source.skip, "id_column": source.columns.id}
+def _check_rows_identified(file: InputFile, options: Options) -> None:
+    """Raise ValueError if a file of nothing but vectors would not tell which rows they belong to."""
+    reasons = {"chunk": options.chunking, "on_error 'skip'": file.skip, "id_column": file.columns.id}
     reason = next((name for name, given in reasons.items() if given), None)
-    if source.output_format == "npy" and reason:
+    if file.output_format == "npy" and reason:
         raise ValueError(f"output_file: 'npy' has no ids to tell rows by, with {reason}; use 'parquet' or 'jsonl'")
 
 
+def check_settings() -> None:
+    """Raise SettingError for an impossible value of a setting of files."""
+    Limits.of_settings()
+    _places_set()
+    _answer_bytes()
+
+
+def _places_set() -> tuple[int, int]:
+    """Return how many files are worked on at once, and how many may wait. Raises SettingError."""
+    return settings.count("FILES_AT_ONCE", FILES_AT_ONCE), settings.count("FILES_WAITING", FILES_WAITING)
+
+
+def _answer_bytes() -> int:
+    return settings.count("FILE_ANSWER_MB", ANSWER_MB) * MB
+
+
+@dataclass
+class _Places:
+    """The places of an event loop."""
+
+    all: asyncio.Semaphore
+    large: asyncio.Semaphore
+    waiting: int = 0
+
+
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, _Places] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def turn(size: int) -> AsyncIterator[None]:
+    """Wait for the turn of a file of `size` bytes, which lasts for the block. Raises Busy if too many files wait."""
+    loop, (at_once, most) = asyncio.get_running_loop(), _places_set()
+    if loop not in _places:
+        _places[loop] = _Places(asyncio.Semaphore(at_once), asyncio.Semaphore(max(1, at_once - 1)))
+    here = _places[loop]
+    if here.waiting >= most:
+        raise Busy(
+            f"busy: {most} files are waiting already; send it again a moment later, or set FILES_WAITING to more"
+        )
+    async with AsyncExitStack() as stack:
+        here.waiting += 1
+        try:
+            if size > SMALL_FILE_BYTES:
+                await stack.enter_async_context(here.large)
+            await stack.enter_async_context(here.all)
+        finally:
+            here.waiting -= 1
+        yield
+
+
 async def embed_file(
-    source: Source, output: Path, options: Options, tokenizer: Tokenizer, embed: Embed, model: str
+    file: InputFile, output: Path, options: Options, tokenizer: Tokenizer, embed: EmbedAsync, model: str
 ) -> FileProgress:
     """Embed a file of texts into the file `output`, which must not exist, and log how far it is.
 
-    Raises CorpusError naming the line and the remedy. When it is cancelled, nothing more is computed and nothing stays.
+    Raises CorpusError naming the line and the remedy. When cancelled, it computes nothing more and leaves nothing.
     """
-    _check_rows_identified(source, options)
-    thread = ThreadPoolExecutor(1, "corpus")  # one, so that closing the files comes after everything that uses them
-    try:
-        in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
-        reader = await in_thread(source.open)
-        files = OutputFiles(output, model, options, rows_beside=False)
-        progress = FileProgress()
-        read = partial(next, _prepared_blocks(reader, tokenizer, options, source.skip), None)
-        store = partial(_store, files, progress, options)
+    _check_rows_identified(file, options)
+    async with turn(os.stat(file.path).st_size):
         try:
-            await _embed_blocks(in_thread, read, embed, store, progress)
-            await in_thread(files.finish)
-        finally:
-            await asyncio.gather(in_thread(files.close), in_thread(reader.close))
-        progress.expected = progress.rows
-        progress.log()
-        progress.log_skipped(lambda number: reader.place(number).replace(reader.path, "file"))
-        return progress
-    except UnknownFormat:
-        raise CorpusError("file: the end of its name does not say what it is; say so in file_format") from None
-    except CorpusError as error:
-        message = str(error).replace(str(source.path), "file").replace(str(output), "the answer's file")
-        raise CorpusError(message) from None
-    except MemoryError:  # pyarrow's is an ArrowException, too
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise CorpusError(
-            f"the answer's file: cannot be written: {reason(error)}; make room on the server's disk"
-        ) from error
+            return await _embed_file(file, output, options, tokenizer, embed, model)
+        except UnknownFormat:
+            problem = "the end of its name does not say what it is"
+            raise CorpusError("file", problem, "say so in file_format") from None
+        except CorpusError as error:
+            place = "the answer's file" if error.place == str(output) else error.place
+            raise CorpusError(place, error.problem, error.remedy) from None
+        except MemoryError:  # pyarrow's is an ArrowException, too
+            raise
+        except (OSError, pa.ArrowException) as error:
+            why = type(error).__name__ if isinstance(error, pa.ArrowException) else reason(error)
+            remedy = "make room on the server's disk"
+            raise CorpusError("the answer's file", f"cannot be written: {why}", remedy) from None
+
+
+async def _embed_file(
+    file: InputFile, output: Path, options: Options, tokenizer: Tokenizer, embed: EmbedAsync, model: str
+) -> FileProgress:
+    thread = ThreadPoolExecutor(1, "corpus")  # one thread, so the files are closed after everything that uses them
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
+    opened = ExitStack()
+    reader = None
+    try:
+        reader = await in_thread(lambda: opened.enter_context(closing(file.open())))
+        files = opened.enter_context(OutputFiles(output, model, options, output.parent))
+        progress = FileProgress()
+        read = partial(next, _prepared_blocks(reader, tokenizer, options, file.skip), None)
+        store = partial(_store, files, _answer_bytes(), progress, options)
+        await _embed_blocks(in_thread, read, embed, store, progress, reader.stop)
+        await in_thread(files.finish)
     finally:
+        closed = in_thread(opened.close)  # also what is opened only after the prediction was cancelled
         thread.shutdown(wait=False)
+        if reader is not None:
+            await closed
+    progress.log_end(reader.place)
+    return progress
 
 
 def _prepared_blocks(
     reader: Reader, tokenizer: Tokenizer, options: Options, skip: bool
 ) -> Iterator[tuple[PreparedBlock, int]]:
-    """Yield the file's blocks, each with how many rows the file seems to have. Raises CorpusError at a bad row."""
-    read = 0
+    """Yield the file's blocks, each with an estimate of the file's rows. Raises CorpusError at a bad row."""
     try:
-        for block in blocks(reader.rows(exact=True), LIMITS, reader.carried_fields, skip, reader.id_type):
-            read += block.fit_rows
-            yield prepare_block(tokenizer, options, block, skip), int(read / max(reader.fraction(), 1e-9))
+        for block, expected in blocks_of(reader, LIMITS, options.chunking, skip):
+            yield prepare_block(tokenizer, options, block, skip), expected
     except UnfitRow as unfit:
-        place, problem = reader.place(unfit.row.number), unfit.row.problem
-        raise CorpusError(f"{place}: {problem}. Mend it, or skip such rows with on_error 'skip'") from None
+        remedy = "Mend it, or skip such rows with on_error 'skip'"
+        raise CorpusError(reader.place(unfit.row.number), unfit.row.problem, remedy) from None
 
 
 async def _embed_blocks(
     in_thread: Callable[..., asyncio.Future[Any]],
     read: Callable[[], tuple[PreparedBlock, int] | None],
-    embed: Embed,
+    embed: EmbedAsync,
     store: Callable[[PreparedBlock, int, np.ndarray | None], None],
     progress: FileProgress,
+    stop: Callable[[], None],
 ) -> None:
-    """Compute each block while the next is read and prepared and the one before is written; log every LOG_EVERY_S."""
+    """Compute each block while the next is read and prepared and the one before is written; log every LOG_EVERY_S.
+
+    `stop` is called at the end, good or bad, and lets `read` end soon.
+    """
     logged = time.monotonic()
     reading, storing = in_thread(read), in_thread(lambda: None)
     try:
@@ -180,12 +252,13 @@ async def _embed_blocks(
                 progress.log()
         await storing
     finally:
+        stop()
         reading.cancel()
         await asyncio.gather(reading, storing, return_exceptions=True)
 
 
-async def _compute(embed: Embed, prepared: Prepared) -> np.ndarray | None:
-    """Return the vectors of a block's texts, float32 [vectors, 768], None if there are none to compute."""
+async def _compute(embed: EmbedAsync, prepared: Prepared) -> np.ndarray | None:
+    """Return the vectors of a block's texts, float32 [vectors, 768], or None if there are none to compute."""
     while prepared.passes:
         try:
             return (await embed(prepared.token_ids, prepared.ranges))[0]
@@ -196,18 +269,24 @@ async def _compute(embed: Embed, prepared: Prepared) -> np.ndarray | None:
 
 def _store(
     files: OutputFiles,
+    most_bytes: int,
     progress: FileProgress,
     options: Options,
     prepared: PreparedBlock,
     expected: int,
     vectors: np.ndarray | None,
 ) -> None:
-    """Write a computed block's rows and count them."""
+    """Write a computed block's rows and count them. Raises CorpusError if the answer grows beyond its limit."""
     text_vectors = finish(options, prepared, vectors)
     unfit = files.write_block(prepared.block.rows, lambda _: text_vectors)
+    if files.written_bytes() > most_bytes:
+        remedy = "send fewer rows, ask for fewer dimensions or another precision, or set FILE_ANSWER_MB to more"
+        raise CorpusError("the answer's file", f"it has more than {most_bytes // MB:,} MB", remedy)
     progress.rows += prepared.block.rows.num_rows - len(unfit)
     progress.tokens += prepared.tokens
     progress.prompted = files.prompted
     progress.expected = expected
     progress.skipped += len(unfit)
+    if progress.skipped > max(progress.rows, SKIPPED_MOST):
+        raise CorpusError("file", f"{progress.skipped:,} rows have no vector, more than have one", "mend the file")
     progress.first_skipped += unfit[: SKIPPED_LOGGED - len(progress.first_skipped)]

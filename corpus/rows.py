@@ -2,58 +2,95 @@
 
 import json
 import re
+import reprlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import msgspec
 import orjson
 
+from corpus.limits import ROW_VALUES, too_many_values
 from texts.checks import check_text, check_title
 
 Id = int | str
 
 OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "prompted", "start", "end")
-"""The columns that every output has: `start` and `end` only where texts are cut into chunks."""
+"""The columns that every output has; `start` and `end` only where texts are cut into chunks."""
 INNER_COLUMNS = ("#number", "#block", "#text", "#problem")
-"""What a block notes of its rows beside id and carried columns."""
-# What Python's json writes for numbers that JSON has not; a string comes first, as it may hold such a word.
+"""What a block notes of its rows, beside id and carried columns."""
+# What Python's json writes for numbers that JSON lacks. Strings match first, as they may contain such a word.
 NO_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?Infinity|NaN')
+# How much of names and values a message shows.
+SHOWN_CHARS = 80
+SHOWN_NAMES = 5
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = SHOWN_CHARS
+_repr.maxlevel = 2
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be embedded as asked: the file, the line or row, the problem and the remedy."""
+    """A corpus that cannot be embedded as asked.
+
+    `place` is a file, a line or row of it, or an option, if there is such a place; `problem` says what is wrong and
+    `remedy` what to do. A remedy that begins with a capital is a sentence of its own.
+    """
+
+    def __init__(self, place: str, problem: str, remedy: str = "") -> None:
+        super().__init__(place, problem, remedy)
+        self.place, self.problem, self.remedy = place, problem, remedy
+
+    def __str__(self) -> str:
+        place = f"{self.place}: " if self.place else ""
+        joint = ". " if self.remedy[:1].isupper() else "; " if self.remedy else ""
+        return f"{place}{self.problem}{joint}{self.remedy}"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Which columns hold what; a .txt file has none, each line is a text. `carried` columns are copied to the output.
 
-    Raises CorpusError for a carried column that is named twice, or that the output has already.
+    With `quotes`, messages show a little of what the file holds. A server's do not, as they are logged. Raises
+    CorpusError for a carried column that is named twice, or that the output has already.
     """
 
     text: str = "text"
     title: str | None = None
     id: str | None = None
     carried: tuple[str, ...] = ()
+    quotes: bool = True
 
     def __post_init__(self) -> None:
         for name in self.carried:
             if name in OUTPUT_COLUMNS:
-                raise CorpusError(f"carry: {name!r} is a column of the output itself; rename it in the input")
+                raise CorpusError("carry", f"{quoted(name)} is a column of the output itself", "rename it in the input")
             if name in INNER_COLUMNS:
-                raise CorpusError(f"carry: {name!r} is a name that a run uses itself; rename it in the input")
-            if self.carried.count(name) > 1:
-                raise CorpusError(f"carry: {name!r} is named {self.carried.count(name)} times; name it once")
+                raise CorpusError("carry", f"{quoted(name)} is a name that a run uses itself", "rename it in the input")
+            if (count := self.carried.count(name)) > 1:
+                raise CorpusError("carry", f"{quoted(name)} is named {count} times", "name it once")
 
     def wanted(self) -> list[str]:
         """Return the columns to read, each once."""
         names = [self.text, self.title, self.id, *self.carried]
         return list(dict.fromkeys(name for name in names if name is not None))
 
+    def among(self, names: Collection[str], kind: str) -> str:
+        """Return in words which columns or keys (`kind`: column or key) there are."""
+        if not names:
+            return f"no {kind}s"
+        return listed(names, len(names)) if self.quotes else f"{len(names):,} {kind}{'s' if len(names) > 1 else ''}"
+
+    def shown(self, value: object) -> str:
+        """Return a value in words."""
+        return quoted(value) if self.quotes else f"of type {type(value).__name__}"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text. `number` is its line (row, of parquet) in the file, from 1; `id` is its column's, or the number."""
+    """A text. `number` is its line (of parquet, its row) in the file, from 1; `id` is its column's, or the number."""
 
     number: int
     text: str
@@ -84,46 +121,47 @@ def make_row(columns: Columns, number: int, values: dict[str, Any], carried: tup
     Raises ValueError naming column, problem and remedy.
     """
     if columns.text not in values:
-        raise ValueError(f"no {columns.text!r} among {', '.join(map(repr, values)) or 'no keys'}; it is the text")
-    text = check_text(values[columns.text], columns.text)
-    title = check_title(values.get(columns.title), columns.title) if columns.title else None
-    row_id = number if columns.id is None else _check_id(values.get(columns.id), columns.id)
+        raise ValueError(f"no {quoted(columns.text)} among {columns.among(values, 'key')}; it is the text")
+    text = check_text(values[columns.text], label(columns.text))
+    title = check_title(values.get(columns.title), label(columns.title)) if columns.title else None
+    row_id = number if columns.id is None else _check_id(values.get(columns.id), columns.id, columns)
     return Row(number, text, title, row_id, carried)
 
 
-def _check_id(value: object, column: str) -> Id:
+def _check_id(value: object, column: str, columns: Columns) -> Id:
     if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise ValueError(f"{column}: it is {'null' if value is None else repr(value)}; give a whole number or a string")
+        what = "null" if value is None else columns.shown(value)
+        raise ValueError(f"{label(column)}: it is {what}; give a whole number or a string")
     return value
 
 
 class IdKind:
-    """What the ids of a file without a schema have been: strings, or whole numbers of one type of 64 bits."""
+    """The kind of the ids so far, in a file without a schema: strings, or whole numbers of a single 64-bit type."""
 
     def __init__(self) -> None:
         self._before: Id | None = None
         self._least = self._most = 0
 
-    def check(self, value: Id, column: str) -> None:
-        """Raise ValueError for an id that is not of one kind with those before it."""
-        before, kinds = self._before, {int: "a whole number", str: "a string"}
+    def check(self, value: Id, column: str, columns: Columns) -> None:
+        """Raise ValueError for an id of another kind than those before it."""
+        before, problem = self._before, ""
         if before is not None and type(value) is not type(before):
-            raise ValueError(
-                f"{column}: it is {value!r} and ids before it were {kinds[type(before)]}; give all of one kind"
-            )
-        if isinstance(value, int):
+            kind = "a whole number" if isinstance(before, int) else "a string"
+            problem = f"before it were {kind}; give all of one kind"
+        elif isinstance(value, int):
             least, most = min(value, self._least), max(value, self._most)
             if least < 0 and most >= 1 << 63:
-                raise ValueError(
-                    f"{column}: it is {value} and ids reached {self._least if value > 0 else self._most}; no type of "
-                    "64 bits holds both, so write all ids as strings"
-                )
-            self._least, self._most = least, most
+                reached = columns.shown(self._least if value > 0 else self._most)
+                problem = f"reached {reached}; no type of 64 bits holds both, so write all ids as strings"
+            else:
+                self._least, self._most = least, most
+        if problem:
+            raise ValueError(f"{label(column)}: it is {columns.shown(value)} and ids {problem}")
         self._before = value
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Return the object of one line of .jsonl. Raises ValueError."""
+    """Return the object in a line of .jsonl. Raises ValueError."""
     try:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -138,10 +176,12 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def json_columns(line: bytes, columns: Columns) -> tuple[dict[str, Any], tuple[str | None, ...]]:
-    """Return the object of one line of .jsonl, and the carried columns as they stand there, None for null or none.
+    """Return the object in a line of .jsonl, and the JSON of each carried column as it stands, None for null or absent.
 
-    NaN and Infinity, which JSON has not, are read as null where no wanted column holds one. Raises ValueError.
+    NaN and Infinity, which JSON lacks, are read as null unless a wanted column holds them. Raises ValueError.
     """
+    if len(line) > ROW_VALUES and sum(map(line.count, (b",", b"[", b"{"))) > ROW_VALUES:
+        raise ValueError(too_many_values("the line"))
     try:
         values = json_object(line)
     except ValueError:
@@ -151,18 +191,20 @@ def json_columns(line: bytes, columns: Columns) -> tuple[dict[str, Any], tuple[s
     if not columns.carried:
         return values, ()
     try:
-        raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])  # orjson's numbers have 64 bits, and others more
+        raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])  # orjson would round numbers beyond 64 bits
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"its columns cannot be carried as they stand: {error}; nest them less") from None
+        raise ValueError(f"its columns cannot be carried as they stand: {cut(str(error))}; nest them less") from None
     stands = (None if values.get(name) is None else bytes(raw[name]).decode() for name in columns.carried)
     return values, tuple(stands)
 
 
 def _without_no_numbers(line: bytes, columns: Columns) -> bytes | None:
-    """Return a line with null for NaN and Infinity, None where it is no JSON beside them.
+    """Return the line with null for NaN and Infinity; None if it is not JSON apart from those.
 
-    Raises ValueError where a wanted column holds one.
+    Raises ValueError if a wanted column holds such a number.
     """
+    if len(line) > ROW_VALUES and line.count(b'"') > ROW_VALUES:
+        return None  # each string would become an object of its own
     mended = NO_NUMBERS.sub(lambda found: found[0] if found[0].startswith(b'"') else b"null", line)
     if mended == line:
         return None
@@ -174,7 +216,9 @@ def _without_no_numbers(line: bytes, columns: Columns) -> bytes | None:
         try:
             json.dumps(values.get(name), allow_nan=False)
         except (ValueError, RecursionError):
-            raise ValueError(f"{name}: it holds NaN or Infinity, which JSON has not; write null in its place") from None
+            raise ValueError(
+                f"{label(name)}: it holds NaN or Infinity, which JSON has not; write null in its place"
+            ) from None
     return mended
 
 
@@ -187,5 +231,28 @@ def decode(line: bytes) -> str:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Return in words where the bytes were not UTF-8."""
+    """Return in words where the bytes are not UTF-8."""
     return f"not UTF-8: byte 0x{error.object[error.start]:02X} at byte {error.start}; save the file as UTF-8"
+
+
+def quoted(value: object) -> str:
+    """Return a value as Python writes it, in at most 80 characters."""
+    return cut(_repr.repr(value))
+
+
+@lru_cache(maxsize=64)
+def label(name: str) -> str:
+    """Return the name of a column as the user gave it, to begin a message with."""
+    return cut(" ".join(name[: 2 * SHOWN_CHARS].split()))
+
+
+def listed(names: Iterable[object], count: int) -> str:
+    """Return the first of `count` names, and how many others there are."""
+    shown = ", ".join(map(quoted, islice(names, SHOWN_NAMES)))
+    return f"{shown} and {count - SHOWN_NAMES:,} more" if count > SHOWN_NAMES else shown
+
+
+def cut(text: str, length: int = SHOWN_CHARS) -> str:
+    """Return a text without control characters, its end left out where it is longer than `length`."""
+    text = text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

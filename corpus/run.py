@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from corpus.blocks import Block, BlockLimits, blocks
+from corpus.blocks import Block, BlockLimits, blocks_of
+from corpus.output_files import OutputFiles, side_files
 from corpus.pipeline import RunProgress
 from corpus.readers import Reader
 from corpus.rows import CorpusError, UnfitRow
 from corpus.shards import ShardFolder
 from corpus.sources import reason
-from corpus.writers import OutputFiles, check_carried
+from corpus.writers import check_carried
 from texts.options import Options
 
 Submit = Callable[[Block], "Future[RunProgress]"]
 
-# Blocks under way for one device: one prepared, one computed, one written, and one ready to begin with.
+# Blocks under way for a device: one prepared, one computed, one written, and the next to begin.
 BLOCKS_PER_DEVICE = 4
 
 
@@ -38,7 +39,7 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
     """Do the job, and yield how far it is after each block and at the end; closing the iterator stops it.
 
     `shards` must be open. `submit` starts on a block, as `Pipeline.submit` does. Raises CorpusError in words when it
-    cannot go on; whatever is stored stays, and the same job goes on from there.
+    cannot go on; everything stored stays, and the same job continues from there.
     """
     progress = RunProgress()
     check_carried(job.output, job.reader.carried_fields)
@@ -48,17 +49,13 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
             yield progress
         written = _write_output(job, shards, progress.blocks)
     except UnfitRow as unfit:
-        raise CorpusError(
-            f"{job.reader.place(unfit.row.number)}: {unfit.row.problem}. What was done is kept: mend it and run the "
-            "same again, or skip such rows (on-error skip)"
-        ) from None
+        remedy = "What was done is kept: mend it and run the same again, or skip such rows (on-error skip)"
+        raise CorpusError(job.reader.place(unfit.row.number), unfit.row.problem, remedy) from None
     except MemoryError:  # pyarrow's is an ArrowException, too
         raise
     except (OSError, pa.ArrowException) as error:
-        raise CorpusError(
-            f"{job.output}: cannot be written: {reason(error)}; what is done is kept in {shards.path}: make "
-            "room and run the same again"
-        ) from error
+        remedy = f"what is done is kept in {shards.path}: make room and run the same again"
+        raise CorpusError(str(job.output), f"cannot be written: {reason(error)}", remedy) from error
     shards.remove()
     yield progress._replace(expected=written["rows"], **written)
 
@@ -66,15 +63,11 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
 def _stored_blocks(
     job: CorpusJob, shards: ShardFolder, submit: Submit, at_once: int
 ) -> Iterator[tuple[RunProgress, int]]:
-    """Yield every stored block, also those that were stored before, and how many rows the input seems to have."""
-    read = expected = 0
+    """Yield every stored block, also those stored by an earlier run, with an estimate of the input's rows."""
+    expected = 0
     waiting: set[Future[RunProgress]] = set()
     try:
-        for block in blocks(
-            job.reader.rows(exact=True), job.limits, job.reader.carried_fields, job.skip, job.reader.id_type
-        ):
-            read += block.fit_rows
-            expected = int(read / max(job.reader.fraction(), 1e-9))
+        for block, expected in blocks_of(job.reader, job.limits, job.options.chunking, job.skip):
             if shards.has(block):
                 yield RunProgress(1, block.fit_rows, resumed=block.fit_rows), expected
             else:
@@ -82,7 +75,7 @@ def _stored_blocks(
                 yield from ((stored, expected) for stored in _finished(waiting, at_once))
         yield from ((stored, expected) for stored in _finished(waiting, 1))
     except (ValueError, OSError):
-        wait(waiting)  # the rows before a bad one are kept, and nobody writes any more when the run is begun again
+        wait(waiting)  # the rows before a bad row are kept, and no writer is left when the run is started again
         raise
     finally:
         for future in waiting:
@@ -90,7 +83,7 @@ def _stored_blocks(
 
 
 def _finished(waiting: "set[Future[RunProgress]]", limit: int) -> Iterator[RunProgress]:
-    """Yield results until fewer than `limit` blocks are waited for."""
+    """Yield results until fewer than `limit` blocks are under way."""
     while len(waiting) >= limit:
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         waiting -= done
@@ -101,7 +94,7 @@ def _finished(waiting: "set[Future[RunProgress]]", limit: int) -> Iterator[RunPr
 def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> dict[str, int]:
     """Write all rows with a vector, list the others in a file beside the output, and return RunProgress's counts."""
     id_type, count = shards.id_type(block_count), 0
-    with OutputFiles(job.output, job.model, job.options) as files:
+    with OutputFiles(job.output, job.model, job.options, shards.path, side_files(job.output, job.skip)) as files:
         for index in range(block_count):
             rows = shards.rows(index)
             at = rows.schema.get_field_index("id")

@@ -1,4 +1,4 @@
-"""A corpus's bytes: a plain file of this machine, or what a URL names.
+"""A corpus's bytes: a plain file of this machine, or a URL's content.
 
 Libraries that read URLs raise errors of many families. Behind `open_source` all are RemoteError, in one sentence.
 """
@@ -17,44 +17,46 @@ from corpus.rows import CorpusError
 
 REMOTE_READ_BYTES = 1 << 20
 NOT_PLAIN = {
-    stat.S_ISDIR: "a folder; name one file, as folders are read only with --ray",
-    stat.S_ISFIFO: "a pipe, and is read more than once; write it to a file and name that",
-    stat.S_ISSOCK: "a socket; write what it sends to a file and name that",
-    stat.S_ISCHR: "a device; write what it holds to a file and name that",
-    stat.S_ISBLK: "a device; write what it holds to a file and name that",
+    stat.S_IFDIR: ("a folder", "name one file, as folders are read only with --ray"),
+    stat.S_IFIFO: ("a pipe, and is read more than once", "write it to a file and name that"),
+    stat.S_IFSOCK: ("a socket", "write what it sends to a file and name that"),
+    stat.S_IFCHR: ("a device", "write what it holds to a file and name that"),
+    stat.S_IFBLK: ("a device", "write what it holds to a file and name that"),
 }
 
 
 class RemoteError(OSError):
-    """What a URL names cannot be had, or not all of it."""
+    """A URL whose content cannot be read, or not all of it."""
 
 
-def open_source(path: str) -> BinaryIO:
-    """Return the file, at its beginning and seekable. Raises CorpusError; reading it raises only OSError."""
+def open_source(path: str, name: str | None = None) -> BinaryIO:
+    """Return the file, at its beginning and seekable. Reading it raises only OSError.
+
+    Raises CorpusError, whose place is `name`, or else the path.
+    """
+    name = name or path
     if "://" not in path:
-        return _open_local(path, path)
+        return _open_local(path, name)
     try:
         with _as_remote_error():
-            file_system, name = fsspec.core.url_to_fs(path)
+            file_system, inner = fsspec.core.url_to_fs(path)
             if not isinstance(file_system, LocalFileSystem):
-                return _open_remote(path, file_system, name)
+                return _open_remote(name, file_system, inner)
     except RemoteError as error:
-        raise CorpusError(
-            f"{path}: cannot be opened: {reason(error)}; check the address, the network and what may be read there, or "
-            "download the file and name it"
-        ) from error
-    return _open_local(path, name)
+        remedy = "check the address, the network and what may be read there, or download the file and name it"
+        raise CorpusError(name, f"cannot be opened: {reason(error)}", remedy) from error
+    return _open_local(inner, name)
 
 
 def name_of(path: str) -> str:
-    """Return a path or URL up to its file's name: of http, without what follows a question mark."""
+    """Return a path or URL up to the end of its file's name: an http URL ends before its query."""
     protocol, _, rest = path.partition("://")
     return rest.partition("?")[0].partition("#")[0] if protocol.endswith(("http", "https")) and rest else path
 
 
 def reason(error: BaseException) -> str:
     """Return in one line what an error says."""
-    if isinstance(error, FileNotFoundError) and not error.strerror:  # fsspec's, which has nothing but the address
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # fsspec's, which has only the address
         return reason(error.__cause__) if error.__cause__ else "there is no such file"
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text or type(error).__name__
@@ -62,31 +64,33 @@ def reason(error: BaseException) -> str:
 
 def _open_local(path: str, name: str) -> BinaryIO:
     try:
-        mode = os.stat(name).st_mode
-        if not stat.S_ISREG(mode):
-            kind = next((words for is_kind, words in NOT_PLAIN.items() if is_kind(mode)), "no plain file; name one")
-            raise CorpusError(f"{path}: it is {kind}")
-        return open(name, "rb")
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+        if kind != stat.S_IFREG:
+            what, remedy = NOT_PLAIN.get(kind, ("no plain file", "name one"))
+            raise CorpusError(name, f"it is {what}", remedy)
+        return open(path, "rb")
     except OSError as error:
-        raise CorpusError(f"{path}: cannot be opened: {reason(error)}; check the path") from error
+        raise CorpusError(name, f"cannot be opened: {reason(error)}", "check the path") from error
 
 
-def _open_remote(path: str, file_system: Any, name: str) -> BinaryIO:
-    file = file_system.open(name, "rb")
+def _open_remote(name: str, file_system: Any, inner: str) -> BinaryIO:
+    file = file_system.open(inner, "rb")
     try:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
     except (ValueError, OSError, TypeError):
         file.close()
         raise CorpusError(
-            f"{path}: its server does not say how long it is, or cannot send parts of it, so a broken connection "
-            "would look like the end; download the file and name it"
+            name,
+            "its server does not say how long it is, or cannot send parts of it, so a broken connection would look "
+            "like the end",
+            "download the file and name it",
         ) from None
     return cast(BinaryIO, io.BufferedReader(_Remote(file, size), REMOTE_READ_BYTES))
 
 
 class _Remote(io.RawIOBase):
-    """A file that another library reads: its errors as RemoteError, and an end before its size as one too."""
+    """A file that another library reads. Its errors, and an end before `size` bytes, become RemoteError."""
 
     def __init__(self, file: Any, size: int) -> None:
         self._file, self._size = file, size
@@ -123,7 +127,7 @@ class _Remote(io.RawIOBase):
 
 @contextmanager
 def _as_remote_error() -> Iterator[None]:
-    """Raise whatever a library of others raises as RemoteError, but for what is about this process."""
+    """Raise as RemoteError whatever another library raises, except errors of this process."""
     try:
         yield
     except (RemoteError, MemoryError, CorpusError):

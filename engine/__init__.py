@@ -1,9 +1,13 @@
-"""Texts to vectors. `load` returns the engine that the environment chooses; `engine.contract` says what one does."""
+"""Texts to vectors. `load` returns the engine that the environment chooses; `engine.contract` says what engines do.
+
+Only functions import torch here: some processes must set variables before (see `engine.device`), others do without it.
+"""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import memory
 from engine.contract import Engine
 from engine.threads import in_own_thread, limit_threads
 
@@ -14,12 +18,13 @@ __all__ = ["load", "number_format"]
 
 
 def load(directory: Path, dtype: str | None = None, measured: Path | None = None) -> Engine:
-    """Load the checkpoint in `directory` onto the GPU if there is one, else onto the CPU.
+    """Load the checkpoint in `directory` onto the GPU, or onto the CPU where there is none.
 
-    The environment variable ENGINE chooses packed (the default) or reference, which is sentence-transformers;
-    `number_format` says what `dtype` and `measured` are. Raises what that does, TokenizerError when the checkpoint is
-    not EmbeddingGemma's, and DeviceError when there is a GPU that cannot be used.
+    The environment variable ENGINE chooses packed (the default) or reference, which is sentence-transformers. See
+    `number_format` for `dtype`, `measured` and errors; also raises TokenizerError when the checkpoint is not
+    EmbeddingGemma's, and DeviceError when the GPU cannot be used or memory is clearly too small.
     """
+    memory.check(directory)
     limit_threads()
     return in_own_thread(lambda: _load(directory, _asked(dtype), measured))
 
@@ -33,16 +38,16 @@ def _load(directory: Path, dtype: str, measured: Path | None) -> Engine:
         return ReferenceEngine(directory, dtype=dtype)
     from engine.packed import PackedEngine
 
-    return PackedEngine(directory, numbers=_numbers(directory, dtype, measured))
+    return PackedEngine(directory, numbers=_numbers(directory, dtype, measured), measured=measured)
 
 
 def number_format(directory: Path, dtype: str | None = None, measured: Path | None = None) -> str:
-    """Return what an engine on this machine computes in: float32, float16 or bfloat16.
+    """Return the number format that an engine on this machine computes in: float32, float16 or bfloat16.
 
-    `dtype` is one of these or auto, the default; without it the environment variable DTYPE is read. On a CPU auto is
-    the faster of float32 and bfloat16, which are timed unless the JSON file `measured` has their ratio; it is written
-    then. (On a GPU auto falls back from float16 to bfloat16 for a checkpoint that overflows.) Raises ValueError for
-    another dtype or engine, and CheckpointError when the checkpoint is not EmbeddingGemma's pipeline.
+    `dtype` is one of these or auto; None stands for the environment variable DTYPE, by default auto. On a CPU auto is
+    the faster of float32 and bfloat16, which are timed unless the JSON file `measured` has their ratio; the result is
+    written there. (On a GPU auto falls back from float16 to bfloat16 for a checkpoint that overflows.) Raises
+    ValueError for an unknown dtype or engine, and CheckpointError when the checkpoint is not EmbeddingGemma's pipeline.
     """
     import torch
 
@@ -55,14 +60,14 @@ def number_format(directory: Path, dtype: str | None = None, measured: Path | No
 
 
 def _numbers(directory: Path, dtype: str, measured: Path | None) -> "NumberFormat | None":
-    """Return the packed engine's format; None where it chooses itself, on a GPU."""
+    """Return the packed engine's format; None on a GPU where the engine chooses."""
     import torch
 
     from engine.checkpoint import read_architecture
     from engine.model import FORMATS
     from engine.native.choice import faster_format
 
-    if dtype != "auto" or torch.cuda.is_available():  # which makes no context, unlike choose_device
+    if dtype != "auto" or torch.cuda.is_available():  # unlike choose_device, this makes no context
         return FORMATS.get(dtype)
     return faster_format(read_architecture(directory), measured)
 

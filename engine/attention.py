@@ -1,8 +1,8 @@
-"""Attention within each text of a packed batch: a token sees its whole text, or only |i - j| <= window of it.
+"""Attention within each text of a packed batch: a token sees its whole text, or |i - j| <= window of it.
 
 Two functions compute the same: `grouped_attention` by scaled_dot_product_attention, on any device, and
 `varlen_attention` by FlashAttention, on newer GPUs. Both take q [tokens, heads, head_dim], k and v [tokens, kv_heads,
-head_dim], the texts' segments, the largest visible |i - j| (None where all is visible) and the scale of the scores, and
+head_dim], the texts' segments, the largest visible |i - j| (None for the whole text) and the scale of the scores, and
 return [tokens, heads, head_dim].
 """
 
@@ -22,7 +22,7 @@ BLOCK = 128
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None, scale: float) -> Tensor:
-    """Attend with one call for each run of neighbouring texts of equal length, so nothing is ever padded."""
+    """Attend with a call for each run of neighbouring texts of equal length, so nothing is padded."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     k, v = _for_each_query_head(k, q.shape[1]), _for_each_query_head(v, q.shape[1])
     for tokens, length in _runs_of_equal_length(segments.lengths):
@@ -39,7 +39,8 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window
     """Attend in one kernel for the whole batch, without reading lengths on the host.
 
     For CUDA devices of compute capability 8.0 and up, float16 and bfloat16, head_dim up to 256. This is the operator
-    that `torch.nn.attention.varlen.varlen_attn` calls, without what that does around it for training.
+    that `torch.nn.attention.varlen.varlen_attn` calls, without its additions for training. There a window as large as
+    the longest text costs nothing.
     """
     cu_seqlens, longest, side = segments.cu_seqlens, segments.longest, -1 if window is None else window
     out: Tensor = torch.ops.aten._flash_attention_forward(

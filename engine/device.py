@@ -1,6 +1,6 @@
-"""Which device to compute on, why one cannot be used, and how several processes share a machine's devices.
+"""Which device to compute on, why a device cannot be used, and how processes share a machine's devices.
 
-torch is imported by the functions alone: a process must set what `device_shares` returns before it imports torch.
+Only functions import torch, as a process must set what `device_shares` returns before that.
 """
 
 import os
@@ -17,9 +17,9 @@ OLDEST_CAPABILITY = (7, 5)
 
 
 def choose_device(name: str | None = None) -> "torch.device":
-    """Return the device of that name, or the GPU if there is one, else the CPU.
+    """Return the device of that name; without a name the GPU, or the CPU where there is none.
 
-    Raises DeviceError when there is a GPU that cannot be used: it or its driver is too old, or it is too new.
+    Raises DeviceError for a GPU that cannot be used: it or its driver is too old, or it is too new.
     """
     import torch
 
@@ -50,7 +50,7 @@ def choose_device(name: str | None = None) -> "torch.device":
         raise DeviceError(
             f"{name} cannot run this build of torch {torch.__version__} for CUDA {torch.version.cuda}: "
             f"{_first_line(error)}. Where it says that there is no kernel image, the GPU is newer than the build; use "
-            "an older GPU, or a newer torch in requirements.txt"
+            "an older GPU, or a newer torch in requirements/image.txt"
         ) from error
     return device
 
@@ -67,7 +67,7 @@ def check_format(dtype: "torch.dtype", device: "torch.device") -> None:
 
 
 def _fault() -> str:
-    """Return what keeps torch from using a GPU, mostly in its own words; nothing where it can use one."""
+    """Return what keeps torch from using a GPU, mostly in its own words; "" if nothing does."""
     import torch
 
     if torch.cuda.is_available():
@@ -94,14 +94,15 @@ def _first_line(error: Exception) -> str:
 def device_shares(count: int | None = None) -> list[dict[str, str]]:
     """Return the environment variables for each of `count` processes: a GPU, or an equal share of the CPU's threads.
 
-    None stands for one process per GPU, or one for the CPU. Raises DeviceError for fewer than one process, or more than
-    there are GPUs, if any.
+    None stands for a process for each GPU, or one for the CPU. Raises DeviceError for fewer than one process, and for
+    more than there are GPUs, if any.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if count is not None and not 1 <= count <= (gpus or count):
-        raise DeviceError(f"devices: {count} were asked for and this machine has {gpus} GPUs; ask for 1 to so many")
+        most = f"to {gpus}" if gpus else "or more"
+        raise DeviceError(f"devices: {count} were asked for and this machine has {gpus} GPUs; ask for 1 {most}")
     if not gpus:
         processes = count or 1
         return [{"OMP_NUM_THREADS": str(max(1, usable_threads() // processes))}] * processes

@@ -1,7 +1,7 @@
 """The forward pass as CUDA graphs: one launch from the host instead of hundreds.
 
-A graph computes with fixed sizes and at fixed addresses. So there is a graph for each of a few layouts, and all of them
-read one static buffer, into which every batch is copied. `Layout.fill` says how a smaller batch fits.
+A graph computes with fixed sizes and at fixed addresses. So each of a few layouts has a graph, and all graphs read the
+same static buffer, into which every batch is copied. `Layout.fill` says how a smaller batch fits.
 """
 
 import logging
@@ -11,41 +11,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kernels import FUSED, Kernels
+from engine.kernels import TILED, Kernels
 from engine.packing import Layout, Segments
 
 logger = logging.getLogger(__name__)
 
 Run = Callable[[], Tensor]
 
-# Steps of a half and a third.
+# Each but the last is a half or a third more than the one before. The last is for full batches of bulk work.
 TOKENS = (
-    32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384
+    32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768
 )  # fmt: skip
-# FlashAttention starts a block of threads for every 64 tokens of the longest text, in each text. So a layout has room
-# for many short texts or for few long ones, 16 of the longest at the least; a quarter as many blocks as tokens.
-LONGEST = (128, 512, 2048)
-TEXTS_OF_LONGEST = 16
-# A graph has at most so many times a batch's tokens. One that needs more, for its many texts, is launched kernel by
-# kernel.
+LONGEST = (64, 128, 256, 512, 1024, 2048)
+# Few tokens make few blocks anyway, so fewer graphs do.
+FEW_TOKENS, LONGEST_OF_FEW = 2048, (128, 512, 2048)
+# FlashAttention starts a block of threads for every 64 tokens of the longest text, in each text, for each head. So a
+# layout has room for 4 times as many texts as there could be of the longest. Batches of few tokens mix texts of all
+# lengths: theirs has room for up to 16 times as many, while that makes at most so many blocks.
+BLOCK, ROOM, MIXED_ROOM, MIXED_BLOCKS = 64, 4, 16, 640
+# A layout has room for at least 16 texts, for texts of 8 tokens each if its longest are short, and for ranges of 64.
+LEAST_TEXTS, SHORT_TEXT, SHORT_RANGE = 16, 8, 64
+# The most times a batch's tokens that a graph may have. A batch that needs more, as it has many texts, is launched
+# kernel by kernel.
 MOST_PADDED = 1.5
-# Largest relative difference of a replay from the same pass launched kernel by kernel. The kernels are the same, so
-# only the order of additions may differ.
+# The largest relative difference between a replay and the same pass launched kernel by kernel. The kernels are the
+# same, so only the order of additions may differ.
 REPLAY_ERROR = 1e-2
-# Token ids that every vocabulary has, as many as the longest text.
+# Token ids of the longest text, which every vocabulary has.
 SYNTHETIC_IDS = (np.arange(max(LONGEST)) % 2000 + 500).tolist()
 
 
 def buckets(most_tokens: int) -> list[Layout]:
     """Return the layouts of up to `most_tokens`, smallest first."""
-    sizes = sorted({(tokens, min(tokens, longest)) for tokens in TOKENS for longest in LONGEST})
-    rooms = [(tokens, tokens * TEXTS_OF_LONGEST // longest, longest) for tokens, longest in sizes]
-    return [Layout(tokens, texts, texts, longest) for tokens, texts, longest in rooms if tokens <= most_tokens]
+    layouts = []
+    for tokens in (each for each in TOKENS if each <= most_tokens):
+        lengths = LONGEST if tokens > FEW_TOKENS else LONGEST_OF_FEW
+        layouts += [_bucket(tokens, longest) for longest in sorted({min(tokens, length) for length in lengths})]
+    return layouts
+
+
+def _bucket(tokens: int, longest: int) -> Layout:
+    """Return the layout of so many tokens for texts of at most `longest`."""
+    blocks = max(tokens * ROOM // BLOCK, min(tokens * MIXED_ROOM // BLOCK, MIXED_BLOCKS))
+    texts = max(LEAST_TEXTS, blocks // -(-longest // BLOCK))
+    if longest <= BLOCK:  # a text has one block, however short it is
+        texts = max(texts, tokens // SHORT_TEXT)
+    return Layout(tokens, texts, max(texts, tokens // SHORT_RANGE), longest)
 
 
 def capturable(kernels: Kernels) -> bool:
-    """Whether no kernel reads lengths on the host, as two of PyTorch's own do."""
-    return kernels.attention is FUSED.attention and kernels.segment_mean is FUSED.segment_mean
+    """Whether no kernel reads lengths on the host, as PyTorch's own attention and mean do."""
+    attention = kernels.qkv_attention or kernels.attention
+    return attention in (TILED.qkv_attention, TILED.attention) and kernels.segment_mean is TILED.segment_mean
 
 
 def cuda_capture() -> Callable[[Run], Run]:
@@ -68,7 +85,7 @@ def cuda_capture() -> Callable[[Run], Run]:
 
 
 class Graphs:
-    """Replays of a network's forward pass, all captured at once, on token ids that say nothing."""
+    """Replays of a network's forward pass, captured on meaningless token ids."""
 
     def __init__(
         self,
@@ -76,22 +93,36 @@ class Graphs:
         device: torch.device,
         capture: Callable[[Run], Run],
         layouts: Sequence[Layout],
+        at_first_use: Sequence[Layout] = (),
     ) -> None:
-        """Capture the layouts, largest first: the smaller ones fit into its memory. One that fails is left out."""
+        """Capture the layouts, largest first, as smaller ones fit into its memory; others when a batch needs them.
+
+        A layout that fails is left out.
+        """
         self._network, self._capture = network, capture
-        self._static = torch.zeros(max(layout.size for layout in layouts), dtype=torch.int32, device=device)
-        largest_first = sorted(layouts, key=lambda layout: (layout.tokens, layout.longest), reverse=True)
-        captured = ((layout, self._checked_replay(layout)) for layout in largest_first)
-        self._replays = {layout: replay for layout, replay in captured if replay}
-        self.buckets = list(reversed(self._replays))
-        """The layouts that were captured, smallest first."""
+        self.buckets = sorted([*layouts, *at_first_use], key=lambda layout: (layout.tokens, layout.longest))
+        """The layouts that have a graph or get one at first use, smallest first."""
+        self._static = torch.zeros(max(layout.size for layout in self.buckets), dtype=torch.int32, device=device)
+        self._replays: dict[Layout, Run] = {}
+        for layout in self.buckets[::-1]:
+            if layout in layouts:
+                self._ensure_captured(layout)
 
     def bucket(self, batch: Layout) -> Layout | None:
-        """Return the smallest bucket that holds such a batch; None where too much would be padding."""
+        """Return the smallest bucket that holds the batch; None if too much of it would be padding."""
         bucket = next((bucket for bucket in self.buckets if bucket.holds(batch)), None)
-        if bucket and bucket.tokens > max(MOST_PADDED * batch.tokens, self.buckets[0].tokens):
+        if bucket is None or bucket.tokens > max(MOST_PADDED * batch.tokens, self.buckets[0].tokens):
             return None
-        return bucket
+        return bucket if self._ensure_captured(bucket) else None
+
+    def _ensure_captured(self, layout: Layout) -> bool:
+        """Capture the layout unless that is done; return whether it has a graph now, and drop it if not."""
+        if layout not in self._replays:
+            if replay := self._checked_replay(layout):
+                self._replays[layout] = replay
+            else:
+                self.buckets.remove(layout)
+        return layout in self._replays
 
     def run(self, bucket: Layout, host: Tensor) -> Tensor:
         """Return float32 [bucket.vectors, 768] for a buffer that the bucket packed.
@@ -109,13 +140,14 @@ class Graphs:
 
     def _checked_replay(self, layout: Layout) -> Run | None:
         """Capture the pass over one batch and replay it over another. Warns and returns None if either fails."""
+        half = -(-layout.longest // 2)
+        compared = layout.pack([SYNTHETIC_IDS[-half:], SYNTHETIC_IDS[: layout.longest - half]])
         try:
+            self._fill(compared)
+            expected = self._forward(layout)  # also compiles the kernels, which a capture forbids
             self._fill(layout.pack([SYNTHETIC_IDS[: layout.longest]]))
-            self._forward(layout)  # compiles the kernels, which must not happen during a capture
             replay = self._capture(lambda: self._forward(layout))
-            half = -(-layout.longest // 2)
-            self._fill(layout.pack([SYNTHETIC_IDS[-half:], SYNTHETIC_IDS[: layout.longest - half]]))
-            expected = self._forward(layout)
+            self._fill(compared)
             rows = expected.isfinite().all(dim=1)  # a text may overflow float16
             error = ((replay() - expected)[rows].norm() / expected[rows].norm()).item()
         except RuntimeError as raised:

@@ -1,4 +1,4 @@
-"""The network: EmbeddingGemma's Gemma 3 encoder and its head, over one packed batch of texts.
+"""The network: EmbeddingGemma's Gemma 3 encoder and its head, on a packed batch of texts.
 
 The texts lie one after the other in [tokens, hidden], without padding; `Segments` says where each begins. The formulas
 are those of transformers' `models/gemma3/modeling_gemma3.py` and sentence-transformers' Pooling and Dense.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.kernels import PLAIN, Kernels
 from engine.kernels.norms import RMSNorm
+from engine.kernels.qkv_attention import with_tiles
 from engine.kernels.rotary import Rotation
 from engine.packing import Segments
 
@@ -40,7 +41,7 @@ class Architecture:
 class NumberFormat:
     """How the layers compute: matmuls and attention in `dtype`, the residual stream in `stream`, the rest in float32.
 
-    The residual stream holds values divided by 2**shift. Genuine activations reach 8e5 and float16 ends at 65504.
+    The residual stream holds values divided by 2**shift, as official activations reach 8e5 and float16 ends at 65504.
     """
 
     dtype: torch.dtype
@@ -49,7 +50,7 @@ class NumberFormat:
 
 
 FLOAT32 = NumberFormat(torch.float32, torch.float32)
-# With the stream in bfloat16, too, the error on trained weights would be thirty times as large.
+# With the stream in bfloat16 too, the error on trained weights would be thirty times as large.
 BFLOAT16 = NumberFormat(torch.bfloat16, torch.float32)
 FLOAT16 = NumberFormat(torch.float16, torch.float16, shift=7)
 FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
@@ -107,12 +108,17 @@ class Attention(nn.Module):
         self.out = Linear(a.hidden, a.heads * a.head_dim, dtype)
 
     def forward(self, x: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
-        heads, rotated = self.a.heads, self.a.heads + self.a.kv_heads
         qkv = self.qkv(x).unflatten(-1, (-1, self.a.head_dim))  # [tokens, heads + 2 kv_heads, head_dim]
+        return self.out(self.mix(qkv, rotation, segments, kernels).flatten(1))  # [tokens, hidden]
+
+    def mix(self, qkv: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
+        """Return each query head's mean of values, [tokens, heads, head_dim]; may overwrite `qkv`."""
+        if kernels.qkv_attention:
+            return kernels.qkv_attention(qkv, self.qk_norm, rotation, segments, self.window, self.a.attention_scale)
+        heads, rotated = self.a.heads, self.a.heads + self.a.kv_heads
         qk = kernels.norm_rotate(qkv[:, :rotated], self.qk_norm, rotation)
         q, k, v = qk[:, :heads], qk[:, heads:], qkv[:, rotated:]
-        mixed = kernels.attention(q, k, v, segments, self.window, self.a.attention_scale)  # [tokens, heads, head_dim]
-        return self.out(mixed.flatten(1))  # [tokens, hidden]
+        return kernels.attention(q, k, v, segments, self.window, self.a.attention_scale)
 
     def share_gains(self) -> None:
         """Copy the first query head's gains to all query heads, and the first key head's to all key heads."""
@@ -194,11 +200,14 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Layer(a, numbers, window) for window in a.windows)
         self.norm = RMSNorm(a.hidden, eps=a.eps * 4.0**-numbers.shift)
         inner, outer = a.dense
+        # Two layers without a nonlinearity between them; on a GPU one, which `finish` makes of them.
         self.dense = nn.ModuleList((Linear(inner, a.hidden, torch.float32), Linear(outer, inner, torch.float32)))
 
     def forward(self, token_ids: Tensor, segments: Segments) -> Tensor:
         """Return float32 [vectors, 768] for integer `token_ids` [tokens]."""
         a, kernels, embedding = self.architecture, self.kernels, self.embedding
+        if kernels.qkv_attention:
+            segments = with_tiles(segments, a.heads)
         full = Rotation(segments.positions, segments.longest, a.full_theta, a.head_dim)
         sliding = Rotation(segments.positions, segments.longest, a.sliding_theta, a.head_dim)
         # Each layer's last kernel computes the norm that the next layer begins with; the last layer's, the final norm.
@@ -211,7 +220,7 @@ class Network(nn.Module):
             normed = layer(x, normed, full if window is None else sliding, segments, next_norm, kernels)
         pooled = kernels.segment_mean(normed, segments)  # float32 [vectors, hidden]
         for dense in self.dense:
-            pooled = dense(pooled)  # [vectors, 3072], then [vectors, 768]
+            pooled = dense(pooled)  # [vectors, 768], with two layers [vectors, 3072] before
         return pooled
 
     def destinations(self) -> dict[str, Tensor]:
@@ -226,9 +235,12 @@ class Network(nn.Module):
     def finish(self) -> None:
         """Turn the checkpoint's norm weights into gains and pack every matrix; to be called once, after loading.
 
+        On a GPU the two Dense layers become one; on a CPU no bit of a vector should change.
         1 + w is what the formula computes anyway, and a power of two changes no digit: both are exact in float32.
         Gains are not folded into the matmuls, as that would round products which the reference never forms.
         """
+        if self.norm.gain.device.type != "cpu":
+            self.fold_head()
         for module in self.modules():
             if isinstance(module, Attention):
                 module.share_gains()
@@ -236,3 +248,11 @@ class Network(nn.Module):
                 module.gain.add_(1.0).mul_(module.scale)
             elif isinstance(module, Linear):
                 module.pack()
+
+    @torch.no_grad()
+    def fold_head(self) -> None:
+        """Replace the two Dense layers, not yet packed, by their product, multiplied in float64."""
+        first, second = (layer.get_parameter("weight") for layer in self.dense)
+        folded = Linear(second.shape[0], first.shape[1], torch.float32)
+        folded.weight = nn.Parameter((second.double() @ first.double()).float(), requires_grad=False)
+        self.dense = nn.ModuleList([folded])

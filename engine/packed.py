@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,33 +13,34 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import load_network, read_architecture
-from engine.contract import DeviceError, Engine, Ranges, split_by_tokens, vector_rows
+from engine.contract import DeviceError, Engine, Ranges, TokenIds, split_by_tokens, vector_rows
 from engine.device import check_format, choose_device
+from engine.faster_attention import with_faster_attention
 from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
 from engine.kernels import Kernels
-from engine.kernels.selection import candidates, describe, install
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, Network, NumberFormat
 from engine.native.choice import encoder_of
 from engine.native.encoder import PART_TOKENS, Encoder
 from engine.native.library import NotAvailable
-from engine.packing import layout_of, spans_of
+from engine.packing import Layout, layout_of, spans_of
+from engine.selection import candidates, describe, install
 from engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 # float16 has eight times the precision of bfloat16, at the same speed.
 AUTO = {"cpu": FLOAT32, "cuda": FLOAT16}
-# Tokens in one forward pass. On a CPU activations should stay in the caches. The extension has a part for each thread.
+# Tokens in a forward pass. On a CPU, activations should stay in the caches. (The extension has a part for each thread.)
 BATCH_TOKENS = 1_024
-# A GPU should be filled. An old one gets fewer tokens, so no pass takes longer: a query waits for the pass before it.
+# A GPU should be filled. An old GPU gets fewer tokens, so its passes are not longer: a query waits for the last pass.
 GPU_BATCH_TOKENS, PASS_S = 16_384, 0.1
-# A CPU's batches are padded to a multiple of 8 tokens, beyond 256 tokens to one of 32: oneDNN makes and keeps a kernel
+# Batches in a pass that no query waits for. A GPU has its fixed costs less often, and one of the extension's threads
+# that has done its part takes another.
+BULK = 2
+# A CPU's batches are padded to a multiple of 8 tokens, or of 32 beyond 256 tokens, as oneDNN makes and keeps a kernel
 # for each number of rows. No text's attention or mean sees the padding.
 ROUNDED, ROUNDED_FINELY = (8, 32), 256
-# Seconds after which the thread that launches a pass gets the interpreter's lock. With Python's own 5 ms, a pass of
-# hundreds of launches can take a hundred times as long beside a busy event loop (benchmarks/launching.py).
-SWITCH_S = 1e-3
-# Tokens in one pass of texts that are computed again in float32.
+# Tokens in a pass of texts that are computed again in float32.
 PRECISE_TOKENS = 2_048
 # Seconds between two lines of the log about texts that are computed again.
 LOG_EVERY_S = 60.0
@@ -57,35 +57,36 @@ class PackedEngine(Engine):
         kernels: Kernels | None = None,
         graphs: bool = True,
         native: bool = True,
+        measured: Path | None = None,
     ) -> None:
-        """Load the sentence-transformers directory. `kernels`, `graphs`, `native` are for measuring what each is worth.
+        """Load the sentence-transformers directory. `kernels`, `graphs` and `native` are for measuring their worth.
 
-        Without `numbers` a CPU computes in float32, and a GPU in float16 unless the checkpoint overflows there. Raises
-        CheckpointError or TokenizerError when the checkpoint cannot be used, DeviceError when the GPU cannot.
+        Without `numbers` a CPU computes in float32, and a GPU in float16 unless the checkpoint overflows there. How
+        fast a GPU's kernels are is kept in the JSON file `measured`. Raises CheckpointError or TokenizerError when the
+        checkpoint cannot be used, DeviceError when the GPU cannot.
         """
         self.device = choose_device(device)
         self._on_gpu = self.device.type == "cuda"
-        if self._on_gpu:
-            sys.setswitchinterval(SWITCH_S)
         # In matmuls of 16-bit numbers torch lets cuBLAS add up in 16 bits where that is faster.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.tokenizer = Tokenizer(directory)
         self._load = partial(load_network, directory, read_architecture(directory), device=self.device)
+        self._measured = measured
         self.network = self._install(numbers, kernels)
         dtype = self.network.numbers.dtype
         self.number_format = str(dtype).removeprefix("torch.")
         self.encoder = self._native() if native and not self._on_gpu else None
-        """What computes in the network's place: the extension, where it can be used."""
+        """The extension, which computes instead of the network where it can be used."""
         self.batch_tokens = self._budget()
-        self.bulk = 2 if self.encoder else 1  # a thread that has done its first part takes another
+        self.bulk = BULK if self._on_gpu or self.encoder else 1
         self.batches_in_flight = 2 if self._on_gpu else 1
         self._most_tokens: float = math.inf  # in one pass; known once memory has run out
         self.graphs: Graphs | None = None
         if graphs and capturable(self.network.kernels):
             self.graphs = self._prepared_graphs()
         self.recomputed = 0
-        """Texts whose vectors were not finite in float16 and were computed again in float32."""
+        """How many texts were not finite in float16 and were computed again in float32."""
         self._logged_at = -math.inf
         parts = ["packed", self.number_format, self.device.type]
         parts += [describe(self.network.kernels)] if self._on_gpu else []
@@ -94,19 +95,21 @@ class PackedEngine(Engine):
         self.description = ", ".join(parts)
 
     def _install(self, numbers: NumberFormat | None, kernels: Kernels | None) -> Network:
-        """Return the network with its kernels; without `numbers` in the format that suits device and checkpoint."""
+        """Return the network with its kernels; without `numbers` in a format that suits device and checkpoint."""
         chosen = numbers or AUTO[self.device.type]
         check_format(chosen.dtype, self.device)
         network = self._load(chosen)
         if kernels is not None:
             network.kernels = kernels
-        elif not install(network, candidates(chosen.dtype, self.device)) and numbers is None:
+            return network
+        fastest = with_faster_attention(candidates(chosen.dtype, self.device), network, self._measured)
+        if not install(network, fastest) and numbers is None:
             logger.warning("float16 overflows with this checkpoint: computing in bfloat16")
             return self._install(BFLOAT16, kernels)
         return network
 
     def _native(self) -> Encoder | None:
-        """Return the extension's form of the network, or None and a line of the log where it cannot be used."""
+        """Return the extension's form of the network; where it cannot be used, None and a line in the log."""
         try:
             return encoder_of(self.network)
         except NotAvailable as reason:
@@ -114,7 +117,7 @@ class PackedEngine(Engine):
             return None
 
     def _budget(self) -> int:
-        """Return how many tokens a pass has."""
+        """Return how many tokens a pass should have."""
         if self._on_gpu:
             return affordable_tokens(self._s_per_token())
         return PART_TOKENS * torch.get_num_threads() if self.encoder else BATCH_TOKENS
@@ -122,22 +125,25 @@ class PackedEngine(Engine):
     @torch.inference_mode()
     def _s_per_token(self) -> float:
         """Return the seconds that a token takes in a pass of some short texts."""
-        seconds = []
-        for _ in range(4):  # the first ones find a GPU asleep
+        seconds, texts = [], [SYNTHETIC_IDS[:128]] * 16
+        layout = layout_of([128] * 16, None)
+        for _ in range(4):  # a GPU is asleep at first
             start = time.perf_counter()
-            self._forward(self.network, [SYNTHETIC_IDS[:128]] * 16, None)[0].cpu()
+            self._forward(self.network, layout, texts, None)[0].cpu()
             seconds.append(time.perf_counter() - start)
-        return min(seconds) / (16 * 128)
+        return min(seconds) / layout.tokens
 
     @torch.inference_mode()
     def _prepared_graphs(self) -> Graphs:
-        return Graphs(self.network, self.device, cuda_capture(), buckets(self.batch_tokens))
+        layouts = buckets(self.batch_tokens * self.bulk)
+        online = [layout for layout in layouts if layout.tokens <= self.batch_tokens]
+        return Graphs(self.network, self.device, cuda_capture(), online, at_first_use=layouts[len(online) :])
 
-    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
-        """Run one forward pass over the texts together, or several where memory is short; see `Engine.launch`.
+    def launch(self, token_ids: Sequence[TokenIds], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
+        """Run a forward pass over the texts together, or several where memory is short; see `Engine.launch`.
 
-        In float16, texts whose vectors are not finite are computed again in float32 by the function that is returned.
-        Raises DeviceError when there is not enough memory for one text alone.
+        In float16 the returned function computes texts again in float32 whose vectors are not finite. Raises
+        DeviceError when there is not enough memory for a single text.
         """
         tokens = sum(len(ids) for ids in token_ids)
         if tokens <= self._most_tokens or len(token_ids) == 1:
@@ -156,27 +162,29 @@ class PackedEngine(Engine):
     def _lower_budget(self, tokens: int, texts: int, error: str) -> None:
         if texts == 1:
             raise DeviceError(
-                f"there is not memory enough for a text of {tokens:,} tokens alone; end other programs that use the "
+                f"there is not enough memory for a text of {tokens:,} tokens alone; end other programs that use the "
                 f"{self.device.type.upper()}'s memory, or use a larger one: {error}"
             )
         self._most_tokens = tokens // 2
-        self.batch_tokens = min(self.batch_tokens, tokens // 2)
+        self.batch_tokens, self.bulk = min(self.batch_tokens, tokens // 2), 1
         logger.warning("out of memory at %d tokens: from now on %d in one pass; %s", tokens, tokens // 2, error)
 
     @torch.inference_mode()
-    def _start(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None) -> Callable[[], np.ndarray]:
-        batch = layout_of([len(ids) for ids in token_ids], ranges)
-        if self.graphs and (bucket := self.graphs.bucket(batch)):
+    def _start(self, token_ids: Sequence[TokenIds], ranges: Ranges | None) -> Callable[[], np.ndarray]:
+        layout = layout_of([len(ids) for ids in token_ids], ranges)
+        if self.graphs and (bucket := self.graphs.bucket(layout)):
             host = bucket.pack(token_ids, ranges, pin_memory=self._on_gpu)
-            return self._fetch(self.graphs.run(bucket, host)[: batch.vectors], host)
-        return self._fetch(*self._forward(self.encoder or self.network, token_ids, ranges))
+            return self._fetch(self.graphs.run(bucket, host)[: layout.vectors], host)
+        return self._fetch(*self._forward(self.encoder or self.network, layout, token_ids, ranges))
 
     def _forward(
-        self, network: Network | Encoder, token_ids: Sequence[Sequence[int]], ranges: Ranges | None
+        self, network: Network | Encoder, layout: Layout, token_ids: Sequence[TokenIds], ranges: Ranges | None
     ) -> tuple[Tensor, Tensor]:
-        """Launch a pass kernel by kernel; return its vectors on the device and the buffer that it copies from."""
+        """Launch a pass kernel by kernel; return its vectors on the device and the buffer that it copies from.
+
+        The texts fill the layout exactly.
+        """
         lengths = [len(ids) for ids in token_ids]
-        layout = layout_of(lengths, ranges)
         finely = layout.tokens <= ROUNDED_FINELY
         padding = 0 if self._on_gpu or self.encoder else -layout.tokens % ROUNDED[0 if finely else 1]
         if padding:
@@ -206,16 +214,17 @@ class PackedEngine(Engine):
 
     @torch.inference_mode()
     def _finite(
-        self, wait: Callable[[], np.ndarray], token_ids: Sequence[Sequence[int]], ranges: Ranges | None
+        self, wait: Callable[[], np.ndarray], token_ids: Sequence[TokenIds], ranges: Ranges | None
     ) -> np.ndarray:
-        """Return what `wait` does, but in float32 the vectors of each text of which one is not finite."""
+        """Return what `wait` does, but texts with a vector that is not finite computed again in float32."""
         vectors = wait()
         finite, rows = np.isfinite(vectors).all(axis=1), vector_rows(len(token_ids), ranges)
         overflowed = [i for i, of_text in enumerate(rows) if not finite[of_text.start : of_text.stop].all()]
         for batch in split_by_tokens([len(token_ids[i]) for i in overflowed], PRECISE_TOKENS):
             texts = [overflowed[i] for i in batch]
             text_ranges = None if ranges is None else [ranges[i] for i in texts]
-            again, _ = self._forward(self._precise, [token_ids[i] for i in texts], text_ranges)
+            layout = layout_of([len(token_ids[i]) for i in texts], text_ranges)
+            again, _ = self._forward(self._precise, layout, [token_ids[i] for i in texts], text_ranges)
             vectors[[row for i in texts for row in rows[i]]] = again.cpu().numpy()
         if overflowed:
             self._count_recomputed(len(overflowed))

@@ -1,15 +1,15 @@
-"""Texts as one packed batch, in one int32 buffer that one copy moves: ids, positions, and where texts and means lie."""
+"""Texts as a packed batch in an int32 buffer, moved by a single copy: ids, positions, and bounds of texts and means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.contract import Ranges
+from engine.contract import Ranges, TokenIds, as_array
 
 Buffer = TypeVar("Buffer", np.ndarray, Tensor)
 Spans = Sequence[tuple[int, int]]
@@ -21,12 +21,12 @@ PADDING_ID = 0
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where the texts of a packed batch lie, and of which tokens each vector is the mean."""
+    """Where the texts of a packed batch begin, and which tokens each vector is the mean of."""
 
     positions: Tensor
     """int32 [tokens]: each token's position in its own text, from 0."""
     cu_seqlens: Tensor
-    """int32 [texts + 1]: where each text begins, and where the last one ends."""
+    """int32 [texts + 1]: where each text begins, and where the last text ends."""
     starts: Tensor
     """int32 [vectors]: the first token of each vector."""
     ends: Tensor
@@ -37,6 +37,8 @@ class Segments:
     """Tokens of each text, where the host knows them; grouped_attention needs them."""
     spans: Spans = ()
     """`starts` and `ends`, where the host knows them."""
+    tiles: Tensor | None = None
+    """int32 [slots, 4]: each tile's text (first token, tokens) and first row, for `qkv_attention_fused`."""
 
 
 class Parts(NamedTuple, Generic[Buffer]):
@@ -51,7 +53,7 @@ class Parts(NamedTuple, Generic[Buffer]):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Room for so many tokens in texts of at most `longest`, and for so many vectors, in an int32 buffer."""
+    """Room in an int32 buffer for `tokens` in `texts` of at most `longest` each, and for `vectors`."""
 
     tokens: int
     texts: int
@@ -68,7 +70,7 @@ class Layout:
         return self.tokens, self.tokens, self.texts + 1, self.vectors, self.vectors
 
     def holds(self, other: "Layout") -> bool:
-        """Whether a batch of the other layout fits. Tokens that are left over need texts to belong to."""
+        """Whether a batch of the other layout fits. Left-over tokens need texts to belong to."""
         padding_texts = -(-(self.tokens - other.tokens) // self.longest)
         return (
             other.tokens <= self.tokens
@@ -82,40 +84,39 @@ class Layout:
         starts = accumulate(map(_aligned, self._sizes), initial=0)
         return Parts(*(buffer[start : start + size] for start, size in zip(starts, self._sizes, strict=False)))
 
-    def pack(
-        self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None, pin_memory: bool = False
-    ) -> Tensor:
-        """Return a buffer on the host with these texts; see `fill`. torch keeps pinned blocks and reuses them."""
+    def pack(self, token_ids: Sequence[TokenIds], ranges: Ranges | None = None, pin_memory: bool = False) -> Tensor:
+        """Return a buffer on the host with these texts; see `fill`. torch reuses pinned blocks."""
         buffer = torch.empty(self.size, dtype=torch.int32, pin_memory=pin_memory)
         self.fill(buffer.numpy(), token_ids, ranges)
         return buffer
 
-    def fill(self, buffer: np.ndarray, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> None:
+    def fill(self, buffer: np.ndarray, token_ids: Sequence[TokenIds], ranges: Ranges | None = None) -> None:
         """Overwrite all of the buffer with these texts, which must fit, and a vector for each text or range.
 
-        Tokens that are left over become more texts, of `longest` tokens each, and texts that are left over have no
-        tokens: nothing is masked, and no row of a real text depends on them. Vectors that are left over are of no
-        token. Raises ValueError when a text has no tokens.
+        Left-over tokens become more texts, of `longest` tokens each, and left-over texts and vectors have no tokens:
+        nothing is masked, and no row of a real text depends on them. Raises ValueError when a text has no tokens.
         """
         lengths = [len(ids) for ids in token_ids]
         if min(lengths) < 1:
             raise ValueError("a text without tokens has no vector; the tokenizer gives each at least <bos> and <eos>")
         parts, used, texts = self.parts(buffer), sum(lengths), len(lengths)
-        parts.token_ids[:used] = np.fromiter(chain.from_iterable(token_ids), np.int32, used)
+        parts.token_ids[:used] = np.frombuffer(b"".join(map(as_array, token_ids)), np.int32)
         parts.token_ids[used:] = PADDING_ID
         cu_seqlens = parts.cu_seqlens
         cu_seqlens[0] = 0
         np.cumsum(lengths, out=cu_seqlens[1 : texts + 1])
         padding = used + self.longest * np.arange(1, self.texts - texts + 1)
         cu_seqlens[texts + 1 :] = np.minimum(padding, self.tokens)
-        parts.positions[:] = np.arange(self.tokens) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-        spans = np.array(spans_of(lengths, ranges))
-        for part, bounds in zip((parts.starts, parts.ends), spans.T, strict=True):
-            part[: len(bounds)] = bounds
-            part[len(bounds) :] = 0
+        first_tokens = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
+        np.subtract(np.arange(self.tokens, dtype=np.int32), first_tokens, out=parts.positions)
+        of_texts = cu_seqlens[:texts], cu_seqlens[1 : texts + 1]
+        bounds = of_texts if ranges is None else np.array(spans_of(lengths, ranges)).T
+        for part, values in zip((parts.starts, parts.ends), bounds, strict=True):
+            part[: len(values)] = values
+            part[len(values) :] = 0
 
     def segments(self, buffer: Tensor, lengths: Sequence[int] = (), spans: Spans = ()) -> tuple[Tensor, Segments]:
-        """Return the token ids and the segments of a buffer, and in the latter what the host knows of them."""
+        """Return the token ids and the segments of a buffer, the latter with what the host knows."""
         parts = self.parts(buffer)
         positions, cu_seqlens, starts, ends = parts[1:]
         return parts.token_ids, Segments(positions, cu_seqlens, starts, ends, self.longest, lengths, spans)

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers.utils.logging import disable_progress_bar
 
-from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges
+from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges, TokenIds
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
 
@@ -20,7 +20,7 @@ PIPELINE = [Transformer, Pooling, Dense, Dense, Normalize]
 
 
 class ReferenceEngine(Engine):
-    """sentence-transformers, unless asked float32 on a CPU and bfloat16 on a GPU; padded batches of like length."""
+    """sentence-transformers on padded batches of like length; by default float32 on a CPU, bfloat16 on a GPU."""
 
     pools_ranges = False
 
@@ -30,7 +30,7 @@ class ReferenceEngine(Engine):
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.tokenizer = Tokenizer(directory)
-        disable_progress_bar()  # it would fill the setup log
+        disable_progress_bar()  # would fill the setup log
         self._model = SentenceTransformer(
             str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
         ).eval()
@@ -42,10 +42,10 @@ class ReferenceEngine(Engine):
         self.description = f"sentence-transformers, {dtype}, {self.device.type}"
 
     @torch.inference_mode()
-    def launch(self, token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
+    def launch(self, token_ids: Sequence[TokenIds], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Compute the texts in as many padded batches as they need; see `Engine.launch`. Refuses ranges."""
         if ranges is not None:
-            raise ValueError("ENGINE=reference has no late chunking; leave it out, or use ENGINE=packed")
+            self.check_late_chunking()
         vectors = np.empty((len(token_ids), DIMENSIONS), dtype=np.float32)
         for batch in self._batches([len(ids) for ids in token_ids]):
             features = self._pad([token_ids[i] for i in batch])
@@ -61,7 +61,7 @@ class ReferenceEngine(Engine):
             batches[-1].append(i)
         return batches
 
-    def _pad(self, token_ids: list[Sequence[int]]) -> dict[str, torch.Tensor]:
+    def _pad(self, token_ids: list[TokenIds]) -> dict[str, torch.Tensor]:
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True)
         lengths = torch.tensor([len(ids) for ids in token_ids])
         mask = (torch.arange(rows.shape[1]) < lengths[:, None]).long()  # [batch, longest]
@@ -69,7 +69,7 @@ class ReferenceEngine(Engine):
 
 
 def check_pipeline(model: SentenceTransformer, directory: Path) -> None:
-    """Refuse what would compute other vectors silently: a missing Dense layer, a halved window, a causal mask."""
+    """Refuse what would silently change the vectors: a missing Dense layer, a halved window, a causal mask."""
     kinds = [type(module).__name__ for module in model]
     if kinds != [kind.__name__ for kind in PIPELINE]:
         raise CheckpointError(

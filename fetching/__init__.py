@@ -1,1 +1,1 @@
-"""How `weights` fetches, unpacks and hashes the files of a checkpoint."""
+"""Fetches checkpoints for `weights` (download, unpack, hash), and the files of predictions."""

@@ -1,4 +1,4 @@
-"""A file from an address onto the disk: resumed, retried, with its progress logged; errors as half a sentence."""
+"""Download a file to the disk: resumed, retried, with logged progress; errors read as half a sentence."""
 
 import io
 import logging
@@ -22,7 +22,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
-from fetching.files import fsync
+from fetching.whole import put_in_place
+from settings.masking import masked
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ ANSWERS = {
 
 
 class Unavailable(Exception):
-    """A source that does not give its files: "why; what to do", as a part of a sentence."""
+    """A source that does not deliver its files: "why; what to do", as part of a sentence."""
 
 
 def explain(error: Exception) -> str:
-    """Return as "why; what to do" what kept a server or this machine's disk from doing its part."""
-    repo = getattr(error, "repo_id", None)  # None for an address that is not of a hub's repository
+    """Return as "why; what to do" why a server or this machine's disk failed."""
+    repo = getattr(error, "repo_id", None)  # None for an address outside a hub's repositories
     if isinstance(error, Unavailable):
         return str(error)
     if _is_local(error):
@@ -67,24 +68,24 @@ def explain(error: Exception) -> str:
 
 
 def _is_local(error: Exception) -> bool:
-    """Return whether the operating system refused: a full disk, a limit, somebody else's folder."""
+    """Return whether the operating system refused, because of a full disk, a limit or permissions."""
     is_network = isinstance(error, (ConnectionError, TimeoutError))
     return isinstance(error, OSError) and error.errno is not None and not is_network
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+    return masked(f"{type(error).__name__}: {error}".strip().split("\n")[0])
 
 
 def with_retries(what: str, action: Callable[[], Result]) -> Result:
-    """Return what `action` returns, trying again after errors that may pass. Raises the last try's error."""
+    """Return what `action` returns, retrying after temporary errors. Raises the error of the last try."""
     for delay_s in RETRY_DELAYS_S:
         try:
             return action()
         except Exception as error:  # the HTTP client's errors and the file system's have no common base
             if not _may_pass(error):
                 raise
-            delay_s *= random.uniform(0.75, 1.25)  # many machines must not come back at once
+            delay_s *= random.uniform(0.75, 1.25)  # so that many machines do not retry at once
             logger.warning("%s: %s; trying again in %.1f s", what, _first_line(error), delay_s)
             time.sleep(delay_s)
     return action()
@@ -98,7 +99,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def check_free(directory: Path, needed: int) -> None:
-    """Raise Unavailable if the disk of `directory` has not `needed` bytes and some to spare."""
+    """Raise Unavailable unless the disk of `directory` has `needed` bytes free, and some to spare."""
     free = shutil.disk_usage(directory).free
     if needed > 0 and free < needed + SPARE_BYTES:
         raise Unavailable(
@@ -108,27 +109,27 @@ def check_free(directory: Path, needed: int) -> None:
 
 
 class LoggedProgress(tqdm):
-    """A progress bar for where there is no terminal: a line in the log every few seconds."""
+    """A progress bar without a terminal: a line in the log every few seconds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._logged_at = time.monotonic()
         super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO(), "mininterval": LOG_EVERY_S})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Log how much is there."""
+        """Log how much has been downloaded."""
         if time.monotonic() - self._logged_at >= LOG_EVERY_S:
             self._logged_at = time.monotonic()
             logger.info("%s: %.0f of %.0f MB", self.desc, self.n / 1e6, (self.total or 0) / 1e6)
 
 
-# Forked processes share tqdm's own lock: one that is killed while it holds it would stop all others for ever.
+# Forked processes share tqdm's own lock: a process killed while holding it would block all others for ever.
 LoggedProgress.set_lock(threading.RLock())
 
 
 def download(
     url: str, path: Path, part: Path, tag: str, size: int | None = None, headers: Mapping[str, str] | None = None
 ) -> None:
-    """Download `url` to `part` and, when all of it is there, to `path`.
+    """Download `url` to `part`, and rename that to `path` when it is complete.
 
     A part is kept and resumed as long as `tag`, which stands for the content, is the same. Raises the HTTP client's
     and the file system's errors when retries do not help.
@@ -143,8 +144,7 @@ def download(
     if path.is_file():
         return
     with_retries(f"downloading {path.name}", lambda: _resume(url, part, size, headers))
-    fsync(part)
-    part.replace(path)
+    put_in_place(part, path)
 
 
 def _resume(url: str, part: Path, size: int | None, headers: Mapping[str, str] | None) -> None:
@@ -171,18 +171,17 @@ def _resume(url: str, part: Path, size: int | None, headers: Mapping[str, str] |
 
 
 def download_with_pget(url: str, path: Path, size: int | None) -> bool:
-    """Download `url` with pget, in parallel, where that is installed. Returns whether all of it is there now."""
+    """Download `url` with pget, in parallel, if that is installed. Return whether the file is complete."""
     program = shutil.which("pget")
     if program is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Its own name: pget fills a file from several places, so what it leaves unfinished cannot be resumed.
+    # A name of its own: pget fills a file from several places, so its unfinished files cannot be resumed.
     temporary = path.with_name(f"{path.name}.pget")
     result = subprocess.run([program, "--force", url, str(temporary)], capture_output=True, text=True)
     if result.returncode != 0 or (size is not None and temporary.stat().st_size != size):
-        logger.warning("pget failed (%s); downloading without it", result.stderr.strip().split("\n")[-1])
+        logger.warning("pget failed (%s); downloading without it", masked(result.stderr.strip().split("\n")[-1]))
         temporary.unlink(missing_ok=True)
         return False
-    fsync(temporary)
-    temporary.replace(path)
+    put_in_place(temporary, path)
     return True

@@ -1,28 +1,34 @@
-"""The files of a checkpoint directory: which it needs, their sizes and hashes, and whether they are as expected."""
+"""The files of a checkpoint directory: which are needed, their sizes and hashes, and whether they are as expected."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fetching.whole import written_whole
+
 NEEDED = ("config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json")
 RECORD = "fetched.json"
 CANARIES = "canaries.json"
 MODULE_TYPES = "sentence_transformers."
-# The genuine checkpoint's header has some tens of kilobytes.
-MAX_HEADER_BYTES = 100_000_000
+# The official checkpoint's header has some tens of kilobytes, its largest JSON file 16 MB, the others a few kilobytes.
+MAX_HEADER_BYTES = 4 << 20
+MAX_JSON_BYTES = 16 << 20
+MAX_TOKENIZER_BYTES = 128 << 20
+# What Python's JSON reader raises; RecursionError for deeply nested lists.
+NO_JSON = (OSError, ValueError, RecursionError)
+SHOWN_CHARS = 200
 
 
 class WeightsError(RuntimeError):
-    """Weights that cannot be had: what was tried, why it failed, what to do."""
+    """Weights that are not available: what was tried, why it failed, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedFile:
-    """What a file must be: its bytes and its SHA-256 in hexadecimal, None where that is not known."""
+    """A file as it must be: its bytes and its SHA-256 in hexadecimal, None if unknown."""
 
     size: int | None = None
     sha256: str | None = None
@@ -30,7 +36,7 @@ class ExpectedFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordedFile:
-    """What a file was when all of it was last read; a file of the same size and time is not read again."""
+    """A file as it was when last read in full; a file of the same size and time is not read again."""
 
     size: int
     mtime_ns: int
@@ -39,18 +45,16 @@ class RecordedFile:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where the files of a directory came from, the commit if that is known, and what they were."""
+    """Where the files of a directory came from, their commit if known, and the files as they were."""
 
     source: str
     revision: str | None
     files: dict[str, RecordedFile]
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON, under a temporary name first."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        fsync(temporary)
-        temporary.replace(path)
+        """Write the record as JSON."""
+        with written_whole(path) as file:
+            file.write(f"{json.dumps(asdict(self), indent=2)}\n".encode())
 
 
 def read_record(path: Path) -> Record | None:
@@ -59,13 +63,13 @@ def read_record(path: Path) -> Record | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = {name: RecordedFile(**file) for name, file in content["files"].items()}
         return Record(content["source"], content["revision"], files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (*NO_JSON, KeyError, TypeError, AttributeError):
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the repository knows of one checkpoint: its name, its sources and its files."""
+    """A checkpoint known to this repository: its name, its sources and its files."""
 
     name: str
     revision: str
@@ -82,7 +86,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def differences(expected: Mapping[str, ExpectedFile | RecordedFile], actual: Mapping[str, RecordedFile]) -> list[str]:
-    """Return in words how files differ from what is expected of them; others may be there too."""
+    """Return in words how files differ from the expected files; further files are allowed."""
     problems = []
     for name, file in expected.items():
         if name not in actual:
@@ -99,19 +103,30 @@ def check_complete(directory: Path) -> list[str]:
 
     Raises WeightsError naming what is missing, cut short or not in sentence-transformers layout.
     """
+    for path in directory.glob("*.json"):
+        _check_size(path)
     names = [*NEEDED, *_module_files(directory)]
     if not _has_token_limit(directory / "sentence_bert_config.json"):
         names.append("tokenizer_config.json")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise WeightsError(
-            f"{directory}: {', '.join(missing)} missing; a checkpoint is a directory in sentence-transformers layout, "
-            "as SentenceTransformer.save writes it"
+            f"{directory}: {', '.join(missing)[:SHOWN_CHARS]} missing; a checkpoint is a directory in "
+            "sentence-transformers layout, as SentenceTransformer.save writes it"
         )
     for name in names:
         if name.endswith(".safetensors"):
             _check_header(directory / name)
+        else:
+            _check_size(directory / name)
     return names
+
+
+def _check_size(path: Path) -> None:
+    """Raise WeightsError for a JSON file larger than any checkpoint's, which would take too much memory."""
+    size, most = path.stat().st_size, MAX_TOKENIZER_BYTES if path.name == "tokenizer.json" else MAX_JSON_BYTES
+    if size > most:
+        raise WeightsError(f"{path}: {size:,} bytes of JSON, and no checkpoint has more than {most:,}; fetch it again")
 
 
 def _module_files(directory: Path) -> list[str]:
@@ -121,13 +136,15 @@ def _module_files(directory: Path) -> list[str]:
     try:
         modules = [(PurePosixPath(module["path"]), module["type"]) for module in json.loads(path.read_text("utf-8"))]
         foreign = [str(kind) for _, kind in modules if not kind.startswith(MODULE_TYPES)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: not a list of modules with their paths and types: {error!r}") from error
-    # sentence-transformers imports the types and opens the folders that stand here.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = repr(error)[:SHOWN_CHARS]
+        raise WeightsError(f"{path}: not a list of modules with their paths and types: {problem}") from error
+    # sentence-transformers imports these types and opens these folders.
     outside = [str(folder) for folder, _ in modules if folder.is_absolute() or ".." in folder.parts]
     if foreign or outside:
+        found = ", ".join(foreign + outside)[:SHOWN_CHARS]
         raise WeightsError(
-            f"{path}: {', '.join(foreign + outside)}: only sentence-transformers' own modules in folders of the "
+            f"{path}: {found}: only sentence-transformers' own modules in folders of the "
             "checkpoint are read; use the sentence-transformers layout of EmbeddingGemma"
         )
     names = []
@@ -143,8 +160,8 @@ def _has_token_limit(path: Path) -> bool:
     """Return whether the limit of tokens is in `path`; sentence-transformers 6 leaves it to tokenizer_config.json."""
     try:
         return "max_seq_length" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return True  # whoever reads the limit reports a file that cannot be read
+    except (*NO_JSON, TypeError):
+        return True  # the code that reads the limit reports an unreadable file
 
 
 def _check_header(path: Path) -> None:
@@ -158,23 +175,25 @@ def _check_header(path: Path) -> None:
             header = json.loads(file.read(length))
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        problem = str(error)[:SHOWN_CHARS]
+        raise WeightsError(f"{path}: not a safetensors file ({problem}); fetch it again") from error
     if expected != size:
         raise WeightsError(f"{path}: {size:,} bytes where its header says {expected:,}; fetch it again")
 
 
 def check_canaries(directory: Path, files: Mapping[str, RecordedFile]) -> None:
-    """Raise WeightsError if there is a canaries.json that records other hashes of the files; it may record none."""
+    """Raise WeightsError if canaries.json exists and records other hashes of the files; it may record none."""
     path = directory / CANARIES
     if not path.is_file():
         return
     try:
         hashes = json.loads(path.read_text(encoding="utf-8")).get("sha256", {})
         expected = {name: ExpectedFile(sha256=sha256) for name, sha256 in hashes.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (*NO_JSON, AttributeError) as error:
+        problem = repr(error)[:SHOWN_CHARS]
         raise WeightsError(
-            f"{path}: not a file of canaries ({error!r}); write it again with scripts/verify.py --write"
+            f"{path}: not a file of canaries ({problem}); write it again with scripts/verify.py --write"
         ) from error
     if problems := differences(expected, files):
         raise WeightsError(
@@ -184,7 +203,7 @@ def check_canaries(directory: Path, files: Mapping[str, RecordedFile]) -> None:
 
 
 def record_files(directory: Path, names: Iterable[str], known: Mapping[str, RecordedFile]) -> dict[str, RecordedFile]:
-    """Return what each file is now, reading only those whose size or time differs from what is `known` of them."""
+    """Return each file as it is now, reading only files whose size or time differs from the `known` values."""
     files = {}
     for name in sorted(names):
         stat = (directory / name).stat()
@@ -205,12 +224,3 @@ def content_hash(names: Iterable[str], files: Mapping[str, RecordedFile]) -> str
     """Return the SHA-256, in hexadecimal, over `names` and the SHA-256s of these files."""
     lines = (f"{name}\0{files[name].sha256}\n" for name in sorted(names))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,10 +9,11 @@ from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils.sha import git_hash
 
 from fetching.download import Unavailable, check_free, download, with_retries
-from fetching.files import hash_file
+from fetching.files import MAX_TOKENIZER_BYTES, hash_file
 
 API_TIMEOUT_S = 20
-# No pickles and no code; the texts are the licence's and its conditions.
+MAX_FILES = 1_000
+# No pickles and no code; the texts are the licence and its conditions.
 KEPT = re.compile(r"(.+\.(json|safetensors))|(README\.md|LICEN[CS]E.*|NOTICE.*)", re.ASCII)
 
 
@@ -24,7 +25,7 @@ def label(repo: str, revision: str | None) -> str:
 def fetch(repo: str, revision: str | None, work: Path) -> str:
     """Download `owner/name` at a commit, tag or branch, None being the main branch, and return the commit.
 
-    The files go to `work/checkpoint`; what `work` holds of them already is resumed. Raises Unavailable, and the HTTP
+    The files go to `work/checkpoint`; a download that broke off in `work` is resumed. Raises Unavailable, and the HTTP
     client's and the file system's errors.
     """
     commit, files = with_retries(repo, lambda: _list(repo, revision))
@@ -42,7 +43,7 @@ def fetch(repo: str, revision: str | None, work: Path) -> str:
             raise Unavailable(f"{name} has {kind} {actual} and the hub lists {listed}; try again")
     for path in list((work / "checkpoint").rglob("*")):
         if path.is_file() and path.relative_to(work / "checkpoint").as_posix() not in files:
-            path.unlink()  # of another commit, whose download broke off
+            path.unlink()  # left from another commit, whose download broke off
     return commit
 
 
@@ -50,7 +51,13 @@ def _list(repo: str, revision: str | None) -> tuple[str, dict[str, RepoSibling]]
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S)
     if info.sha is None:
         raise Unavailable("the hub names no commit; name a revision")
-    return info.sha, {file.rfilename: file for file in info.siblings or [] if _is_kept(file.rfilename)}
+    files = {file.rfilename: file for file in info.siblings or [] if _is_kept(file.rfilename)}
+    large = [name for name, file in files.items() if not file.lfs and (file.size or 0) > MAX_TOKENIZER_BYTES]
+    if large or len(files) > MAX_FILES:
+        raise Unavailable(
+            f"the repository has {len(files):,} files, and {len(large)} texts too large for a checkpoint's"
+        )
+    return info.sha, files
 
 
 def _is_kept(name: str) -> bool:

@@ -5,8 +5,8 @@
     python -m scripts.embed_corpus books.parquet chunks.parquet --chunk 512 --overlap 64
     python -m scripts.embed_corpus s3://bucket/texts s3://bucket/vectors --id key --ray auto --workers 2-16
 
-Interrupted, by Ctrl-C or in any other way, a run goes on where it was when it is started again. Exit status: 0 when the
-output is there, 1 with a sentence when it is not, 2 for unknown options, 130 after Ctrl-C.
+After Ctrl-C or any other interruption, the same command continues where the run stopped. Exit status: 0 when the output
+is complete, 1 with a sentence when it is not, 2 for wrong options, 130 after Ctrl-C.
 """
 
 import argparse
@@ -25,55 +25,53 @@ import encoding
 import engine
 import weights
 from corpus.blocks import BlockLimits
-from corpus.pipeline import RunProgress
-from corpus.processes import DeviceJob
+from corpus.output_files import OUTPUT_FORMATS, check_output, is_published, partial_path, side_file, side_files
+from corpus.pipeline import DeviceJob, RunProgress
 from corpus.readers import Reader
 from corpus.rows import Columns, CorpusError
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
-from corpus.writers import OUTPUT_FORMATS, check_output, side_file
 from engine.contract import DeviceError
 from engine.device import device_shares
 from engine.tokenizer import Truncate
+from settings import logs, masking
 from tasks import PROMPTS, TITLED_TASK, prompt_for
-from texts.chunking import Chunking
-from texts.options import Options
+from texts.options import EMBEDDING_DIMS, Options, chunking_of
 from weights import WeightsError
 
 logger = logging.getLogger("embed_corpus")
 
-# Rows of a block: on a GPU enough for many of its batches, on a CPU some seconds' work, so that little is lost.
+# Rows of a block: on a GPU enough for many batches, on a CPU a few seconds' work, so that little is lost.
 BLOCK_ROWS = {"cpu": 2_048, "cuda": 32_768}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", help=".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst) or .parquet; a path or a URL")
-    parser.add_argument("output", help=f"{', '.join(f'.{form}' for form in OUTPUT_FORMATS)}; with --ray a folder")
-    parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="as the variable WEIGHTS")
+    outputs = ", ".join(f".{form}" for form in OUTPUT_FORMATS)
+    parser.add_argument("input", help=".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst) or .parquet: a path or URL")
+    parser.add_argument("output", help=f"path of a file: {outputs}; with --ray a folder")
+    parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="checkpoint (default: variable WEIGHTS)")
     columns = parser.add_argument_group("columns")
-    columns.add_argument("--text", default="text", metavar="COLUMN", help="the texts (default: text)")
-    columns.add_argument("--title", metavar="COLUMN", help="the documents' titles")
-    columns.add_argument("--id", metavar="COLUMN", help="the ids (default: the line's or row's number, from 1)")
-    columns.add_argument("--carry", action="append", default=[], metavar="COLUMN", help="copy it to the output")
+    columns.add_argument("--text", default="text", metavar="COLUMN", help="column of the texts (default: text)")
+    columns.add_argument("--title", metavar="COLUMN", help="column of the documents' titles")
+    columns.add_argument("--id", metavar="COLUMN", help="column of the ids (default: number of the line or row)")
+    columns.add_argument("--carry", action="append", default=[], metavar="COLUMN", help="copy this column; repeatable")
     vectors = parser.add_argument_group("vectors")
-    vectors.add_argument("--task", choices=list(PROMPTS), help="(default: retrieval_document)")
-    vectors.add_argument("--dim", type=int, default=768, choices=[768, 512, 256, 128])
-    vectors.add_argument("--no-normalize", dest="normalize", action="store_false")
-    vectors.add_argument("--precision", default="float32", choices=list(encoding.WIRE_DTYPES))
-    vectors.add_argument("--truncate", default="end", choices=get_args(Truncate), help="of a text beyond the limit")
-    vectors.add_argument("--chunk", type=int, metavar="TOKENS", help="cut longer texts into chunks")
-    vectors.add_argument("--overlap", type=int, default=0, metavar="TOKENS", help="of a chunk with the next")
-    vectors.add_argument("--late", action="store_true", help="late chunking: chunks read in the company of the others")
+    vectors.add_argument("--task", choices=list(PROMPTS), help="use of the vectors (default: retrieval_document)")
+    vectors.add_argument("--dim", type=int, default=768, choices=EMBEDDING_DIMS, help="vector size (default: 768)")
+    vectors.add_argument("--no-normalize", dest="normalize", action="store_false", help="do not scale to length 1")
+    vectors.add_argument("--precision", default="float32", choices=list(encoding.WIRE_DTYPES), help="number format")
+    vectors.add_argument("--truncate", default="end", choices=get_args(Truncate), help="end of a long text to cut off")
+    vectors.add_argument("--chunk", type=int, metavar="TOKENS", help="cut texts into chunks of at most this length")
+    vectors.add_argument("--overlap", type=int, default=0, metavar="TOKENS", help="tokens shared by adjacent chunks")
+    vectors.add_argument("--late", action="store_true", help="late chunking: encode neighbouring chunks together")
     running = parser.add_argument_group("run")
-    running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="at a row that has no vector")
-    running.add_argument("--devices", type=int, help="how many GPUs, or shares of the CPU (default: all GPUs, or one)")
-    running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster (default: local)")
-    running.add_argument("--workers", type=_range, metavar="MIN[-MAX]", help="with --ray: its actors (default: 1)")
-    running.add_argument("--window", type=_positive, help="rows sorted by length and stored at once")
+    running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="what to do at a bad row")
+    running.add_argument("--devices", type=int, help="number of GPUs or CPU shares (default: all GPUs, or 1)")
+    running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray (default: local)")
+    running.add_argument("--workers", type=_range, metavar="MIN[-MAX]", help="actors of --ray (default: 1)")
+    running.add_argument("--window", type=_positive, help="rows sorted by length and stored together")
     args = parser.parse_args(arguments)
-    if args.chunk is None and (args.overlap or args.late):
-        parser.error("--overlap and --late need --chunk")
     if args.ray is None and args.workers:
         parser.error("--workers needs --ray; without it --devices says how many compute")
     if args.ray is not None and args.devices:
@@ -96,14 +94,14 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    """Return what the vectors are to be. Raises ValueError for what does not go together."""
+    """Return the options of the vectors. Raises ValueError for options that contradict each other."""
     prompt_for(args.task or TITLED_TASK, "a title" if args.title else None)
-    chunking = Chunking(args.chunk, args.overlap, args.late) if args.chunk is not None else None
+    chunking = chunking_of(args.chunk, args.overlap, args.late)
     return Options(args.task, args.dim, args.normalize, args.precision, args.truncate, chunking)
 
 
 def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) -> dict[str, Any]:
-    """Return everything that the output's bytes depend on besides the input: a run goes on only with the same."""
+    """Return everything that the output's bytes depend on besides the input: only an equal run can continue."""
     columns = job.reader.columns
     return {
         "dtype": number_format,
@@ -121,13 +119,10 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
 
 
 def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunProgress:
-    """Do it, with a progress bar. Raises CorpusError or another error in words when it cannot be done."""
+    """Run to the end, with a progress bar. Raises CorpusError, or another error with a sentence."""
     output, skip = _output(args), args.on_error == "skip"
     shards = ShardFolder(output)
-    if os.path.exists(output) and os.path.exists(shards.path):
-        shards.remove()  # a run was killed between its last two steps
-        return RunProgress()
-    check_output(output)
+    check_output(output, shards.path, side_files(output, skip))
     reader = Reader(args.input, columns)
     checkpoint = weights.resolve(args.weights)
     devices = device_shares(args.devices)
@@ -135,6 +130,9 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunPr
     number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
     job = CorpusJob(reader, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
     shards.open(manifest(job, number_format, devices[0]))
+    if is_published(partial_path(shards.path, output, output), output):  # a run was killed between its last two steps
+        shards.remove()
+        return RunProgress()
     device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
     with closing(shards), closing(device_job.devices(devices)) as computing:
         return _show(run(job, shards, computing.submit, len(devices)))
@@ -143,19 +141,17 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunPr
 def _output(args: argparse.Namespace) -> Path:
     """Return the path of the output. Raises CorpusError for a URL, and where the input would be written over."""
     if "://" in args.output:
-        raise CorpusError(
-            f"{args.output}: the output is a file of this machine; give a path and copy the file from there (with "
-            "--ray it is a folder, which may be a URL)"
-        )
+        remedy = "give a path and copy the file from there (with --ray it is a folder, which may be a URL)"
+        raise CorpusError(args.output, "the output is a file of this machine", remedy)
     output = Path(args.output)
-    for beside in (side_file(output, "rows.parquet"), side_file(output, "skipped.jsonl")):
-        if os.path.abspath(args.input) == os.path.abspath(beside):
-            raise CorpusError(f"{args.input}: the run to {output} writes a file of this name; name another output")
+    for beside in side_files(output, skip=True):
+        if os.path.realpath(args.input) == os.path.realpath(beside):
+            raise CorpusError(args.input, f"the run to {output} writes a file of this name", "name another output")
     return output
 
 
 def _show(steps: Generator[RunProgress]) -> RunProgress:
-    """Follow a run with a bar, whose end is estimated from the part of the file that was read."""
+    """Show a run's progress in a bar, whose end is estimated from the fraction of the file that was read."""
     progress = RunProgress()
     with closing(steps), tqdm(unit=" texts", dynamic_ncols=True) as bar:
         for progress in steps:
@@ -170,14 +166,14 @@ def _show(steps: Generator[RunProgress]) -> RunProgress:
 
 def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Columns) -> int:
     """Return how many rows the output has. Raises CorpusError, and ModuleNotFoundError without Ray."""
-    from corpus import cluster  # needs requirements-ray.txt
+    from corpus import cluster  # needs requirements/ray.txt
 
     job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
     return cluster.embed(job, args.input, args.output, args.ray, args.workers or (1, 1), args.window)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logs.of_command(logger.name, *logs.OURS)
     args = parse()
     try:
         options, columns = options_of(args), Columns(args.text, args.title, args.id, tuple(args.carry))
@@ -186,12 +182,12 @@ def main() -> None:
             return
         progress = embed(args, options, columns)
     except ModuleNotFoundError as error:
-        sys.exit(f"embed_corpus: ray: {error}; install requirements-ray.txt")
+        sys.exit(f"embed_corpus: ray: {error}; install requirements/ray.txt")
     except (ValueError, OSError, DeviceError, WeightsError) as error:
-        sys.exit(f"embed_corpus: {error}")
+        sys.exit(f"embed_corpus: {masking.masked(error)}")
     except KeyboardInterrupt:
         logger.info("Interrupted; what is done is kept: run the same again to go on.")
-        os._exit(130)  # not waiting for the block that is being computed: half done, it counts for nothing
+        os._exit(130)  # without waiting for the block under way, which would be computed again anyway
     if progress.skipped:
         skipped_file = side_file(Path(args.output), "skipped.jsonl")
         logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_file)

@@ -1,27 +1,26 @@
 """Fetch a checkpoint before it is needed: into the cache, or into the folder that goes into the image.
 
-    python -m scripts.fetch_weights                                   # the genuine model, into WEIGHTS_CACHE
+    python -m scripts.fetch_weights                                   # the official model, into WEIGHTS_CACHE
     python -m scripts.fetch_weights --bake                            # into weights-baked/, which `make build` copies
-    python -m scripts.fetch_weights owner/name@revision               # another one, as WEIGHTS would name it
+    python -m scripts.fetch_weights owner/name@revision               # another model, as WEIGHTS would name it
 
-Prints the directory. A broken download is resumed when it is run again.
+Prints the directory, the name and the hash. The same command resumes a broken download.
 """
 
 import argparse
-import logging
 import os
 import sys
 
 import weights
 from fetching import cache
+from settings import logs
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logs.of_command(*logs.OURS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="?", default=os.environ.get("WEIGHTS"), help="default: the official model")
-    parser.add_argument("--bake", action="store_true", help="into weights-baked/, which the image takes along")
+    parser.add_argument("--bake", action="store_true", help="into weights-baked/, which goes into the image")
     args = parser.parse_args()
     if args.bake:
         os.environ["WEIGHTS_CACHE"] = str(cache.BAKED)
@@ -33,8 +32,8 @@ def main() -> None:
         sys.exit(130)
     if args.bake and not checkpoint.directory.is_relative_to(cache.BAKED):
         sys.exit(
-            f"WEIGHTS={args.weights}: --bake is for what is fetched, and this is a folder already; let it into the "
-            "image by a line in .dockerignore"
+            f"WEIGHTS={args.weights}: --bake is for checkpoints to fetch, and this is a folder already; let it into "
+            "the image by a line in .dockerignore"
         )
     sys.stdout.write(f"{checkpoint.directory}\n{checkpoint.name}\nSHA-256 {checkpoint.sha256}\n")
 

@@ -1,7 +1,7 @@
 """Run one prediction as `cog run` does, on this machine and without Docker, and print it as JSON.
 
     python scripts/predict.py -i text="What is the meaning of life?" -i task=retrieval_query
-    python scripts/predict.py -i texts=first -i texts=second            # a list: once for each, or as JSON
+    python scripts/predict.py -i texts=first -i texts=second            # a list: repeat the option, or give JSON
     python scripts/predict.py -i file=@texts.txt -o vectors.parquet     # a file of this machine; or its URL
     python scripts/predict.py --json '{"texts": ["first", "second"]}'   # or all inputs at once
     python scripts/predict.py --url http://localhost:5000 -i text=hello # a server that is running already
@@ -22,8 +22,9 @@ from typing import Any
 
 import httpx
 
-from scripts.make_openapi import OPENAPI
-from scripts.server import ServerError, running_server
+from container.make_openapi import OPENAPI
+from container.server import ServerError, running_server
+from settings import access, logs
 
 logger = logging.getLogger("predict")
 
@@ -44,7 +45,7 @@ def read_inputs(as_json: str | None, assignments: Sequence[str]) -> dict[str, An
         json.dumps(inputs, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise ValueError(
-            "the inputs: they are not text in UTF-8; give them so, or as a file of bytes: -i file=@..."
+            "the inputs: they are not UTF-8; encode them in UTF-8, or give a file of bytes: -i file=@..."
         ) from None
     except ValueError:
         raise ValueError("--json: NaN and Infinity are not JSON; give numbers") from None
@@ -111,12 +112,11 @@ def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> htt
     if url is None:
         with running_server(weights) as server:
             return predict(server.url, None, inputs)
-    return httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=600)
+    return httpx.post(f"{url}/predictions", json={"input": inputs}, headers=access.key_header(), timeout=600)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
+    logs.of_command(logger.name)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="one input")
     parser.add_argument("--json", help="all inputs as one JSON object")

@@ -1,11 +1,11 @@
-"""Real things to test with: the small checkpoint, one of random weights in the genuine layout, a predictor."""
+"""Real things to test with: the small checkpoint, one of random weights in the official layout, a predictor."""
 
 import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ if not torch.cuda.is_available():
 # What most tests compare must not depend on which number format this machine is faster in.
 os.environ["DTYPE"] = "float32"
 
-from checkpoints.make_random import make
 from engine.packed import PackedEngine
+from lab.checkpoints.make_random import make
 from tests.support.flash_attention import flash_attention
 from tests.support.predictions import Predict, call
 from weights import SMALL
@@ -35,6 +35,31 @@ if TYPE_CHECKING:
 # Clients of other APIs have environments of their own: make test-clients.
 collect_ignore = ["clients"]
 
+# Files whose tests import sentence-transformers, which takes seven seconds of a core: one worker has them all.
+REFERENCE = {
+    "tests/test_selfcheck.py", "tests/test_weights.py", "tests/engine/test_number_formats.py",
+    "tests/engine/test_packed.py", "tests/engine/test_reference.py", "tests/engine/test_tokenizer.py",
+    "tests/lab/checkpoints/test_small.py", "tests/lab/judging/test_activations.py",
+    "tests/lab/judging/test_variants.py", "tests/lab/benchmarks/test_embedders.py", "tests/test_service.py",
+}  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, give whole files to the workers in their order, and those of REFERENCE to one worker."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "reference" if file in REFERENCE else file
+
+    # By the number of their tests, as is xdist's wont, the longest files would be the last: they have few.
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
 
 @pytest.fixture(scope="session")
 def small() -> Path:
@@ -44,7 +69,7 @@ def small() -> Path:
 
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six layers of the genuine width with random weights, in the genuine checkpoint's older file layout."""
+    """Six layers of the official width with random weights, in the official checkpoint's older file layout."""
     directory = tmp_path_factory.mktemp("checkpoints") / "random"
     make(directory, layers=6, vocab_size=16384)
     return directory

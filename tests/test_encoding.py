@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-from sentence_transformers.util import quantize_embeddings
 
 import encoding
 
@@ -70,10 +69,9 @@ def test_direction_survives_the_precision(precision: str, bound: float) -> None:
 
 
 @pytest.mark.parametrize("precision", ["binary", "ubinary"])
-def test_bits_are_packed_as_sentence_transformers_packs_them(precision: str) -> None:
+def test_bits_become_their_signs_again(precision: str) -> None:
     array = encoding.convert(UNIT, precision)
     assert array.shape == (5, 96)
-    np.testing.assert_array_equal(array, quantize_embeddings(UNIT, precision))
     np.testing.assert_array_equal(encoding.dequantize(array, precision), np.where(UNIT > 0, 1, -1))
 
 
@@ -113,3 +111,10 @@ def test_unknown_precision_and_format_are_refused() -> None:
         encoding.convert(UNIT, "int4")
     with pytest.raises(ValueError, match="output_format: 'csv' is unknown; use 'base64' or 'array'"):
         encoding.encode(UNIT, "csv")
+
+
+@pytest.mark.parametrize("dim", [768, 128])
+def test_norms_and_quotients_are_of_float64_and_rounded_once(dim: int) -> None:
+    exact = VECTORS[:, :dim].astype(np.float64)
+    expected = exact / np.sqrt((exact * exact).sum(axis=1, keepdims=True))
+    np.testing.assert_array_equal(encoding.cut(VECTORS, dim, normalize=True), expected.astype(np.float32))

@@ -11,9 +11,10 @@ import pytest
 
 import encoding
 from predict import Predictor
+from settings.version import NAMED
 from tasks import PROMPTS
 from tests.support.predictions import Predict
-from texts.request import MAX_TEXTS
+from texts.limits import MAX_TEXTS
 from weights import SMALL, WeightsError
 
 pytestmark = pytest.mark.parametrize("checkpoint", [SMALL], indirect=True, ids=["small"])
@@ -125,7 +126,7 @@ def test_task_and_title_change_the_vector(predict: Predict) -> None:
         ),
         ({"text": "title: none | text: "}, "text: is nothing but the prompt of task 'retrieval_document'; put a text"),
         ({"text": "a", "file": Path("b.txt")}, "file, text: give a file, whose columns have texts and titles"),
-        ({"file": "b.txt"}, "file: 'b.txt' is no URL"),
+        ({"file": "b.txt"}, "file: it is no URL; give one that begins with http://, https:// or data:"),
     ],
 )
 def test_bad_input_names_field_problem_and_remedy(predict: Predict, inputs: dict[str, Any], problem: str) -> None:
@@ -133,13 +134,14 @@ def test_bad_input_names_field_problem_and_remedy(predict: Predict, inputs: dict
         predict(**inputs)
 
 
-def test_cuts_are_logged_a_line_each(predict: Predict, caplog: pytest.LogCaptureFixture) -> None:
+def test_cuts_are_logged_in_one_line(predict: Predict, caplog: pytest.LogCaptureFixture) -> None:
     answer = predict(texts=["short", "w " * 4000, "short", "v " * 4000], truncate="start")
     assert answer["truncated"] == [1, 3]
-    assert [record.getMessage() for record in caplog.records] == [
-        "texts[1] cut at its start to 2048 tokens",
-        "texts[3] cut at its start to 2048 tokens",
-    ]
+    assert caplog.messages == [NAMED, "cut at the start to 2048 tokens: texts[1], texts[3]"]
+    caplog.clear()
+    predict(texts=["w " * 4000] * 12)
+    assert caplog.messages[1].startswith("cut at the end to 2048 tokens: texts[0], texts[1], ")
+    assert caplog.messages[1].endswith(", texts[9] and 2 more") and len(caplog.messages) == 2
 
 
 def test_texts_with_their_prompts_get_no_second_one_and_are_told(
@@ -148,9 +150,7 @@ def test_texts_with_their_prompts_get_no_second_one_and_are_told(
     texts = ["task: search result | query: one", "two", "title: Three | text: three"]
     answer = predict(texts=texts)
     assert answer["prompted"] == [0, 2]
-    assert [record.getMessage() for record in caplog.records] == [
-        "texts that began with a prompt, and got no second one: 2"
-    ]
+    assert caplog.messages == [NAMED, "texts that began with a prompt, and got no second one: 2"]
     vectors = [
         encoding.decode(predict(text="one", task="retrieval_query")),
         encoding.decode(predict(text="two")),
@@ -207,11 +207,11 @@ def test_start_and_end_keep_different_ends(predict: Predict) -> None:
 @pytest.mark.parametrize("text", ["word and other things " * 2_300_000, "s" * 50_000_000])
 def test_fifty_million_characters_take_about_as_long_as_the_tokens_kept(predict: Predict, text: str) -> None:
     predict(text=text[:1_000_000])  # the first huge text reads the vocabulary's pairs
-    started = time.perf_counter()
+    started = time.process_time()
     answer = predict(text=text)
-    taken = time.perf_counter() - started
+    taken = time.process_time() - started
     assert answer["token_counts"] == [2048]
-    # Reading all of it would take above twenty seconds; 2,048 tokens take about half of one.
+    # Reading all of it would take above twenty seconds of a core; 2,048 tokens take about one.
     assert taken < 15
 
 

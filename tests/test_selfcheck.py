@@ -13,13 +13,12 @@ import engine
 import selfcheck
 import tasks
 from engine.contract import CheckpointError, Engine
-from engine.reference import ReferenceEngine
+from lab.judging import canaries
 from predict import Predictor
-from scripts import verify
 from selfcheck import SelfCheckError
 from tests.support.files import edit_json, flip_bit_of_row
 from tests.support.predictions import call
-from weights import GENUINE, MANIFEST, SMALL, WeightsError, resolve
+from weights import MANIFEST, OFFICIAL, SMALL, WeightsError, resolve
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small checkpoint with canaries.json."""
     directory = tmp_path_factory.mktemp("right") / "right"
     shutil.copytree(SMALL, directory)
-    verify.write(directory)
+    canaries.write(directory)
     return directory
 
 
@@ -147,6 +146,8 @@ def test_a_halved_window_and_a_missing_dense_are_refused(
 
 
 def test_an_engine_with_a_halved_window_is_refused(right: Path) -> None:
+    from engine.reference import ReferenceEngine  # takes seconds
+
     halved = ReferenceEngine(right, device="cpu")
     halved._model[0].config.sliding_window = 129
     for module in halved._model.modules():
@@ -165,9 +166,9 @@ def test_a_weight_that_no_canary_uses_is_refused_by_its_hash(right: Path, tmp_pa
         WeightsError, match=r"written for other files: model\.safetensors has SHA-256 \w{64}, expected \w"
     ):
         resolve(str(copy))
-    verify.write(copy)
+    canaries.write(copy)
     assert resolve(str(copy)).name != resolve(str(right)).name
-    assert all(comparison.ok for comparison in verify.verify(resolve(str(copy))))
+    assert all(comparison.ok for comparison in canaries.verify(resolve(str(copy))))
 
 
 def test_a_16_bit_engine_is_allowed_its_rounding_and_no_more(right: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_16_bit_engine_is_allowed_its_rounding_and_no_more(right: Path) -> Non
     assert not any(comparison.ok for comparison in comparisons)
 
 
-def test_the_genuine_models_canaries_are_consistent_and_refuse_random_vectors() -> None:
+def test_the_official_models_canaries_are_consistent_and_refuse_random_vectors() -> None:
     expected = selfcheck.read(MANIFEST.with_name("embeddinggemma-300m-canaries.json"))
     assert all(tasks.PROMPTS[task] == prompt for task, prompt in expected.prompts.items())
     names = [canary.name for canary in expected.texts]
@@ -204,12 +205,12 @@ def test_canaries_that_cannot_be_read_are_refused(spoiled: Path) -> None:
 
 def test_verify_prints_a_table(loaded: Engine, right: Path, spoiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.load", lambda _, measured: loaded)
-    comparisons = verify.verify(resolve(str(right)))
+    comparisons = canaries.verify(resolve(str(right)))
     assert all(comparison.ok for comparison in comparisons)
-    table = verify.table(comparisons)
+    table = canaries.table(comparisons)
     assert "vector of 'past the window'" in table
     assert table.count("ok") >= len(comparisons)
     edit_json(spoiled / "canaries.json", lambda canaries: canaries | {"prompts": {"clustering": "Cluster: "}})
-    table = verify.table(verify.verify(resolve(str(spoiled))))
+    table = canaries.table(canaries.verify(resolve(str(spoiled))))
     assert "FAILED is 'task: clustering | query: ', expected 'Cluster: '" in table
-    assert GENUINE.name not in table
+    assert OFFICIAL.name not in table

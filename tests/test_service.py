@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import pytest
 import encoding
 from batching.errors import EngineStopped
 from service import Service
+from texts import prepare as texts_prepare
 from texts.chunking import Chunking
 from texts.options import Options
+from texts.prepare import Prepared
 from texts.request import read_texts
 from weights import WeightsError
 
@@ -71,7 +74,7 @@ def test_who_waits_when_it_is_closed_is_told() -> None:
         await asyncio.to_thread(service.start)
         texts = [f"number {i} " * 200 for i in range(500)]
         waiting = asyncio.create_task(service.embed(read_texts(texts=texts), Options()))
-        await asyncio.wait({waiting}, timeout=0.5)
+        await asyncio.wait({waiting}, timeout=0.1)
         assert not waiting.done()
         await asyncio.to_thread(service.close)
         with pytest.raises(EngineStopped):
@@ -105,3 +108,23 @@ def test_the_reference_engine_refuses_late_chunking(monkeypatch: pytest.MonkeyPa
 def test_weights_that_are_not_there_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such directory"):
         Service(str(tmp_path / "nothing")).start()
+
+
+def test_a_single_short_text_is_prepared_once_for_the_same_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[str] = []
+
+    def prepare(tokenizer: object, texts: list[str], *rest: Any) -> Prepared:
+        prepared.extend(texts)
+        return texts_prepare.prepare(tokenizer, texts, *rest)  # type: ignore[arg-type]
+
+    async def embed() -> list[np.ndarray]:
+        async with Service("small") as service:
+            options = [Options(), Options(), Options("retrieval_query"), Options(truncate="start")]
+            return [(await service.embed(read_texts("a text"), each)).vectors for each in options]
+
+    monkeypatch.setattr("service.prepare", prepare)
+    first, same, query, cut = asyncio.run(embed())
+    assert prepared == ["a text"] * 3
+    np.testing.assert_array_equal(first, same)
+    np.testing.assert_array_equal(first, cut)
+    assert np.abs(first - query).max() > 1e-3

@@ -1,4 +1,4 @@
-"""What WEIGHTS may name without a network: the bundled checkpoint and directories, whole or spoiled."""
+"""Values of WEIGHTS that need no network: the bundled checkpoint and directories, whole or spoiled."""
 
 import hashlib
 import shutil

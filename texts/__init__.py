@@ -1,1 +1,1 @@
-"""What was asked (`options`, `request`, `checks`) and what the model reads of it (`prepare`, `chunking`)."""
+"""What a request asks (`options`, `request`, `checks`), and what the model reads (`prepare`, `chunking`)."""

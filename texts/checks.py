@@ -1,39 +1,49 @@
-"""What makes a text or a title unfit to embed; predictions and corpora refuse the same, in the same words."""
+"""Which texts and titles are refused. Predictions and corpora refuse the same, in the same words."""
+
+# Looking at this many characters in one call holds the interpreter's lock for a millisecond or two.
+PART_CHARS = 1 << 18
 
 
 def check_text(text: object, name: str) -> str:
-    """Return the text. Raises ValueError, which begins with `name`, unless it is a string of Unicode with content."""
+    """Return the text. Raises ValueError, which begins with `name`, unless it is a Unicode string that is not blank."""
     if text is None:
         raise ValueError(f"{name}: it is null; give a text, or leave it out")
     if not isinstance(text, str):
         raise ValueError(f"{name}: it is {_kind(text)}; give a string")
     check_unicode(text, name)
-    if not text or text.isspace():
+    if is_blank(text):
         raise ValueError(f"{name}: the text is empty or blank, which has no meaning to embed; leave it out")
     return text
 
 
 def check_title(title: object, name: str) -> str | None:
-    """Return the title, None for a null or blank one. Raises ValueError unless it is a string of Unicode."""
+    """Return the title, or None for a null or blank title. Raises ValueError unless it is a Unicode string."""
     if title is None:
         return None
     if not isinstance(title, str):
         raise ValueError(f"{name}: it is {_kind(title)}; give a string, or null where there is no title")
     check_unicode(title, name)
-    return title if title.strip() else None
+    return None if is_blank(title) else title
 
 
 def check_unicode(text: str, name: str) -> None:
-    """Raise ValueError for a lone surrogate, half of a UTF-16 pair, which no encoding can spell."""
+    """Raise ValueError for a lone surrogate: half of a UTF-16 pair, which cannot be encoded."""
     if text.isascii():  # takes no time, however long the text is
         return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name}: character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), not a character; "
-            "write whole UTF-16 pairs or UTF-8"
-        ) from None
+    for first in range(0, len(text), PART_CHARS):
+        try:
+            text[first : first + PART_CHARS].encode("utf-8")
+        except UnicodeEncodeError as error:
+            position = first + error.start
+            raise ValueError(
+                f"{name}: character {position} is a lone surrogate (U+{ord(text[position]):04X}), not a character; "
+                "write whole UTF-16 pairs or UTF-8"
+            ) from None
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text, of any length, is only white space."""
+    return all(text[first : first + PART_CHARS].isspace() for first in range(0, len(text), PART_CHARS))
 
 
 def _kind(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What the vectors are to be: task, dimensions, normalisation, precision, truncation and chunking."""
+"""How texts are embedded: task, dimensions, normalisation, precision, truncation and chunking."""
 
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -9,15 +9,13 @@ import encoding
 import settings
 from engine.tokenizer import Truncate
 from tasks import PROMPTS, TITLED_TASK
-from texts.chunking import Chunking
+from texts.chunking import MIN_CHUNK_STEP, Chunking
 
 EMBEDDING_DIMS = (768, 512, 256, 128)
-# With fewer tokens from one chunk to the next, a request would make more vectors than memory holds.
-MIN_CHUNK_STEP = 16
 
 
 def prompts_in_texts() -> str:
-    """Return the variable PROMPTS_IN_TEXTS: `use` the prompt that a text begins with (the default), or `ignore` it.
+    """Return the variable PROMPTS_IN_TEXTS: `use` (the default) the prompt that a text begins with, or `ignore` it.
 
     Raises ValueError for anything else.
     """
@@ -28,17 +26,17 @@ def prompts_in_texts() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How texts are embedded. Raises ValueError, naming the field and the choices, for a value that is none of them."""
+    """How texts are embedded. Raises ValueError, naming the field and its choices, for any other value."""
 
     task: str | None = None
-    """None where nobody chose one: `default_task`, or the task whose prompt a text begins with."""
+    """None means the task whose prompt a text begins with, else `default_task`."""
     embedding_dim: int = 768
     normalize: bool = True
     precision: str = "float32"
     truncate: Truncate = "end"
     chunking: Chunking | None = None
     max_tokens: int | None = None
-    """The most tokens of a text that is not chunked, prompt included, where these are fewer than the model's."""
+    """A limit of tokens, prompt included, below the model's; for texts that are not chunked."""
     default_task: str = TITLED_TASK
     own_prompts: bool = field(default_factory=lambda: prompts_in_texts() == "use")
     """Whether a text that begins with one of the model's prompts gets no second one."""
@@ -51,17 +49,17 @@ class Options:
 
     @property
     def prompt_task(self) -> str:
-        """The task of texts that begin with no prompt."""
+        """The task of texts that do not begin with a prompt."""
         return self.default_task if self.task is None else self.task
 
     @property
     def width(self) -> int:
-        """Numbers in a vector: an eighth of the dimensions where eight signs are packed into a byte."""
+        """Numbers in a vector: an eighth of the dimensions where a byte packs eight signs."""
         return self.embedding_dim // 8 if self.precision in ("binary", "ubinary") else self.embedding_dim
 
     @property
     def late_chunking(self) -> bool:
-        """Whether the model reads chunks in the company of the others."""
+        """Whether the model reads neighbouring chunks together."""
         return self.chunking is not None and self.chunking.late
 
     def finish(self, vectors: np.ndarray) -> np.ndarray:
@@ -84,13 +82,13 @@ class Options:
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise ValueError, naming the field and the choices, for a value that is none of them."""
+    """Raise ValueError, naming the field and the choices, for any other value."""
     if value not in choices:
         raise ValueError(f"{name}: {value!r:.80} is unknown; use one of {', '.join(map(str, choices))}")
 
 
 def chunking_of(chunk: int | None, overlap: int, late_chunking: bool) -> Chunking | None:
-    """Return how a request's long texts are cut, None where they are not. Raises ValueError for what does not fit."""
+    """Return how long texts are cut, None if they are not. Raises ValueError for inputs that do not fit together."""
     if chunk is None:
         if overlap or late_chunking:
             name = "overlap" if overlap else "late_chunking"

@@ -1,18 +1,21 @@
-"""Texts and options to what the model reads, and which vector belongs to which part of which text."""
+"""From texts and options to what the model reads, and which vector belongs to which part of which text."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.contract import Ranges
-from engine.tokenizer import Tokenizer
-from texts.chunking import Pass, Span, cut_into_passes
+from engine.contract import Ranges, TokenIds
+from engine.pieces import PIECE_TEXTS, Pieces, all_of, pieces_of
+from engine.tokenizer import TextRefused, Tokenizer
+from texts.chunking import Pass, Span, cut_in_pieces
+from texts.limits import NO_LIMITS, Limits
 from texts.options import Options
 from texts.prompts import split_prompt
+from texts.request import TEXT_CHARS
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Token ids for the engine, and what is known of each vector that will come of them.
+    """Token ids for the engine, and facts about each vector that it will return.
 
     A pass is what the model reads at once: a text, a chunk or, with late chunking, several chunks. It gives a vector
     for each of its spans.
@@ -24,20 +27,20 @@ class Prepared:
     late_chunking: bool
 
     @property
-    def token_ids(self) -> list[list[int]]:
-        """What the engine reads, a list for each pass."""
+    def token_ids(self) -> list[TokenIds]:
+        """The token ids of each pass."""
         return [each.ids for each in self.passes]
 
     @property
     def ranges(self) -> Ranges | None:
-        """With late chunking, the tokens of each vector of each pass; otherwise a pass gives one vector of all."""
+        """With late chunking, the tokens of each vector of each pass; None where a pass gives a single vector."""
         if not self.late_chunking:
             return None
         return [[(span.first, span.last) for span in each.spans] for each in self.passes]
 
     @property
     def spans(self) -> list[Span]:
-        """What each vector is of: characters of its text and tokens of its pass."""
+        """For each vector, the characters of its text and the tokens of its pass."""
         return [span for each in self.passes for span in each.spans]
 
     @property
@@ -47,18 +50,29 @@ class Prepared:
 
     @property
     def token_counts(self) -> list[int]:
-        """Tokens that each vector is the mean over."""
+        """How many tokens each vector is the mean of."""
         return [span.last - span.first for span in self.spans]
 
     @property
     def truncated(self) -> list[bool]:
-        """Whether the limit cut some of the text off, for each vector."""
+        """For each vector, whether its text was cut to the limit."""
         return [each.truncated for each in self.passes for _ in each.spans]
 
     @property
     def prompted(self) -> list[bool]:
-        """Whether the text began with its prompt itself, for each vector."""
+        """For each vector, whether its text itself began with the prompt."""
         return [each.prompted for each in self.passes for _ in each.spans]
+
+
+def characters_to_read(texts: Sequence[str], titles: Sequence[str | None], options: Options) -> int:
+    """Return about how many characters are read to prepare the texts; overlaps and titles count each time."""
+    characters = sum(map(len, texts)) + TEXT_CHARS * len(texts)
+    title = sum(len(title) for title in titles if title)
+    if options.chunking is None:
+        return characters + title
+    own_prompt = max((len(text) for text in texts if text.startswith("title: ")), default=0)
+    repeated = options.chunking.overlap + title + own_prompt
+    return characters + characters * repeated // (options.chunking.chunk - options.chunking.overlap)
 
 
 def prepare(
@@ -66,14 +80,26 @@ def prepare(
     texts: Sequence[str],
     titles: Sequence[str | None],
     options: Options,
-    max_chunks: int | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Prepared:
-    """Return what the model reads of checked texts: the task's prompt before each, cut to the limit or into chunks.
+    """Return what the model reads for checked texts: prompt and text, cut to the limit or into chunks.
 
-    Thread-safe, and mostly outside the interpreter's lock. Raises TextRefused for a text that cannot be brought under
-    the limit, or whose own prompt contradicts the options; ValueError for more than `max_chunks` chunks.
+    Thread-safe, and mostly outside the interpreter's lock. Raises TextRefused for a text that cannot be cut to the
+    limit, or whose own prompt contradicts the options; TooManyTokens; ValueError for too many chunks.
     """
-    passes = passes_of(tokenizer, texts, titles, options, max_chunks)
+    return all_of(prepare_in_pieces(tokenizer, texts, titles, options, limits))
+
+
+def prepare_in_pieces(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    titles: Sequence[str | None],
+    options: Options,
+    limits: Limits = NO_LIMITS,
+) -> Pieces[Prepared]:
+    """Do what `prepare` does, a piece at a time."""
+    passes = yield from _passes_in_pieces(tokenizer, texts, titles, options, limits)
+    yield
     return gather(enumerate(passes), options)
 
 
@@ -88,17 +114,49 @@ def passes_of(
     texts: Sequence[str],
     titles: Sequence[str | None],
     options: Options,
-    max_chunks: int | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> list[list[Pass]]:
     """Return the passes of each text; see `prepare`."""
-    split = [split_prompt(i, text, title, options) for i, (text, title) in enumerate(zip(texts, titles, strict=True))]
-    prompts, rests = [prompt for prompt, _ in split], [rest for _, rest in split]
+    return all_of(_passes_in_pieces(tokenizer, texts, titles, options, limits))
+
+
+def _passes_in_pieces(
+    tokenizer: Tokenizer, texts: Sequence[str], titles: Sequence[str | None], options: Options, limits: Limits
+) -> Pieces[list[list[Pass]]]:
+    prompts: list[str] = []
+    rests: list[str] = []
+    for position, (text, title) in enumerate(zip(texts, titles, strict=True)):
+        prompt, rest = split_prompt(position, text, title, options)
+        prompts.append(prompt)
+        rests.append(rest)
+        if position and position % PIECE_TEXTS == 0:
+            yield
     if options.chunking is not None:
-        passes = cut_into_passes(tokenizer, prompts, rests, options.chunking, max_chunks)
+        passes = yield from cut_in_pieces(tokenizer, prompts, rests, options.chunking, limits)
     else:
-        tokenized = tokenizer.encode(prompts, rests, options.truncate, options.max_tokens)
-        passes = [[Pass.whole(result, 0, len(rest))] for result, rest in zip(tokenized, rests, strict=True)]
+        passes = yield from _whole_texts(tokenizer, prompts, rests, options, limits)
     for its_passes, text, rest in zip(passes, texts, rests, strict=True):
         if rest is not text:
-            its_passes[:] = [each.behind(len(text) - len(rest)) for each in its_passes]
+            its_passes[:] = [each.after(len(text) - len(rest)) for each in its_passes]
+    return passes
+
+
+def _whole_texts(
+    tokenizer: Tokenizer, prompts: list[str], texts: list[str], options: Options, limits: Limits
+) -> Pieces[list[list[Pass]]]:
+    """Return a pass for each text, cut to the limit."""
+    passes: list[list[Pass]] = []
+    tokens = 0
+    for piece in pieces_of([len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]):
+        if piece.start:
+            yield
+        part = slice(piece.start, piece.stop)
+        try:
+            tokenized = tokenizer.encode(prompts[part], texts[part], options.truncate, options.max_tokens)
+        except TextRefused as refused:
+            refused.position += piece.start
+            raise
+        passes += [[Pass.whole(result, 0, len(text))] for result, text in zip(tokenized, texts[part], strict=True)]
+        tokens += sum(len(result.ids) for result in tokenized)
+        limits.check_tokens(tokens, is_all=piece.stop == len(texts))
     return passes

@@ -1,20 +1,21 @@
-"""The prompt of each text: its task's, or the one that the text begins with."""
+"""The prompt of each text: its task's, or the prompt that the text begins with."""
 
 from engine.tokenizer import TextRefused
 from tasks import TITLED_TASK, OwnPrompt, own_prompt, prompt_for
+from texts.checks import is_blank
 from texts.options import Options
 
 
 class PromptRefused(TextRefused):
-    """A text that begins with a prompt that contradicts what was asked for, or that has nothing behind it."""
+    """A text that begins with a prompt that contradicts the request, or that consists of nothing else."""
 
 
 def split_prompt(position: int, text: str, title: str | None, options: Options) -> tuple[str, str]:
-    """Return the prompt of a text, and the text that the model is to read behind it.
+    """Return a text's prompt, and the text that the model reads after it.
 
-    A text that begins with one of the model's prompts already gets no second one, which would cost quality: if no task
-    was chosen it is taken as that prompt's. Raises PromptRefused, with the text's `position`, where another task or
-    title was chosen, and where nothing stands behind the prompt.
+    A text that already begins with one of the model's prompts gets no second prompt, which would cost quality. Without
+    a chosen task it is embedded for that prompt's task. Raises PromptRefused, with the text's `position`, where another
+    task or title was chosen, and where nothing follows the prompt.
     """
     own = own_prompt(text) if options.own_prompts and options.task != "none" else None
     if own is None:
@@ -26,13 +27,13 @@ def split_prompt(position: int, text: str, title: str | None, options: Options) 
             "says (PROMPTS_IN_TEXTS=ignore takes prompts as text)",
         )
     rest = text[len(own.prompt) :]
-    if not rest or rest.isspace():
-        raise PromptRefused(position, f"is nothing but the prompt of task '{own.task}'; put a text behind it")
+    if is_blank(rest):
+        raise PromptRefused(position, f"is nothing but the prompt of task '{own.task}'; put a text after it")
     return own.prompt, rest
 
 
 def _conflict(own: OwnPrompt, title: str | None, options: Options) -> str | None:
-    """Return what contradicts a text's own prompt, None if nothing does."""
+    """Return in words what contradicts a text's own prompt, None if nothing does."""
     task = TITLED_TASK if title is not None else options.task
     if task is not None and own.task != task:
         return f"the task is '{task}'"

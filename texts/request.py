@@ -1,4 +1,4 @@
-"""The texts of one request, checked, with the names that errors and logs call them by."""
+"""The texts of one request, with the names that errors and logs call them by."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,15 @@ from typing import Any
 
 import orjson
 
-from tasks import TITLED_TASK
+from tasks import check_titled
 from texts.checks import check_text, check_title
+from texts.json_values import PART_VALUES, TooManyValues, spans_of_strings
+from texts.limits import MAX_TEXTS
 
-MAX_TEXTS = 2048
+# As many as MAX_TEXTS strings, and eight times as many more for an error that counts them.
+MOST_JSON_VALUES = 9 * MAX_TEXTS * PART_VALUES
+# Handling a text costs about as much as reading this many of its characters.
+TEXT_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,23 @@ DEFAULT_NAMES = Names()
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts that can be embedded, each with its title or None; `single` where a client gave one text and no list."""
+    """Texts and their titles as a client gave them; `checked` returns those that can be embedded."""
 
-    texts: list[str]
-    titles: list[str | None]
+    texts: Sequence[Any] | str
+    """A string is JSON of a list, as other embedding models on Replicate take it."""
+    titles: Sequence[Any] | None = None
+    """A title, or "" or None, for each text; None where no text has one."""
     single: bool = False
+    """Whether the client gave one text and no list."""
     names: Names = DEFAULT_NAMES
+
+    @property
+    def characters(self) -> int:
+        """About how many characters checking the texts is work on; 0 for too many texts, which is soon found."""
+        if isinstance(self.texts, str):
+            return len(self.texts)
+        given = (*self.texts, *(self.titles or ())) if len(self.texts) <= MAX_TEXTS else ()
+        return sum(len(each) for each in given if isinstance(each, str)) + TEXT_CHARS * len(given)
 
     def name(self, position: int) -> str:
         """Return how a message names a text: `text` if it is the only one, otherwise `texts[3]`."""
@@ -48,19 +64,38 @@ class Texts:
         """Return how a message names a title: `title` or `titles[3]`."""
         return self.names.title if self.single else self.names.at(self.names.titles, position)
 
+    def checked(self, task: str | None = None) -> tuple[list[str], list[str | None]]:
+        """Return the texts, and the title of each or None.
+
+        Raises ValueError naming the field, its problem and the remedy: texts that are too many, none or blank, titles
+        that do not belong to the texts or that the task has no place for.
+        """
+        texts = _from_json(self.texts) if isinstance(self.texts, str) else self.texts
+        check_count(texts, self.names.texts.partition("[")[0])
+        checked = [check_text(text, self.name(position)) for position, text in enumerate(texts)]
+        return checked, [None] * len(texts) if self.titles is None else self._checked_titles(len(texts), task)
+
+    def _checked_titles(self, texts: int, task: str | None) -> list[str | None]:
+        titles = self.titles or ()
+        given = next((position for position, title in enumerate(titles) if title is not None), 0)
+        name = self.title_name(given).removesuffix(f"[{given}]")
+        check_titled(task, name)
+        if len(titles) != texts:
+            raise ValueError(
+                f"{name}: {len(titles):,} titles for {texts:,} texts; give one for each, '' where there is none"
+            )
+        return [check_title(title, self.title_name(position)) for position, title in enumerate(titles)]
+
 
 def read_texts(
     text: str | None = None,
     texts: Sequence[str] | str | None = None,
     title: str | None = None,
     titles: Sequence[str] | None = None,
-    task: str | None = None,
 ) -> Texts:
-    """Return the texts of a request that gives either `text` or `texts`, with a title (or "") for each or for none.
+    """Return the texts of a request that gives either `text`, which may have a `title`, or `texts`, with `titles`.
 
-    `texts` may be a JSON string of a list, as other embedding models on Replicate take them. Raises ValueError naming
-    the field, its problem and the remedy: neither or both given, too many, blank, titles that do not belong to the
-    texts or that the task has no place for.
+    Raises ValueError where neither or both are given, or where titles are given in the wrong field.
     """
     if (text is None) == (texts is None):
         problem = "neither was given" if text is None else "both were given"
@@ -71,46 +106,28 @@ def read_texts(
         name = "title" if text is None else "titles"
         raise ValueError(f"{name}: give 'title' with 'text', or 'titles' with 'texts'")
     if text is not None:
-        return check_texts([text], None if title is None else [title], task, single=True)
-    return check_texts(_from_json(texts) if isinstance(texts, str) else texts or [], titles, task)
+        return Texts([text], None if title is None else [title], single=True)
+    return Texts([] if texts is None else texts, titles)
 
 
-def check_texts(
-    texts: Sequence[Any],
-    titles: Sequence[Any] | None = None,
-    task: str | None = None,
-    single: bool = False,
-    names: Names = DEFAULT_NAMES,
-) -> Texts:
-    """Return texts, each with its title. Raises ValueError as `read_texts` does, with a client's own names."""
+def check_count(texts: Sequence[object], name: str) -> None:
+    """Raise ValueError, which begins with the field's name, for no texts and for more than MAX_TEXTS."""
     if not 1 <= len(texts) <= MAX_TEXTS:
-        name = names.texts.partition("[")[0]
         raise ValueError(f"{name}: {len(texts):,} texts were given; give 1 to {MAX_TEXTS:,}, the rest in further calls")
-    request = Texts(list(texts), [None] * len(texts), single, names)
-    for position, each in enumerate(texts):
-        check_text(each, request.name(position))
-    if titles is None:
-        return request
-    given = next((position for position, title in enumerate(titles) if title is not None), 0)
-    name = request.title_name(given).removesuffix(f"[{given}]")
-    if task not in (None, TITLED_TASK):
-        raise ValueError(f"{name}: task '{task}' has no place for a title; leave it out or use task '{TITLED_TASK}'")
-    if len(titles) != len(texts):
-        raise ValueError(
-            f"{name}: {len(titles):,} titles for {len(texts):,} texts; give one for each, '' where there is none"
-        )
-    for position, title in enumerate(titles):
-        request.titles[position] = check_title(title, request.title_name(position))
-    return request
 
 
 def _from_json(texts: str) -> list[Any]:
     """Return the list in a JSON string. Raises ValueError where there is none."""
     remedy = "give a list of strings, a JSON string of such a list, or one text in 'text'"
     try:
+        for _ in spans_of_strings(texts.encode("utf-8", "surrogatepass"), MOST_JSON_VALUES, len(texts)):
+            pass
+    except TooManyValues as error:
+        raise ValueError(f"texts: {error}; give 1 to {MAX_TEXTS:,} strings") from None
+    try:
         read = orjson.loads(texts)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"texts: {texts[:40]!r} is not JSON ({error}); {remedy}") from None
+        raise ValueError(f"texts: the string is not JSON ({error}); {remedy}") from None
     if not isinstance(read, list):
-        raise ValueError(f"texts: {texts[:40]!r} is JSON of no list; {remedy}")
+        raise ValueError(f"texts: the string is JSON, but not a list; {remedy}")
     return read

@@ -1,7 +1,7 @@
-"""What lies between the matmuls: six pieces, each in plain PyTorch and as a fused kernel."""
+"""The six pieces of work between the matmuls, each in plain PyTorch and as a fused kernel; two also in one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from engine.attention import grouped_attention, varlen_attention
 from engine.kernels.gating import geglu, geglu_fused
 from engine.kernels.norms import add_norm, add_norm_fused, embed_norm, embed_norm_fused
 from engine.kernels.pooling import segment_mean, segment_mean_fused
+from engine.kernels.qkv_attention import qkv_attention_fused
 from engine.kernels.rotary import norm_rotate, norm_rotate_fused
 
 
@@ -22,7 +23,10 @@ class Kernels:
     add_norm: Callable[..., Tensor]
     geglu: Callable[..., Tensor]
     segment_mean: Callable[..., Tensor]
+    qkv_attention: Callable[..., Tensor] | None = None
+    """Takes the place of norm_rotate and attention where it proved faster; see engine/faster_attention.py."""
 
 
 PLAIN = Kernels(embed_norm, norm_rotate, grouped_attention, add_norm, geglu, segment_mean)
 FUSED = Kernels(embed_norm_fused, norm_rotate_fused, varlen_attention, add_norm_fused, geglu_fused, segment_mean_fused)
+TILED = replace(FUSED, qkv_attention=qkv_attention_fused)

@@ -1,7 +1,7 @@
 """RMS norms with their neighbours: the embedding before the first norm, the residual sum between two norms.
 
-Each is there in PyTorch (for CPUs, as the fallback, and as what tests compare with) and as a Triton kernel with one
-program for each token. Both compute norms in float32 and round the residual stream to its own format before its norm.
+Each exists in PyTorch (for CPUs, as the fallback, and for tests to compare with) and as a Triton kernel with a program
+for each token. Both compute norms in float32 and round the residual stream to its own format before its norm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The mean of each vector's tokens. No sum includes another text, so NaN stays where it is and needs no mask."""
+"""The mean of each vector's tokens. No sum includes another text, so NaN does not spread and no mask is needed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BLOCK_TOKENS, BLOCK_COLUMNS = 32, 64
 
 
 def segment_mean(x: Tensor, segments: Segments) -> Tensor:
-    """Return float32 [vectors, hidden] for float32 `x` [tokens, hidden]; zeros where a vector is of no tokens.
+    """Return float32 [vectors, hidden] for float32 `x` [tokens, hidden]; zeros for a vector of no tokens.
 
-    The host reads where they begin and end from the device, which has to be idle for that, unless it knows.
+    Unless the host knows where they begin and end, it reads that from the device, which has to be idle.
     """
     spans = segments.spans or zip(segments.starts.tolist(), segments.ends.tolist(), strict=True)
     return torch.stack([x[start:end].sum(dim=0) / max(end - start, 1) for start, end in spans])

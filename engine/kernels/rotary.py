@@ -18,7 +18,7 @@ class Rotation:
     """The angles of a batch's tokens: float32 tables `cos` and `sin` [rows, head_dim / 2], a row for each position."""
 
     def __init__(self, positions: Tensor, longest: int, theta: float, head_dim: int) -> None:
-        """Take integer `positions` [tokens], all below `longest`. The tables are computed once for each size."""
+        """Take integer `positions` [tokens], all below `longest`. Tables are computed once for each size."""
         self.positions = positions
         self.cos, self.sin = _tables(max(POSITIONS, block(longest)), theta, head_dim, positions.device)
 
@@ -66,8 +66,22 @@ def norm_rotate_fused(qk: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
 
 
 @jit
+def norm_rotate_rows(x, gain, cos, sin, inside, has_angle, eps, HALF: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Return both halves of rows, float32 and as `norm_rotate` has them, for pointers to all first halves."""
+    first = tl.load(x, mask=inside, other=0).to(tl.float32)
+    second = tl.load(x + HALF, mask=inside, other=0).to(tl.float32)
+    squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
+    scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+    first = first * scale * tl.load(gain, mask=inside, other=0)
+    second = second * scale * tl.load(gain + HALF, mask=inside, other=0)
+    cosine = tl.load(cos, mask=has_angle, other=0)
+    sine = tl.load(sin, mask=has_angle, other=0)
+    return first * cosine - second * sine, second * cosine + first * sine
+
+
+@jit
 def _norm_rotate(  # type: ignore[no-untyped-def]
-    qk, gain, cos_table, sin_table, positions, eps,
+    qk, gain, cos, sin, positions, eps,
     ROW: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
     HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
@@ -75,15 +89,9 @@ def _norm_rotate(  # type: ignore[no-untyped-def]
     heads = tl.arange(0, HEADS_BLOCK)[:, None]
     columns = tl.arange(0, HALF_BLOCK)[None, :]
     inside = (heads < HEADS) & (columns < HALF)
-    offsets = heads * (2 * HALF) + columns
-    first = tl.load(qk + token * ROW + offsets, mask=inside, other=0).to(tl.float32)
-    second = tl.load(qk + token * ROW + offsets + HALF, mask=inside, other=0).to(tl.float32)
-    squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
-    scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-    first = first * scale * tl.load(gain + offsets, mask=inside, other=0)
-    second = second * scale * tl.load(gain + offsets + HALF, mask=inside, other=0)
+    gain += heads * (2 * HALF) + columns
+    qk += token * ROW + heads * (2 * HALF) + columns
     angles = tl.load(positions + token).to(tl.int64) * HALF + columns
-    cos = tl.load(cos_table + angles, mask=columns < HALF, other=0)
-    sin = tl.load(sin_table + angles, mask=columns < HALF, other=0)
-    tl.store(qk + token * ROW + offsets, (first * cos - second * sin).to(qk.dtype.element_ty), mask=inside)
-    tl.store(qk + token * ROW + offsets + HALF, (second * cos + first * sin).to(qk.dtype.element_ty), mask=inside)
+    first, second = norm_rotate_rows(qk, gain, cos + angles, sin + angles, inside, columns < HALF, eps, HALF)
+    tl.store(qk, first.to(qk.dtype.element_ty), mask=inside)
+    tl.store(qk + HALF, second.to(qk.dtype.element_ty), mask=inside)

@@ -1,6 +1,6 @@
-"""Triton, where it can run: beside a GPU, or where TRITON_INTERPRET is set, as the tests do.
+"""Triton, where it can run: with a GPU, or where TRITON_INTERPRET is set, as in tests.
 
-Elsewhere its import, a third of a second, is saved: `jit` leaves the kernels as plain functions that nobody calls.
+Elsewhere its import, a third of a second, is saved, and `jit` leaves the kernels as plain functions that nobody calls.
 """
 
 import logging

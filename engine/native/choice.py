@@ -1,6 +1,6 @@
-"""What a CPU computes with: the extension where it agrees with PyTorch, and the number format that is faster there.
+"""What a CPU computes with: the extension where it agrees with PyTorch, and the faster number format.
 
-Both are tried on a network of two layers, of the checkpoint's sizes, with random weights that attend sharply.
+Both are tried on a network of two layers with the checkpoint's sizes, and random weights that attend sharply.
 """
 
 import json
@@ -15,41 +15,42 @@ from pathlib import Path
 import torch
 
 from engine.contract import EFFECTIVE_WINDOW
-from engine.kernels.selection import random_batch, relative_error
+from engine.measurements import kept_ratio
 from engine.model import BFLOAT16, FLOAT32, Architecture, Attention, Network, NumberFormat
 from engine.native.encoder import Encoder, supports
 from engine.native.library import NotAvailable, load
+from engine.selection import random_batch, relative_error
 
 logger = logging.getLogger(__name__)
 
 VOCABULARY = 256
-# Tokens of the texts that are compared: the shortest, lengths that fill no block, and one beyond the window.
+# Tokens of the texts that are compared: the shortest text, lengths that fill no block, and a text beyond the window.
 LENGTHS = (1, 2, 37, 130, 600)
-# The largest relative error of a vector. In float32 sums in another order; in bfloat16 also a product that PyTorch
+# The largest relative error of a vector. float32 differs by the order of sums; bfloat16 also by a product that PyTorch
 # rounds once more.
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-# bfloat16 has to be so many times as fast, to be worth its rounding errors.
+# How many times as fast bfloat16 must be to be worth its rounding errors.
 WORTH = 1.25
-# What is timed: tokens for each thread, in so many layers that the head does not count.
+# What is timed: tokens for each thread, in enough layers that the head does not matter.
 TOKENS, LAYERS = 128, 12
 
 
 def encoder_of(network: Network) -> Encoder:
-    """Return the extension's form of the network. Raises NotAvailable when there is none, or it computes otherwise."""
+    """Return the extension's form of the network. Raises NotAvailable without it, or if it disagrees with PyTorch."""
     if not supports(network.architecture, network.numbers):
         raise NotAvailable(f"it does not compute such a network in {network.numbers.dtype} on this processor")
     load()
     for numbers in dict.fromkeys((FLOAT32, network.numbers)):  # bfloat16 alone would hide small faults
         error, allowed = disagreement(trial(network.architecture, numbers)), ALLOWED[numbers.dtype]
-        if not error <= allowed:  # NaN is refused, too
+        if not error <= allowed:  # also refuses NaN
             raise NotAvailable(f"its vectors are {error:.1e} off PyTorch's, {allowed:.1e} is allowed: build it again")
     return Encoder(network)
 
 
 def faster_format(a: Architecture, kept: Path | None = None) -> NumberFormat:
-    """Return float32, or bfloat16 where the extension is so much faster in it that it is worth the rounding errors.
+    """Return float32, or bfloat16 where it makes the extension fast enough to be worth the rounding errors.
 
-    Both are timed, unless `kept`, a JSON file, holds what was measured before under the same circumstances.
+    Both are timed, unless `kept`, a JSON file, has an earlier measurement under the same circumstances.
     """
     if not supports(a, BFLOAT16):
         return FLOAT32
@@ -57,12 +58,7 @@ def faster_format(a: Architecture, kept: Path | None = None) -> NumberFormat:
         circumstances = _circumstances(a, load())
     except NotAvailable:
         return FLOAT32
-    measured = _read(kept)
-    if circumstances not in measured:
-        seconds = {str(numbers.dtype): _seconds(trial(a, numbers)) for numbers in (FLOAT32, BFLOAT16)}
-        measured[circumstances] = seconds[str(FLOAT32.dtype)] / seconds[str(BFLOAT16.dtype)]
-        _write(kept, measured)
-    ratio = measured[circumstances]
+    ratio = kept_ratio(kept, circumstances, lambda: _seconds(trial(a, FLOAT32)) / _seconds(trial(a, BFLOAT16)))
     logger.info("bfloat16 takes 1/%.2f of float32's time on this CPU; from 1/%.2f on it is used", ratio, WORTH)
     return BFLOAT16 if ratio >= WORTH else FLOAT32
 
@@ -75,7 +71,7 @@ def trial(a: Architecture, numbers: NumberFormat) -> Network:
     parameters = list(network.parameters())
     random = torch.Generator().manual_seed(0)
     numbers_of_all = torch.empty(max(map(torch.numel, parameters)) + len(parameters)).uniform_(-1, 1, generator=random)
-    for i, parameter in enumerate(parameters):  # of the same numbers, each from another place on: they take a while
+    for i, parameter in enumerate(parameters):  # each from another place of the same numbers, which take long to make
         width = (3 / parameter.shape[-1]) ** 0.5 if parameter.dim() == 2 else 0.5
         parameter.copy_(numbers_of_all[i : i + parameter.numel()].view(parameter.shape) * width)
     for module in network.modules():
@@ -87,7 +83,7 @@ def trial(a: Architecture, numbers: NumberFormat) -> Network:
 
 @torch.inference_mode()
 def disagreement(network: Network) -> float:
-    """Return the largest relative error of a vector that the extension computes, against PyTorch's operators."""
+    """Return the largest relative error of a vector by the extension, compared with PyTorch's operators."""
     token_ids, segments = random_batch(network, LENGTHS)
     actual, expected = (f(token_ids, segments)[: len(LENGTHS)] for f in (Encoder(network), network))
     return relative_error(actual, expected)
@@ -118,22 +114,3 @@ def _circumstances(a: Architecture, binary: str) -> str:
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     facts = [processor, cap, torch.get_num_threads(), torch.__version__, binary, asdict(replace(a, windows=()))]
     return json.dumps(facts)
-
-
-def _read(kept: Path | None) -> dict[str, float]:
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        if kept is not None:
-            measured = json.loads(kept.read_text(encoding="utf-8"))
-            return {str(name): float(ratio) for name, ratio in measured.items()}
-    return {}
-
-
-def _write(kept: Path | None, measured: dict[str, float]) -> None:
-    """Keep what was measured; a folder that cannot be written only means that the next start measures again."""
-    if kept is None:
-        return
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(measured, indent=1), encoding="utf-8")
-        partial.replace(kept)

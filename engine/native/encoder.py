@@ -1,4 +1,4 @@
-"""The network as the C++ extension computes it: the same call as `engine.model.Network`, the same packed weights."""
+"""The network as the C++ extension computes it, with the call and the packed weights of `engine.model.Network`."""
 
 from bisect import bisect
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from engine.model import BFLOAT16, FLOAT32, Architecture, Layer, Network, Number
 from engine.native import library
 from engine.packing import Segments
 
-# Numbers that the C++ code loads at once, and as many for either half of a head.
+# Numbers that the C++ code loads at once, also from either half of a head.
 STEP = 16
-# Tokens of a part that one thread computes: the most that its caches hold, and the fewest that are worth it. With fewer
-# all threads share the work of each operator, so that the weights are read once.
+# Tokens of a part that a thread computes: as many as its caches hold, and the fewest that are worth it. With fewer, all
+# threads share the work of each operator, so the weights are read once.
 PART_TOKENS, LEAST_TOKENS = 512, 128
-# Threads that share each operator take so many times as long as threads with parts of their own.
+# How many times as long threads take that share each operator, compared with threads that each have a part.
 TOGETHER = 1.8
 
 

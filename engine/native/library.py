@@ -1,4 +1,4 @@
-"""The extension's binary: which one this machine can run, and where it lies."""
+"""The extension's binary: which binary this machine can run, and where it is."""
 
 import platform
 from functools import cache
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-# By what torch says of the processor: torch needs the same instructions for its own kernels of that level.
+# By torch's name for the processor's level: its own kernels of that level need the same instructions.
 BINARIES = {"AVX2": ["x86_64_v3"], "AVX512": ["x86_64_v4", "x86_64_v3"]}
 PACKAGE = "embeddinggemma_native"  # what a wheel installs
 
 
 class NotAvailable(Exception):
-    """There is no binary for this machine: why, and what to do."""
+    """There is no binary for this machine; says why, and what to do."""
 
 
 @cache
 def load() -> str:
-    """Load the binary, once, and return its name. Raises NotAvailable when there is none that can be loaded."""
+    """Load the binary once and return its name. Raises NotAvailable when none can be loaded."""
     names = BINARIES.get(torch.backends.cpu.get_cpu_capability(), [platform.machine()])
     path = next((path for name in names for folder in _folders() for path in folder.glob(f"encoder_{name}.*so")), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""The doors of a service on the small checkpoint, on a real port of this process."""
+"""The APIs of a service on the small checkpoint, on a real port of this process."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,8 +6,8 @@ import httpx
 import numpy as np
 import pytest
 
-from api.server import Doors
-from scripts.server import free_port
+from api.server import ApiServer
+from container.server import free_port
 from service import Service
 from texts.options import Options
 from texts.request import read_texts
@@ -26,12 +26,12 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def client(service: Service) -> Iterator[httpx.Client]:
-    """A client of the doors. /predictions computes with the same service, which tests/server/test_api.py shows."""
+    """A client of the APIs. /predictions computes with the same service, which tests/server/test_api.py shows."""
     port = free_port()
-    doors = Doors(service, "127.0.0.1", port)
+    apis = ApiServer(service, "127.0.0.1", port)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as open_client:
         yield open_client
-    doors.close()
+    apis.close()
 
 
 @pytest.fixture(scope="session")

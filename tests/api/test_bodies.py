@@ -42,7 +42,7 @@ def test_a_compressed_body_or_one_with_a_mark_is_that_body(client: httpx.Client,
         ("deflate", EMPTY, 400, "body: it is not deflate, as its Content-Encoding says"),
         ("gzip", EMPTY[:-1], 400, "body: its gzip ends too early; send one whole stream"),
         ("gzip", b"", 400, "body: its gzip ends too early"),
-        ("gzip", EMPTY * 2, 400, "body: its gzip goes on behind its end; send one whole stream"),
+        ("gzip", EMPTY * 2, 400, "body: its gzip goes on after its end; send one whole stream"),
         (
             "gzip",
             gzip.compress(bytes(40 << 20)),

@@ -6,6 +6,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from batching.stats import Histogram
+from service import Service
+from settings.version import VERSION
 
 LONG = "metrics " * 3000
 
@@ -65,3 +67,10 @@ def test_a_value_counts_in_the_first_bucket_that_holds_it() -> None:
     for value in (0.5, 1.0, 1.5, 2.0, 9.0):
         histogram.observe(value)
     assert (histogram.counts, histogram.sum) == ([2, 2, 1], 14.0)
+
+
+def test_the_release_and_its_weights_are_labels(client: httpx.Client, service: Service) -> None:
+    text = client.get("/metrics").text
+    labels = f'model="{service.model}",version="{VERSION}"'
+    assert f"embeddinggemma_info{{{labels}}} 1.0" in text.splitlines()
+    assert "# HELP embeddinggemma_info The release that serves, and its weights." in text

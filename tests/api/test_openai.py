@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
+from api.openai import _choices
 from service import Service
 from tasks import PROMPTS
 from tests.api.conftest import Expected
@@ -221,3 +222,14 @@ def test_the_models_are_listed_with_their_tasks(client: httpx.Client, expected: 
         )
     assert client.get("/v1/models/google/embeddinggemma-300m").json()["id"] == "google/embeddinggemma-300m"
     assert client.get("/v1/models/gpt-5").status_code == 404
+
+
+def test_choices_are_read_once_whatever_the_texts_and_the_user(client: httpx.Client) -> None:
+    def read(**fields: Any) -> int:
+        before = _choices.cache_info().misses
+        assert client.post("/v1/embeddings", json={"model": "embeddinggemma", **fields}).status_code == 200
+        return _choices.cache_info().misses - before
+
+    assert read(input="a text", dimensions=256, truncate="start") == 1
+    assert read(input="another", dimensions=256, truncate="start", user="somebody", titles=["a title"]) == 0
+    assert read(input="a text", dimensions=256, truncate="end") == 1

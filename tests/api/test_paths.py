@@ -1,10 +1,16 @@
 """Each operation is answered with a slash at the end of its path, too, and nothing names an address of its own."""
 
+import asyncio
+
 import httpx
 import pytest
 
-from api.app import OPERATIONS
+from api.app import OPERATIONS, make_app
+from api.bodies import Bodies
+from api.endpoint import Host
+from api.metrics import Metrics
 from api.operations import Operation
+from service import Service
 from tests.support.apis import BODIES, MODEL
 
 
@@ -24,3 +30,17 @@ def test_a_page_behind_a_proxys_prefix_finds_its_document(client: httpx.Client) 
     assert 'url: "openapi.json"' in client.get("/docs").text
     assert client.get("/docs/").headers["location"] == "../docs"
     assert client.get("/openapi.json").json()["servers"] == [{"url": "."}]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/"])
+def test_a_path_without_variables_is_found_before_any_route_is_tried(
+    service: Service, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    app = make_app(Host(service, None, Bodies(1 << 20, 1 << 20, 1 << 20), Metrics(service)))
+    monkeypatch.setattr(app.router, "routes", [])
+
+    async def get() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.get(path)
+
+    assert asyncio.run(get()).status_code == 200

@@ -8,6 +8,7 @@ import pytest
 
 from api.tei import TASKS
 from service import Service
+from settings.version import VERSION
 from tests.api.conftest import Expected
 
 LONG = "word " * 3000
@@ -87,7 +88,7 @@ def test_tokenize_gives_the_tokens_and_their_characters(client: httpx.Client, se
     texts = ["The cat  sat.", "é 漢字"]
     answer = client.post("/tokenize", json={"inputs": texts}).json()
     for text, tokens in zip(texts, answer, strict=True):
-        ids = service.engine.tokenizer.encode([""], [text])[0].ids
+        ids = service.engine.tokenizer.encode([""], [text])[0].ids.tolist()
         assert [token["id"] for token in tokens] == ids
         assert [token["special"] for token in tokens] == [True, *[False] * (len(ids) - 2), True]
         assert all(token["start"] is token["stop"] is None for token in (tokens[0], tokens[-1]))
@@ -96,13 +97,15 @@ def test_tokenize_gives_the_tokens_and_their_characters(client: httpx.Client, se
     assert bare == answer[0][1:-1]
     [prompted] = client.post("/tokenize", json={"inputs": texts[0], "prompt_name": "query"}).json()
     prompt = "task: search result | query: "
-    assert [token["id"] for token in prompted] == service.engine.tokenizer.encode([prompt], [texts[0]])[0].ids
+    ids = service.engine.tokenizer.encode([prompt], [texts[0]])[0].ids.tolist()
+    assert [token["id"] for token in prompted] == ids
 
 
 def test_info_says_what_is_served(client: httpx.Client, service: Service) -> None:
     info = client.get("/info").json()
     assert f"{info['model_id']}@{info['model_sha']}" == service.model
     assert info["auto_truncate"] is True and info["version"] >= "1.9"  # which is since when TEI cuts by itself
+    assert info["docker_label"] == f"embeddinggemma-cog-{VERSION}"
     assert (info["max_input_length"], info["max_client_batch_size"], info["model_dtype"]) == (2048, 2048, "float32")
 
 

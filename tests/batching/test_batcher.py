@@ -1,6 +1,7 @@
 """Requests through the batcher: who is computed with whom, who waits and who fails."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from batching.errors import Busy, EngineFailed
 from engine.contract import DIMENSIONS
 from engine.packed import PackedEngine
 from tests.support.engines import RecordingEngine, held_task, texts_of, until
-from tests.support.vectors import random_ids
+from tests.support.vectors import Unread, random_ids
 
 MakeBatcher = Callable[..., Batcher]
 
@@ -20,7 +21,7 @@ def test_sixty_four_requests_at_once_get_what_they_get_alone(
     engine: RecordingEngine, make_batcher: MakeBatcher
 ) -> None:
     rng = np.random.default_rng(0)
-    requests = [texts_of(rng.integers(2, 300, rng.integers(1, 6)).tolist(), seed=i) for i in range(64)]
+    requests = [texts_of(rng.integers(2, 120, rng.integers(1, 6)).tolist(), seed=i) for i in range(64)]
 
     async def run() -> list[np.ndarray]:
         batcher = make_batcher()
@@ -38,6 +39,7 @@ def test_an_idle_engine_starts_at_once_and_what_waits_meanwhile_is_the_next_batc
         batcher = make_batcher()
         first = await held_task(engine, batcher)
         others = [asyncio.create_task(batcher.embed([ids])) for ids in texts_of([9] * 30)]
+        await asyncio.sleep(0)  # they wait from now on
         await asyncio.sleep(0.05)
         assert engine.batch_sizes == [1]
         engine.release()
@@ -96,7 +98,7 @@ def test_a_batch_is_launched_sorted_by_length(engine: RecordingEngine, make_batc
         return [task.result()[0] for task in tasks]
 
     answers = asyncio.run(run())
-    assert engine.batches[1] == [texts[i] for i in (4, 1, 3, 6, 2, 5, 0)]  # equal lengths keep their order
+    assert engine.batches[1] == [texts[i] for i in (4, 3, 1, 6, 5, 2, 0)]  # equal lengths by their turns
     np.testing.assert_allclose(np.concatenate(answers), engine.embed(texts), atol=1e-5)
 
 
@@ -209,21 +211,23 @@ def test_a_vector_that_is_not_finite_is_a_failure_and_is_not_kept(
     asyncio.run(run())
 
 
-def test_more_work_than_the_limit_is_refused_and_an_empty_queue_refuses_nothing(
+def test_more_work_than_the_limit_is_refused_and_a_request_alone_never_is(
     engine: RecordingEngine, make_batcher: MakeBatcher
 ) -> None:
     async def run() -> None:
         batcher = make_batcher(max_waiting_tokens=100)
-        first = await held_task(engine, batcher)
-        large = asyncio.create_task(batcher.embed(texts_of([90, 90])))
+        held = await held_task(engine, batcher)
+        with pytest.raises(Busy, match=r"busy: .* have 5 tokens and this one has 180, beyond .* 75 .*; try again"):
+            await batcher.embed(texts_of([90, 90]))
+        small = asyncio.create_task(batcher.embed(texts_of([90])))
         await asyncio.sleep(0.02)
-        with pytest.raises(Busy, match=r"busy: 180 tokens .* this request has 20 more, beyond .* 100; try again"):
+        with pytest.raises(Busy, match="95 tokens and this one has 20, beyond the limit of 100 "):
             await batcher.embed(texts_of([20], seed=1))
-        same = asyncio.create_task(batcher.embed(texts_of([90, 90])))  # costs nothing more
+        same = asyncio.create_task(batcher.embed(texts_of([90])))  # costs nothing more
         await asyncio.sleep(0.02)
         engine.release()
-        await asyncio.gather(first, large, same)
-        await batcher.embed(texts_of([20], seed=1))
+        await asyncio.gather(held, small, same)
+        await batcher.embed(texts_of([90, 90], seed=1))
 
     asyncio.run(run())
 
@@ -274,6 +278,39 @@ def test_ranges_of_tokens_are_pooled_shared_and_kept_apart_from_whole_texts(
     assert engine.batch_sizes[:2] == [1, 6]  # the held text; three texts with ranges and three without
 
 
+def test_requests_of_two_event_loops_share_a_batch_and_each_is_woken(
+    engine: RecordingEngine, make_batcher: MakeBatcher
+) -> None:
+    here, there = texts_of([20, 30])
+
+    async def run() -> list[np.ndarray]:
+        batcher = make_batcher()
+        first = await held_task(engine, batcher)
+        elsewhere = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(batcher.embed([there]))))
+        task = asyncio.create_task(batcher.embed([here]))
+        await until(lambda: batcher.waiting_tokens() == 50)
+        engine.release()
+        answers = await asyncio.wait_for(asyncio.gather(first, task, elsewhere), 30)
+        return [vectors for vectors, _ in answers[1:]]
+
+    np.testing.assert_allclose(np.concatenate(asyncio.run(run())), engine.embed([here, there]), atol=1e-5)
+    assert engine.batch_sizes[:2] == [1, 2]
+
+
+def test_token_ids_in_arrays_are_never_read_id_by_id(engine: RecordingEngine, make_batcher: MakeBatcher) -> None:
+    texts = texts_of([20, 30])
+    arrays = [Unread("I", ids) for ids in texts]
+
+    async def run() -> None:
+        batcher = make_batcher(cache_bytes=10**6)
+        vectors, _ = await batcher.embed(arrays)
+        pooled, _ = await batcher.embed(arrays, [[(0, 20)], [(0, 30)]])
+        np.testing.assert_allclose(pooled, vectors, atol=1e-5)
+        assert (await batcher.embed(texts))[1].cache_hits == 2
+
+    asyncio.run(run())
+
+
 def test_the_cache_can_be_off(engine: RecordingEngine, make_batcher: MakeBatcher) -> None:
     async def run() -> None:
         batcher = make_batcher(cache_bytes=0)
@@ -282,3 +319,25 @@ def test_the_cache_can_be_off(engine: RecordingEngine, make_batcher: MakeBatcher
 
     asyncio.run(run())
     assert engine.batch_sizes == [1, 1]
+
+
+def test_who_waits_for_the_interpreter_s_lock_gets_it_after_a_millisecond(make_batcher: MakeBatcher) -> None:
+    sys.setswitchinterval(0.005)
+    make_batcher()
+    assert sys.getswitchinterval() == pytest.approx(1e-3)
+
+
+def test_a_text_that_a_request_has_two_thousand_times_gets_its_vector_each_time(
+    engine: RecordingEngine, make_batcher: MakeBatcher
+) -> None:
+    text, other = texts_of([20, 30])
+
+    async def run() -> None:
+        batcher = make_batcher(cache_bytes=10**6)
+        for hits in (0, 2_001):
+            vectors, cost = await batcher.embed([text] * 2_000 + [other])
+            assert cost.cache_hits == hits
+            np.testing.assert_array_equal(vectors[:2_000], np.repeat(vectors[:1], 2_000, axis=0))
+            np.testing.assert_allclose(vectors[[0, 2_000]], engine.embed([text, other]), atol=1e-5)
+
+    asyncio.run(run())

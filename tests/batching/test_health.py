@@ -62,7 +62,7 @@ def test_the_canary_is_not_refused_as_busy(
     engine: RecordingEngine, make_batcher: Callable[..., Batcher], health_of: Callable[[Batcher], Health]
 ) -> None:
     async def run() -> None:
-        batcher = make_batcher(max_waiting_tokens=1)
+        batcher = make_batcher(max_waiting_tokens=95)
         first = await held_task(engine, batcher)
         waiting = asyncio.create_task(batcher.embed([random_ids(90)]))
         checking = asyncio.create_task(health_of(batcher).check())

@@ -1,6 +1,7 @@
 """What the queue promises by itself; what it does for requests is tested with the batcher."""
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
@@ -51,8 +52,44 @@ def test_a_request_withdrawn_while_its_batch_computes_gets_nothing_and_the_other
         queue.admit(other)  # shares the job that is being computed
         queue.withdraw(gone)
         queue.deliver(batch, np.ones((1, DIMENSIONS), dtype=np.float32))
-        assert (await other.cost).cache_hits == 0 and (other.vectors == 1).all()
-        assert not gone.cost.done()
+        assert (await other.answer()).cache_hits == 0 and (other.vectors == 1).all()
+        assert gone.outcome is None
+
+    asyncio.run(run())
+
+
+def test_the_requests_of_a_batch_are_woken_by_one_call_to_their_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        queue = Queue(10**9, 0, lambda: 1_000)
+        requests = [Request([[first] * 20, [99] * 20]) for first in range(30)]
+        for request in requests:
+            queue.admit(request)
+        answers = asyncio.gather(*[request.answer() for request in requests])
+        await asyncio.sleep(0)
+        loop, calls = asyncio.get_running_loop(), itertools.count()
+        wake_up = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: (next(calls), wake_up(*call))[1])
+        batch = queue.next_batch(full=False)
+        assert batch is not None
+        queue.deliver(batch, np.ones((31, DIMENSIONS), dtype=np.float32))
+        assert {cost.batch_size for cost in await answers} == {31}
+        assert next(calls) == 1
+
+    asyncio.run(run())
+
+
+def test_an_answered_request_claims_nothing_before_its_coroutine_goes_on() -> None:
+    async def run() -> None:
+        queue = Queue(30, 0, lambda: 100)
+        queue.admit(Request([[1] * 20]))
+        batch = queue.next_batch(full=False)
+        assert batch is not None
+        with pytest.raises(Busy):
+            queue.admit(Request([[2] * 20]))
+        queue.deliver(batch, np.ones((1, DIMENSIONS), dtype=np.float32))
+        queue.admit(Request([[2] * 20]))
+        assert lengths(queue) == [20]
+        assert queue.totals().queue_s.counts.count(0) < len(queue.totals().queue_s.counts)  # counted as answered
 
     asyncio.run(run())
 
@@ -71,6 +108,6 @@ def test_a_stopped_queue_has_no_batches_and_tells_the_first_reason() -> None:
             with pytest.raises(EngineStopped, match=r"^first$"):
                 queue.admit(late)
         with pytest.raises(EngineStopped, match=r"^first$"):
-            await waiting.cost
+            await waiting.answer()
 
     asyncio.run(run())

@@ -17,7 +17,8 @@ def test_the_line_has_all_counts() -> None:
     stats = Stats()
     assert stats.due_in_s() is None
     for _ in range(1_000):
-        stats.count_request(texts=2, tokens=20, cache_hits=1)
+        stats.count_request(texts=2, tokens=20)
+        stats.totals.cache_hits += 1
     stats.count_refused()
     stats.count_batch(texts=1_000, tokens=12_345)
     due_in_s = stats.due_in_s()

@@ -1,4 +1,4 @@
-"""One server for all clients: Cog's predictions and the doors for other APIs, on one engine.
+"""One server for all clients: Cog's predictions and the apis for other APIs, on one engine.
 
 It runs in the project's environment; the tests run in one that has only the clients.
 """
@@ -32,19 +32,19 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Server:
-    """The URLs of the predictions and of the doors."""
+    """The URLs of the predictions and of the apis."""
 
     predictions: str
-    doors: str
+    apis: str
 
 
 @contextmanager
 def running_server(**settings: str) -> Iterator[Server]:
     """Run a server on the small checkpoint, with further environment variables, and wait until it is ready."""
-    predictions_port, doors_port = free_ports(2)
-    server = Server(f"http://127.0.0.1:{predictions_port}", f"http://127.0.0.1:{doors_port}")
+    predictions_port, apis_port = free_ports(2)
+    server = Server(f"http://127.0.0.1:{predictions_port}", f"http://127.0.0.1:{apis_port}")
     command = [str(PYTHON), "-m", "scripts.server", "--port", str(predictions_port), "--weights", "small"]
-    environment = os.environ | {"API_PORT": str(doors_port), "API_KEY": "", "DTYPE": "float32"} | settings
+    environment = os.environ | {"API_PORT": str(apis_port), "API_KEY": "", "DTYPE": "float32"} | settings
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -70,9 +70,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_ready(server: Server) -> bool:
-    """Return whether the server takes predictions, and requests at its doors."""
+    """Return whether the server takes predictions, and requests at its apis."""
     try:
-        with DIRECTLY.open(f"{server.doors}/ready"), DIRECTLY.open(f"{server.predictions}/health-check") as health:
+        with DIRECTLY.open(f"{server.apis}/ready"), DIRECTLY.open(f"{server.predictions}/health-check") as health:
             return bool(json.load(health)["status"] == "READY")
     except OSError:
         return False
@@ -85,16 +85,16 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def doors(server: Server) -> str:
+def apis(server: Server) -> str:
     """The URL that clients are given."""
-    return server.doors
+    return server.apis
 
 
 @pytest.fixture(scope="session")
-def doors_with_key() -> Iterator[str]:
+def apis_with_key() -> Iterator[str]:
     """The URL of a server whose API_KEY is "secret"."""
     with running_server(API_KEY="secret") as running:
-        yield running.doors
+        yield running.apis
 
 
 @pytest.fixture(scope="session")

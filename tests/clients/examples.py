@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE = ROOT / "tests" / "clients" / "node"
 PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 FOUND = "If you forgot your password, choose a new one on the login page.\n"
-# The headings of clients that are in requirements-clients-held.txt.
+# The headings of clients that are in requirements/clients-held.txt.
 HELD = (
     "LangChain with Gemini's API",
     "LangChain with Cohere's API",
@@ -31,9 +31,9 @@ def examples() -> dict[str, tuple[str, str]]:
     return {heading: blocks[0] for heading, blocks in found.items() if blocks}
 
 
-def run(language: str, source: str, doors: str, folder: Path) -> str:
+def run(language: str, source: str, apis: str, folder: Path) -> str:
     """Run an example in a folder, with the server's URL, and return what it printed."""
-    source = source.replace("http://localhost:8080", doors)
+    source = source.replace("http://localhost:8080", apis)
     if language == "js":
         node = shutil.which("node")
         assert node, "install Node.js"

@@ -24,11 +24,11 @@ def check_same(vectors: Any, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(np.asarray(vectors, np.float32), expected, strict=True)
 
 
-class Doors:
-    """A base of langchain-tests' classes that takes `url` from the fixture `doors`, as their properties need it."""
+class Apis:
+    """A base of langchain-tests' classes that takes `url` from the fixture `apis`, as their properties need it."""
 
     url: str
 
     @pytest.fixture(autouse=True)
-    def take_url(self, doors: str) -> None:
-        self.url = doors
+    def take_url(self, apis: str) -> None:
+        self.url = apis

@@ -1,4 +1,4 @@
-"""Every type of Arrow in a .parquet, as texts, ids and carried columns: kept without a change, or refused at once."""
+"""Every type of Arrow in a .parquet, as texts, ids and carried columns: kept unchanged, or refused at once."""
 
 import base64
 import io
@@ -79,13 +79,13 @@ def nested() -> Iterator[pa.Array]:
     yield pa.ExtensionArray.from_storage(pa.opaque(pa.string(), "x", "y"), pa.array(["1", None]))
 
 
-# What .parquet cannot hold.
+# Types that .parquet cannot hold.
 NOT_IN_PARQUET = [
     pa.RunEndEncodedArray.from_arrays([2, 3], pa.array(["a", None])),
     pa.array([(1, 2, 3), None], pa.month_day_nano_interval()),
     pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])]),
 ]
-# What is refused if it is to be carried.
+# Types that are refused for carried columns.
 VIEWS_OF_LISTS = [
     pa.array([[1, None], None, []], pa.list_view(pa.duration("ns"))),
     pa.array([{"a": [["b"]]}, None], pa.struct([("a", pa.list_(pa.large_list_view(pa.string())))])),
@@ -97,7 +97,7 @@ COUNT = 300  # more than are read at once
 
 
 def sample_table() -> pa.Table:
-    """A column of each type, its values over and over; row 7 has no text."""
+    """Return a column of each type, its values repeated; row 7 has no text."""
     columns = {
         f"c{k}": array.take(pa.array([i % len(array) for i in range(COUNT)]))
         if not view(array)
@@ -124,7 +124,7 @@ CARRIED = Columns(carried=tuple(f"c{k}" for k in range(len(SAMPLES))))
 
 
 def kept(source: Path) -> pa.Table:
-    """What an output should hold of the source."""
+    """Return the rows and types of the source that an output should hold."""
     table = pq.read_table(source).slice(0, 7)
     table = pa.concat_tables([table, pq.read_table(source).slice(8)])
     return table.cast(pa.schema([field.with_type(plain(field.type)) for field in table.schema]))
@@ -150,13 +150,13 @@ def test_carried_columns_keep_every_value(engine: PackedEngine, source: Path, tm
     for name in CARRIED.carried:
         expected, actual = kept(source)[name].combine_chunks(), table[name].combine_chunks()
         assert actual.type == expected.type, name
-        # Where one value is not equal to itself, both are printed alike.
+        # NaN is not equal to itself, so the printed columns are compared.
         assert actual.equals(expected) or actual.to_string(window=COUNT) == expected.to_string(window=COUNT), name
     assert len(output_vectors(output)) == COUNT - 1
 
 
 def restored(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Read what .jsonl has of a column's values that are not null."""
+    """Return a column from its values in .jsonl, nulls left out."""
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return pa.array(list(map(base64.b64decode, values)), kind)
     if isinstance(kind, pa.BaseExtensionType):

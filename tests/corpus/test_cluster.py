@@ -1,4 +1,4 @@
-"""Corpora on a Ray cluster: make test-ray, which installs Ray (requirements-ray.txt). make test leaves these out."""
+"""Corpora on a Ray cluster: make test-ray, which installs Ray (requirements/ray.txt). make test skips them."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import encoding
+from container.make_openapi import ROOT
 from corpus.rows import Columns, CorpusError
 from engine.packed import PackedEngine
-from scripts.make_openapi import ROOT
 from tests.support import corpora
 from texts.chunking import Chunking
 from texts.options import Options
@@ -106,7 +106,7 @@ def test_rows_without_ids_and_columns_of_the_outputs_names_are_refused() -> None
 
 
 def actors(mark: str) -> list[int]:
-    """Return the processes of the engine's actors, of the run that has `mark` in its environment."""
+    """Return the ids of the actors' processes of the run that has `mark` in its environment."""
     processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""Rows of .csv: where a quote is not closed no row is lost, however many lines later it seems to be."""
+"""Rows of .csv: a quote that is never closed loses no row, however many lines later that shows."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def test_the_header_names_each_column_once(tmp_path: Path) -> None:
 
 
 def test_a_quote_more_or_less_anywhere_costs_no_other_row(tmp_path: Path) -> None:
-    """Of five hundred damaged files each is refused, or has all rows that were not touched."""
+    """Each of five hundred damaged files is refused, or yields all undamaged rows."""
     odd, rng = ("{}", 'a "{}"', "a, {}", "{}\n{}", '""{}""', '{},"', ",{}"), random.Random(0)
     stopped = 0
     for _ in range(500):

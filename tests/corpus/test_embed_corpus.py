@@ -1,4 +1,4 @@
-"""`scripts.embed_corpus` as a process: killed, interrupted, on two devices, and in how much memory."""
+"""`scripts.embed_corpus` as a process: killed, interrupted, on two devices, and its memory."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from container.make_openapi import ROOT
 from corpus.shards import shards_path
-from scripts.make_openapi import ROOT
 from tests.support import corpora
 
 Process = subprocess.Popen[str]
@@ -65,18 +65,19 @@ def stopped(stop: Callable[[Process], None], corpus: Path, output: Path, *option
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 texts, the last 100 of which are from the beginning."""
+    """400 texts, of which the last 100 repeat the first."""
     texts = [*corpora.texts(300), *corpora.texts(100)]
     return corpora.write(tmp_path_factory.mktemp("corpus") / "a.jsonl.gz", [{"text": text} for text in texts])
 
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path) -> Path:
-    """What an uninterrupted run makes of it."""
+    """The output of an uninterrupted run."""
     run("scripts.embed_corpus", corpus, corpus.with_name("whole.parquet"), *OPTIONS)
     return corpus.with_name("whole.parquet")
 
 
+@pytest.mark.fuzz
 def test_killed_twenty_times_the_output_is_the_same(corpus: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.parquet"
     left = json.loads(run("tests.support.interrupted_runs", "kill", "1", "20", corpus, output, *OPTIONS))
@@ -89,25 +90,12 @@ def test_killed_twenty_times_the_output_is_the_same(corpus: Path, whole: Path, t
     assert pq.read_table(output)["id"].to_pylist() == list(range(1, 401)), "no text twice, none lost"
 
 
-def test_control_c_keeps_what_is_done(
-    corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.parquet"
     status, err = stopped(lambda process: process.send_signal(signal.SIGINT), corpus, output)
     assert status == 130 and "Interrupted; what is done is kept: run the same again to go on." in err
-    other = start("scripts.embed_corpus", corpus, output, *OPTIONS, "--task", "clustering")
-    _, err = other.communicate(timeout=900)
-    assert other.returncode == 1
-    assert "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that" in err
-    monkeypatch.setenv("DTYPE", "bfloat16")
-    other = start("scripts.embed_corpus", corpus, output, *OPTIONS)
-    assert "dtype: it is 'bfloat16', and the run to go on with had 'float32'; run it with" in other.communicate()[1]
-    monkeypatch.setenv("DTYPE", "float32")
     run("scripts.embed_corpus", corpus, output, *OPTIONS)
     assert output.read_bytes() == whole.read_bytes()
-    shards_path(output).mkdir()  # as if it had been killed between its last two steps
-    run("scripts.embed_corpus", corpus, output, *OPTIONS)
-    assert output.read_bytes() == whole.read_bytes() and not shards_path(output).exists()
 
 
 def engine_process(parent: int) -> int:
@@ -116,6 +104,7 @@ def engine_process(parent: int) -> int:
     return next(int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
 
 
+@pytest.mark.fuzz
 def test_two_devices(corpus: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.parquet"
     status, err = stopped(
@@ -130,6 +119,7 @@ def test_two_devices(corpus: Path, whole: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.fuzz
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     """Ten times the texts, each with 20 kB to carry: 70 MB more, which would be seen if it was kept."""
     peaks = []

@@ -1,4 +1,4 @@
-"""Reading corpora: every format gives the same rows, and what cannot be used is named with its line and a remedy."""
+"""Reading corpora: every format gives the same rows, and unusable rows are named with line and remedy."""
 
 from pathlib import Path
 

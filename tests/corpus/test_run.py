@@ -1,4 +1,4 @@
-"""Runs that stop and go on."""
+"""Runs that stop and are continued."""
 
 from pathlib import Path
 from typing import Any

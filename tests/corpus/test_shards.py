@@ -1,8 +1,5 @@
-"""The folder of a run: whose it is, and what is not stored."""
+"""The folder of a run: which run it belongs to, and shards that cannot be written."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from corpus.rows import CorpusError
 from corpus.shards import ShardFolder, shards_path
 from engine.packed import PackedEngine
 from tests.support.corpora import embed, output_rows, texts, write
+from tests.support.files import file_size_limit
 
 
 def test_changed_settings_and_a_second_run_are_refused(tmp_path: Path) -> None:
@@ -24,17 +22,6 @@ def test_changed_settings_and_a_second_run_are_refused(tmp_path: Path) -> None:
         CorpusError, match="dimensions: it is '256', and the run to go on with had '768'; run it with that"
     ):
         ShardFolder(tmp_path / "v").open({"task": "clustering", "dimensions": "256"})
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let the kernel refuse to write more than `size` bytes to a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_shard_that_cannot_be_written_stops_the_run(engine: PackedEngine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where corpora are read from: files that are no plain files, and servers on this machine that misbehave."""
+"""Sources of corpora: files that are not plain files, and misbehaving servers on this machine."""
 
 import gzip
 import os
@@ -84,7 +84,7 @@ def site() -> Iterator[str]:
 
 
 def refusal(path: str) -> str:
-    """Return in which words a corpus is refused."""
+    """Return the error for a corpus, without its path."""
     with pytest.raises(CorpusError) as raised:
         list(Reader(path, Columns()).rows())
     message = str(raised.value)

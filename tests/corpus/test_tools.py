@@ -1,4 +1,4 @@
-"""What other tools make of an output, in the README's words: they take the file as it is."""
+"""Other tools read an output directly, as the documentation shows."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from qdrant_client import QdrantClient, models
 
 from corpus.rows import Columns
 from engine.packed import PackedEngine
@@ -39,6 +38,8 @@ def test_duckdb(vectors: Path) -> None:
 
 
 def test_qdrant(vectors: Path) -> None:
+    from qdrant_client import QdrantClient, models  # takes a second
+
     table = pq.read_table(vectors)
     array = np.stack(table["embedding"].to_numpy())
     client = QdrantClient(":memory:")

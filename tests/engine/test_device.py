@@ -77,7 +77,7 @@ def test_a_gpu_that_torch_has_no_code_for_is_refused_in_a_sentence(gpu: pytest.M
         choose_device()
     message = str(caught.value)
     assert "for CUDA 13.0: CUDA error: no kernel image is available for execution on the device. Where" in message
-    assert "use an older GPU, or a newer torch in requirements.txt" in message and "\n" not in message
+    assert "use an older GPU, or a newer torch in requirements/image.txt" in message and "\n" not in message
 
 
 def test_bfloat16_is_refused_where_matmuls_have_none(gpu: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_only_the_visible_gpus_are_shared(gpus: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 4])
 def test_more_gpus_than_there_are_and_none_are_refused(gpus: pytest.MonkeyPatch, count: int) -> None:
-    problem = f"devices: {count} were asked for and this machine has 3 GPUs; ask for 1 to so many"
+    problem = f"devices: {count} were asked for and this machine has 3 GPUs; ask for 1 to 3"
     with pytest.raises(DeviceError, match=problem):
         device_shares(count)
 
@@ -139,9 +139,7 @@ def test_processes_share_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     assert device_shares(2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
     assert device_shares() == [{"OMP_NUM_THREADS": str(threads)}]
-    with pytest.raises(
-        DeviceError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 to so many"
-    ):
+    with pytest.raises(DeviceError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 or more"):
         device_shares(0)
 
 

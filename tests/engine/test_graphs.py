@@ -1,4 +1,4 @@
-"""Which graph a batch gets, and that a batch in static buffers gets the vectors that it gets by itself.
+"""That a batch in static buffers gets the vectors that it gets by itself, and which graphs are captured when.
 
 Here a replay is the forward pass over the same buffers; tests/engine/test_gpu.py has captured graphs.
 """
@@ -13,9 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from batching.request import Job
-from batching.scheduler import Scheduler
-from benchmarks.texts import mixed_token_counts
 from engine.checkpoint import load_network, read_architecture
 from engine.contract import Ranges
 from engine.graphs import Graphs, Run, buckets, capturable
@@ -23,6 +20,7 @@ from engine.kernels import FUSED, PLAIN
 from engine.model import FLOAT32, Network
 from engine.packed import GPU_BATCH_TOKENS, PackedEngine
 from engine.packing import Layout, Segments, layout_of
+from tests.support.captures import as_it_is, ones
 from tests.support.vectors import errors, random_ids, unit
 from weights import SMALL
 
@@ -37,10 +35,6 @@ pytestmark = pytest.mark.usefixtures("flash_on_cpu")
 def any_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a batch take any bucket that holds it: SMALL_BUCKETS are far apart."""
     monkeypatch.setattr("engine.graphs.MOST_PADDED", np.inf)
-
-
-def as_it_is(forward: Run) -> Run:
-    return forward
 
 
 class Recorder:
@@ -69,11 +63,6 @@ def network() -> Network:
     return network
 
 
-def ones(ids: Tensor, segments: Segments) -> Tensor:
-    """A network that computes nothing."""
-    return torch.ones(len(segments.starts), 768)
-
-
 def texts_of(*lengths: int) -> list[list[int]]:
     return [[6 if i == NAN_ID else i for i in random_ids(length)] for length in lengths]
 
@@ -89,57 +78,6 @@ def test_the_smallest_bucket_that_fits() -> None:
         (40, 40), (40, 40), (100, 30), (100, 100), (100, 30), (600, 600), (600, 600), (600, 600), (100, 100), (600, 600)
     ]  # fmt: skip
     assert graphs.bucket(layout_of([601], None)) is None and graphs.bucket(layout_of([9] * 21, None)) is None
-
-
-@pytest.mark.parametrize("tokens", [16_384, 4_096])
-def test_every_full_batch_and_every_single_text_is_one_launch(tokens: int) -> None:
-    """A batch has texts of like length, as the scheduler forms them, and is full as far as whole texts can fill it."""
-    graphs = Graphs(ones, CPU, as_it_is, buckets(tokens))
-    for length in (2, 31, 32, 33, 64, 500, 2048):
-        bucket = graphs.bucket(layout_of([length], None))
-        assert bucket and bucket.tokens < max(33, 1.6 * length)
-    generator = np.random.default_rng(0)
-    for longest in (16, 40, 128, 300, 600, 1200, 2048):
-        lengths: list[int] = []
-        while sum(lengths) < tokens - longest:
-            lengths.append(int(generator.integers(longest // 2 + 1, longest + 1)))
-        bucket = graphs.bucket(layout_of(lengths, None))
-        assert bucket and bucket.tokens <= max(1.5 * sum(lengths), tokens)
-    assert graphs.bucket(layout_of([2049], None)) is None
-
-
-def test_no_batch_is_more_than_a_third_padding() -> None:
-    graphs = Graphs(ones, CPU, as_it_is, buckets(16_384))
-    for tokens in (*range(33, 1_000, 7), *range(1_000, 16_384, 311)):
-        bucket = graphs.bucket(layout_of([tokens // 9] * 9, None))
-        assert bucket and bucket.tokens * 2 <= tokens // 9 * 9 * 3
-    one_long_and_many_short = [2_000, *[10] * 200]
-    assert any(bucket.holds(layout_of(one_long_and_many_short[:100], None)) for bucket in graphs.buckets)
-    assert graphs.bucket(layout_of(one_long_and_many_short[:100], None)) is None
-    assert graphs.bucket(layout_of(one_long_and_many_short, None)) is None
-    smallest = graphs.bucket(layout_of([2], None))
-    assert smallest and smallest.tokens == 32
-
-
-def test_nearly_every_batch_that_the_scheduler_forms_has_a_graph() -> None:
-    """Of mixed texts, half of them below 66 tokens: where many wait, and where few do."""
-    graphs, generator = Graphs(ones, CPU, as_it_is, buckets(GPU_BATCH_TOKENS)), np.random.default_rng(0)
-    for waiting, rounds, share in ((2_000, 5, 1.0), (60, 100, 0.95), (30, 100, 0.95), (5, 100, 0.95)):
-        found: list[bool] = []
-        for _ in range(rounds):
-            scheduler = Scheduler()
-            for length in mixed_token_counts(waiting, generator):
-                scheduler.add([Job([0] * length, owners=[(Any, 0)])], GPU_BATCH_TOKENS)  # type: ignore[list-item]
-            while batch := scheduler.take(GPU_BATCH_TOKENS):
-                found.append(graphs.bucket(layout_of([len(job.token_ids) for job in batch], None)) is not None)
-        print(f"{waiting} texts wait: {sum(found)} of {len(found)} batches have a graph")
-        assert sum(found) >= share * len(found)
-
-
-def test_few_blocks_of_attention_are_started_for_nothing() -> None:
-    """FlashAttention starts one for every 64 tokens of the longest text, in each text."""
-    for bucket in buckets(GPU_BATCH_TOKENS):
-        assert bucket.texts * -(-bucket.longest // 64) <= max(16, bucket.tokens / 2)
 
 
 @pytest.mark.usefixtures("any_padding")
@@ -200,6 +138,67 @@ def test_all_are_captured_at_once_and_the_largest_first() -> None:
     assert recorder.replayed == [20, 8, 12, 5]  # for the comparison
     graphs.run(SMALL_BUCKETS[0], SMALL_BUCKETS[0].pack(texts_of(300)))
     assert recorder.replayed == [20, 8, 12, 5, 20]
+
+
+def test_a_start_takes_no_more_passes_than_with_fewer_graphs() -> None:
+    """It took 129 for 43: here each takes one launched kernel by kernel, and the replay stands for the captured one."""
+    passes: list[int] = []
+
+    def counting(ids: Tensor, segments: Segments) -> Tensor:
+        passes.append(len(ids))
+        return ones(ids, segments)
+
+    layouts = buckets(GPU_BATCH_TOKENS)
+    Graphs(counting, CPU, as_it_is, layouts)
+    assert len(passes) == 2 * len(layouts) == 122
+
+
+@pytest.mark.usefixtures("any_padding")
+def test_bulk_work_gets_its_graphs_at_first_use() -> None:
+    recorder = Recorder()
+    graphs = Graphs(ones, CPU, recorder.capture, SMALL_BUCKETS[1:], at_first_use=SMALL_BUCKETS[:1])
+    assert recorder.replayed == [8, 12, 5] and len(graphs.buckets) == 4
+    for _ in range(2):
+        assert graphs.bucket(layout_of([300, 200], None)) == SMALL_BUCKETS[0]
+        assert recorder.replayed == [8, 12, 5, 20]
+
+
+@pytest.mark.usefixtures("any_padding")
+def test_a_graph_that_fails_at_first_use_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = Graphs(ones, CPU, failing, [], at_first_use=SMALL_BUCKETS[:1])
+    for _ in range(2):
+        assert graphs.bucket(layout_of([300, 200], None)) is None and graphs.buckets == []
+    assert caplog.text.count("no CUDA graph for 600 tokens") == 1
+
+
+def test_an_engine_captures_what_online_batches_need(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And embeds in larger passes, whose graphs are captured when they come."""
+    recorder, engine = Recorder(), PackedEngine(SMALL, "cpu")
+    monkeypatch.setattr("engine.packed.cuda_capture", lambda: recorder.capture)
+    engine.network, engine.batch_tokens, engine.bulk = network, 64, 2
+    engine.graphs = engine._prepared_graphs()
+    assert engine.graphs.buckets == buckets(128) and len(recorder.replayed) == len(buckets(64)) == 3
+    texts = texts_of(60, 68)
+    plain = PackedEngine(SMALL, "cpu").embed(texts)
+    for replays in ([16, 16], [16]):
+        recorder.replayed.clear()
+        assert errors(engine.embed(texts), plain)[0] <= 1e-6 and recorder.replayed == replays
+
+
+@pytest.mark.parametrize("bucket", buckets(768), ids=lambda bucket: f"{bucket.tokens}-{bucket.longest}")
+def test_every_bucket_of_few_tokens_full_to_the_last_text(network: Network, bucket: Layout) -> None:
+    """With the longest texts, with as many as there is room for, and with one."""
+    longest = [bucket.longest] * (bucket.tokens // bucket.longest)
+    many = [bucket.tokens // bucket.texts] * bucket.texts
+    many[0] += bucket.tokens - sum(many)
+    plain = PackedEngine(SMALL, "cpu")
+    with torch.inference_mode():
+        graphs = Graphs(network, CPU, as_it_is, [bucket])
+        for lengths in (longest, many, longest[:1]):
+            assert bucket.holds(layout_of(lengths, None)), lengths
+            texts = texts_of(*lengths)
+            vectors = graphs.run(bucket, bucket.pack(texts))[: len(texts)].numpy()
+            assert errors(vectors, plain.embed(texts))[0] <= 1e-6, lengths
 
 
 def failing(forward: Run) -> Run:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from checkpoints import make_random as make_random_checkpoint
 from engine.checkpoint import load_network, read_architecture
 from engine.contract import CheckpointError
 from engine.kernels import PLAIN
@@ -23,6 +22,7 @@ from engine.kernels.rotary import Rotation
 from engine.model import FLOAT16, FLOAT32, Linear, Network, NumberFormat
 from engine.packed import PackedEngine
 from engine.tokenizer import TokenizerError
+from lab.checkpoints import make_random as make_random_checkpoint
 from tests.support.vectors import errors, random_ids, segments_of
 from weights import SMALL
 
@@ -117,6 +117,35 @@ def test_rescaled_float16_stays_finite_where_float16_does_not(random_weights: Pa
     assert not np.isfinite(plain).all()
 
 
+@torch.inference_mode()
+def test_a_folded_head_is_the_two_layers(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float16 too, whose head is float32. Each of its numbers is rounded once."""
+    monkeypatch.setattr(Linear, "pack", lambda linear: None)
+    lengths = [1, 2, 3, 9, 40, 258]
+    ids, segments = torch.tensor([i for length in lengths for i in random_ids(length)]), segments_of(lengths)
+    for numbers in (FLOAT32, FLOAT16):
+        network = load_network(checkpoint, read_architecture(checkpoint), numbers, CPU)
+        expected = network(ids, segments).numpy()
+        first, second = (layer.get_parameter("weight").double() for layer in network.dense)
+        network.fold_head()
+        (folded,) = (layer.get_parameter("weight") for layer in network.dense)
+        cosine, norm = errors(network(ids, segments).numpy(), expected)
+        print(f"{checkpoint.name}, {numbers.dtype}: 1 - cosine {cosine:.1e}, relative norm error {norm:.1e}")
+        assert cosine <= 1e-12 and norm <= 1e-6
+        product = second @ first
+        assert folded.dtype == torch.float32 and ((folded - product).abs() <= 2**-23.9 * product.abs() + 1e-14).all()
+
+
+def test_only_a_cpu_keeps_two_dense_layers() -> None:
+    """`meta` stands for a GPU: a device whose tensors have shapes alone."""
+    for device, sizes in (("cpu", [(384, 192), (768, 384)]), ("meta", [(768, 192)])):
+        network = Network(read_architecture(SMALL), FLOAT32).to(device)
+        network.finish()
+        layers = [layer for layer in network.dense if isinstance(layer, Linear)]
+        shapes = [(layer.weight if layer.packed is None else layer.packed).shape for layer in layers]
+        assert list(map(tuple, shapes)) == sizes
+
+
 def test_todays_and_older_configs_are_one_architecture(copy: Path) -> None:
     expected = read_architecture(SMALL)
 
@@ -154,7 +183,7 @@ CONFIG_REFUSALS: list[tuple[Edit, str]] = [
     (lambda c: c.update(num_key_value_heads=2), "3 attention heads share 2 key/value heads; expected a multiple"),
     (lambda c: c.update(hidden_size="wide"), 'hidden_size is "wide"; expected a positive whole number'),
     (lambda c: c.update(layer_types=["chunked"]), 'layer_types is ["chunked"]; expected 6 of sliding_attention and'),
-    (lambda c: c.update(vocab_size=100), "embed_tokens.weight has shape"),
+    (lambda c: c.update(vocab_size=20_000), "embed_tokens.weight has shape"),
 ]
 
 
@@ -242,13 +271,19 @@ print(peak())
 """
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Full width and vocabulary, two layers: the table is where a second copy would show."""
+    directory = tmp_path_factory.mktemp("wide") / "wide"
+    make_random_checkpoint.make(directory, layers=2, vocab_size=262144)
+    return directory
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its peak memory from Linux's /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_makes_no_second_copy(dtype: str, tmp_path: Path) -> None:
-    """Full width and vocabulary, two layers: the table is where a second copy would show."""
-    make_random_checkpoint.make(tmp_path / "wide", layers=2, vocab_size=262144)
+def test_loading_makes_no_second_copy(dtype: str, wide: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path / "wide"), dtype], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", MEMORY, str(wide), dtype], capture_output=True, text=True, check=True,
         cwd=SMALL.parent.parent,
     )  # fmt: skip
     weights = (262144 * 768 + 2 * 4_230_000 + 4_718_592) * getattr(torch, dtype).itemsize

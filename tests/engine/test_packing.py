@@ -1,13 +1,16 @@
 """How texts are laid out in the buffer that is copied to the device."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from engine.contract import Ranges
 from engine.packing import ALIGNMENT, Layout, layout_of, spans_of
+from tests.support.vectors import Unread
 
 
-def filled(layout: Layout, texts: list[list[int]], ranges: Ranges | None = None) -> dict[str, list[int]]:
+def filled(layout: Layout, texts: Sequence[Sequence[int]], ranges: Ranges | None = None) -> dict[str, list[int]]:
     """Lay the texts out over what another batch left, and return the parts."""
     buffer = np.full(layout.size, -9, dtype=np.int32)
     layout.fill(buffer, texts, ranges)
@@ -25,6 +28,12 @@ def test_a_batch_that_fits_exactly() -> None:
         "starts": [0, 3, 4],
         "ends": [3, 4, 6],
     }
+
+
+def test_arrays_are_copied_and_not_read_id_by_id() -> None:
+    texts = [[5, 6, 7], [8], [2**31 - 1, 0]]
+    arrays = [Unread("I", ids) for ids in texts]
+    assert filled(layout_of([3, 1, 2], None), arrays) == filled(layout_of([3, 1, 2], None), texts)
 
 
 def test_what_is_left_over_is_texts_of_the_longest_and_texts_and_vectors_of_nothing() -> None:

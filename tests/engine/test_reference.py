@@ -4,16 +4,21 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
 
 import encoding
 from engine.contract import CheckpointError
-from engine.reference import ReferenceEngine
 from tasks import PROMPTS
+from tests.support.checkpoints import on_small
 from tests.support.predictions import TEXTS, Predict
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from engine.reference import ReferenceEngine
 
 SOME = TEXTS[:5]  # the long ones take most of the time and are for one task, below
 
@@ -26,8 +31,10 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 
 @cache
-def load_theirs(checkpoint: Path) -> SentenceTransformer:
+def load_theirs(checkpoint: Path) -> "SentenceTransformer":
     """Return sentence-transformers without its Normalize module, so that lengths can be compared as well."""
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
     model = SentenceTransformer(str(checkpoint), device="cpu")
     return SentenceTransformer(modules=list(model)[:-1], device="cpu")
 
@@ -41,11 +48,15 @@ def encoded_by_theirs(checkpoint: Path, task: str, dim: int, normalize: bool) ->
 
 
 @pytest.fixture(scope="module")
-def theirs(checkpoint: Path) -> SentenceTransformer:
+def theirs(checkpoint: Path) -> "SentenceTransformer":
     return load_theirs(checkpoint)
 
 
-@pytest.mark.parametrize("task", PROMPTS)
+@pytest.mark.parametrize(
+    ("checkpoint", "task"),
+    [*(("small", task) for task in PROMPTS), *(("random_weights", task) for task in ("retrieval_document", "none"))],
+    indirect=["checkpoint"],
+)
 def test_vectors_equal_sentence_transformers(predict: Predict, checkpoint: Path, task: str) -> None:
     for dim in (768, 512, 256, 128):
         for normalize in (True, False):
@@ -62,7 +73,10 @@ def test_vectors_equal_sentence_transformers(predict: Predict, checkpoint: Path,
                 assert np.abs(norms - 1).max() > 0.01
 
 
-def test_titles_and_truncated_texts_equal_sentence_transformers(predict: Predict, theirs: SentenceTransformer) -> None:
+@on_small
+def test_titles_and_truncated_texts_equal_sentence_transformers(
+    predict: Predict, theirs: "SentenceTransformer"
+) -> None:
     texts = [TEXTS[0], *TEXTS[-2:]]
     answer = predict(texts=texts, titles=["Mars", "", "Words"])
     for text, title, ours in zip(texts, ["Mars", "none", "Words"], encoding.decode(answer), strict=True):
@@ -72,7 +86,10 @@ def test_titles_and_truncated_texts_equal_sentence_transformers(predict: Predict
     assert answer["token_counts"][2] == 2048
 
 
+@on_small
 def test_a_text_has_the_same_vector_alone_and_in_company(checkpoint: Path) -> None:
+    from engine.reference import ReferenceEngine
+
     engine = ReferenceEngine(checkpoint, device="cpu")
     texts = [text.ids for text in engine.tokenizer.encode([""] * len(TEXTS), TEXTS)]
     together = engine.embed(texts)
@@ -102,6 +119,8 @@ def test_a_text_has_the_same_vector_alone_and_in_company(checkpoint: Path) -> No
 def test_a_checkpoint_that_would_give_other_vectors_is_refused(
     tmp_path: Path, small: Path, file: str, change: object, problem: str
 ) -> None:
+    from engine.reference import ReferenceEngine
+
     directory = tmp_path / "spoiled"
     shutil.copytree(small, directory)
     content = json.loads((directory / file).read_text(encoding="utf-8"))
@@ -111,13 +130,23 @@ def test_a_checkpoint_that_would_give_other_vectors_is_refused(
         ReferenceEngine(directory, device="cpu")
 
 
-def test_ranges_are_refused(reference: ReferenceEngine) -> None:
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+def test_bits_are_packed_as_sentence_transformers_packs_them(precision: str) -> None:
+    from sentence_transformers.util import quantize_embeddings
+
+    vectors = np.random.default_rng(0).standard_normal((5, 768)).astype(np.float32)
+    np.testing.assert_array_equal(encoding.convert(vectors, precision), quantize_embeddings(vectors, precision))
+
+
+@on_small
+def test_ranges_are_refused(reference: "ReferenceEngine") -> None:
     with pytest.raises(
-        ValueError, match=r"^ENGINE=reference has no late chunking; leave it out, or use ENGINE=packed$"
+        ValueError, match=r"^late_chunking: ENGINE=reference has none; leave it out, or use ENGINE=packed$"
     ):
         reference.embed([[2, 50, 1]], [[(1, 2)]])
 
 
+@on_small
 def test_a_prediction_has_no_late_chunks_with_the_reference_engine(predict: Predict, engine_name: str) -> None:
     inputs = {"text": "word " * 100, "chunk": 20}
     assert encoding.decode(predict(**inputs)).shape[0] > 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from container.make_openapi import ROOT
 from engine.threads import usable_threads
-from scripts.make_openapi import ROOT
 
 # Counts the process's threads around a product that is large enough for all cores. A thread's first such product gives
 # it helper threads, one for each further core.

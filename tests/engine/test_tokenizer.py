@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from sentence_transformers import SentenceTransformer
 
+from engine import tokenizer_file
 from engine.packed import PackedEngine
 from engine.tokenizer import TextRefused, Tokenizer, TokenizerError
 from tests.support.predictions import TEXTS
@@ -47,11 +47,13 @@ def whole(small: Path) -> tokenizers.Tokenizer:
 
 @pytest.mark.parametrize("prompt", ["", QUERY, DOCUMENT])
 def test_ids_are_those_of_sentence_transformers(checkpoint: Path, prompt: str) -> None:
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
     model = SentenceTransformer(str(checkpoint), device="cpu")
     ours = Tokenizer(checkpoint).encode([prompt] * len(TEXTS), TEXTS)
     for text, tokenized in zip(TEXTS, ours, strict=True):
         features = model.preprocess([text], prompt=prompt or None)
-        assert tokenized.ids == features["input_ids"][0].tolist()
+        assert tokenized.ids.tolist() == features["input_ids"][0].tolist()
     assert [tokenized.truncated for tokenized in ours] == [False] * 6 + [True]
 
 
@@ -64,7 +66,7 @@ def test_end_is_cut_as_if_all_had_been_tokenized(
     expected = whole.encode(QUERY + text).ids
     if len(expected) > LIMIT:
         expected = [*expected[: LIMIT - 1], EOS]
-    assert tokenizer.encode([QUERY], [text])[0].ids == expected
+    assert tokenizer.encode([QUERY], [text])[0].ids.tolist() == expected
 
 
 @pytest.mark.parametrize("name", [name for name in LONG if name not in ("one letter", "spaces")])
@@ -80,9 +82,9 @@ def test_start_is_cut_and_the_prompt_kept(
     cut = tokenizer.encode([QUERY], [text], "start")[0]
     assert cut.truncated
     assert len(cut.ids) == LIMIT
-    assert cut.ids[: len(prompt)] == prompt
+    assert cut.ids[: len(prompt)].tolist() == prompt
     # The prompt's last space is a token of its own only where it does not join the text's first word.
-    kept = cut.ids[len(prompt) + 1 :]
+    kept = cut.ids[len(prompt) + 1 :].tolist()
     assert kept == expected[-len(kept) :]
     assert kept[-1] == EOS
 
@@ -137,10 +139,10 @@ def test_a_title_that_fills_the_limit_is_refused(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("text", ["word and other things " * 2_300_000, "s" * 50_000_000])
 def test_fifty_million_characters_cost_no_more_than_they_yield(tokenizer: Tokenizer, text: str) -> None:
     tokenizer.encode([""], ["word " * 50_000])  # the vocabulary's pairs are read once
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(tokenizer.encode([QUERY], [text])[0].ids) == LIMIT
-    # Tokenizing all of it takes twenty seconds and more on the same machine; half of that is no close call.
-    assert time.perf_counter() - started < 10
+    # Tokenizing all of it takes twenty seconds of a core and more; half of that is no close call.
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("spoil", ["missing", "not json", "no template"])
@@ -155,6 +157,31 @@ def test_unfit_tokenizer_names_the_file(tmp_path: Path, small: Path, spoil: str)
         TokenizerError, match=r"tokenizer\.json: (not a tokenizer|an empty text must become <bos> <eos>)"
     ):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("reader", ["msgspec", "json"])
+def test_an_added_token_without_a_row_in_the_table_is_text_like_any_other(
+    small: Path, tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official file has one, `<image_soft_token>`; on a GPU an id beyond the table ends the whole process.
+
+    A machine that only measures may not have msgspec.
+    """
+    if reader == "json":
+        monkeypatch.setattr(tokenizer_file, "msgspec", None)
+    copy = Path(shutil.copytree(small, tmp_path / "copy", ignore=shutil.ignore_patterns("canaries.json")))
+    content = json.loads((small / "tokenizer.json").read_text(encoding="utf-8"))
+    rows = json.loads((small / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    content["added_tokens"].append(content["added_tokens"][4] | {"id": rows, "content": "<image_soft_token>"})
+    (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert rows in tokenizers.Tokenizer.from_file(str(copy / "tokenizer.json")).encode("a <image_soft_token>").ids
+    texts = ["a <image_soft_token> b", "<mask>", "plain"]
+    ids = [text.ids for text in Tokenizer(copy).encode([""] * 3, texts)]
+    assert ids == [text.ids for text in Tokenizer(small).encode([""] * 3, texts)]
+    assert max(map(max, ids)) < rows and ids[1].tolist() == [BOS, 4, EOS]
+    with pytest.raises(ValueError, match="has the id"):
+        Tokenizer(copy).decode([rows])
+    assert np.isfinite(PackedEngine(copy, "cpu").embed(ids)).all()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +211,8 @@ def test_unknown_limit_names_the_file(tmp_path: Path, small: Path, content: str,
 @pytest.fixture(scope="module")
 def saved(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint as the installed sentence-transformers saves it: no max_seq_length among its files."""
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
     directory = tmp_path_factory.mktemp("saved") / "checkpoint"
     SentenceTransformer(str(checkpoint), device="cpu").save(str(directory))
     assert "max_seq_length" not in (directory / "sentence_bert_config.json").read_text(encoding="utf-8")
@@ -204,6 +233,8 @@ def test_a_saved_checkpoint_has_the_same_vectors(saved: Path, packed: PackedEngi
 def test_the_limit_is_what_sentence_transformers_reads(
     saved: Path, tmp_path: Path, longest: int, model_max_length: int | None, max_seq_length: int | None
 ) -> None:
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
     directory = Path(shutil.copytree(saved, tmp_path / "checkpoint"))
     for file, name, value in (
         ("tokenizer_config.json", "model_max_length", model_max_length),
@@ -216,4 +247,4 @@ def test_the_limit_is_what_sentence_transformers_reads(
     model, tokenizer = SentenceTransformer(str(directory), device="cpu"), Tokenizer(directory)
     assert tokenizer.max_tokens == model.max_seq_length == longest
     text = "word and " * 2000
-    assert tokenizer.encode([""], [text])[0].ids == model.preprocess([text])["input_ids"][0].tolist()
+    assert tokenizer.encode([""], [text])[0].ids.tolist() == model.preprocess([text])["input_ids"][0].tolist()

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import weights
 from fetching import cache
@@ -126,6 +128,7 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch:
         resolve("some/model")
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("kind", ["hub", "tar"])
 def test_killed_often_a_fetch_leaves_no_half_checkpoint_and_recovers(hub: Hub, kind: str) -> None:
     hub.faults.pause_s = 0.0005
@@ -181,3 +184,20 @@ def test_a_copy_with_other_times_is_hashed_once(hub: Hub, tmp_path: Path) -> Non
     after = json.loads((copy / "fetched.json").read_text(encoding="utf-8"))
     assert before["files"].keys() == after["files"].keys()
     assert before != after
+
+
+def test_what_nobody_resumes_is_removed_and_what_somebody_may_stays(hub: Hub, cache: Path) -> None:
+    for name, days in (("old", 8), ("young", 6), ("locked", 8)):
+        part = cache / f"{name}@main.partial" / "parts" / "archive.tar.part"
+        record = cache / f"{name}@main" / "fetched.json.4711.partial"
+        formats = cache / f"number-formats.json.{days}.partial"
+        for path in (part, record, formats):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half")
+        for path in (part, part.parent, part.parents[1], record, formats):
+            os.utime(path, (time.time() - days * 24 * 3_600,) * 2)
+    with FileLock(cache / "locked@main.lock"):
+        finish(start(hub, "resolve", "some/model"))
+    left = ["locked@main.partial", "number-formats.json.6.partial", "young@main.partial"]
+    assert sorted(path.name for path in cache.glob("*.partial")) == left
+    assert [path.parent.name for path in cache.glob("*/*.json.*")] == ["young@main"]

@@ -16,7 +16,7 @@ from fetching import tar
 from fetching.files import read_manifest
 from tests.support.files import flip_bit
 from tests.support.hub import COMMIT, Hub, running_hub
-from weights import GENUINE, MANIFEST, WeightsError, resolve
+from weights import MANIFEST, OFFICIAL, WeightsError, resolve
 
 KINDS = ["hub", "tar"]
 
@@ -268,8 +268,8 @@ def test_the_own_download_replaces_a_pget_that_fails(
 
 
 @pytest.fixture
-def genuine(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the tiny checkpoint the genuine model: a manifest with its hash, and this server as its sources."""
+def official(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the tiny checkpoint the official model: a manifest with its hash, and this server as its sources."""
     content = json.loads(MANIFEST.read_text(encoding="utf-8"))
     path = hub.directory / "model.safetensors"
     content["files"] = {
@@ -279,15 +279,15 @@ def genuine(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     content["sources"][-1] = {"tar": f"{hub.url}/tiny.tar"}
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps(content), encoding="utf-8")
-    monkeypatch.setattr("weights.GENUINE", read_manifest(manifest))
+    monkeypatch.setattr("weights.OFFICIAL", read_manifest(manifest))
     return path
 
 
 def test_the_default_is_the_mirror_without_a_token_and_the_original_with_a_token(
-    genuine: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    official: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = resolve()
-    assert without.name == f"{GENUINE.name}@{GENUINE.revision}@sha256:{without.sha256[:12]}"
+    assert without.name == f"{OFFICIAL.name}@{OFFICIAL.revision}@sha256:{without.sha256[:12]}"
     assert without.source.startswith("the Hugging Face hub (unsloth/embeddinggemma-300m at revision bfa3c846")
     assert not any("/google/" in request for request in hub.requests)
     shutil.rmtree(without.directory)
@@ -295,11 +295,11 @@ def test_the_default_is_the_mirror_without_a_token_and_the_original_with_a_token
     with_token = resolve(None)
     assert (with_token.name, with_token.directory) == (without.name, without.directory)
     assert with_token.source.startswith("the Hugging Face hub (google/embeddinggemma-300m at revision 57c266a740f5")
-    assert resolve(GENUINE.name) == with_token
+    assert resolve(OFFICIAL.name) == with_token
 
 
 def test_the_default_tries_the_next_source_and_reports_all_refusals(
-    genuine: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    official: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.faults.refusal = (403, "GatedRepo")
@@ -322,18 +322,18 @@ def test_the_default_tries_the_next_source_and_reports_all_refusals(
 
 
 def test_content_other_than_the_manifests_needs_to_be_accepted(
-    genuine: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    official: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = sha256_of(genuine)
-    flip_bit(genuine)
+    expected = sha256_of(official)
+    flip_bit(official)
     (hub.directory / "tiny.tar").unlink()
     sentence = refusal(None, cache)
-    assert f"model.safetensors has SHA-256 {sha256_of(genuine)}, expected {expected}" in sentence
+    assert f"model.safetensors has SHA-256 {sha256_of(official)}, expected {expected}" in sentence
     accepting = sentence.split("set WEIGHTS_SHA256=")[1][:64]
     monkeypatch.setenv("WEIGHTS_SHA256", accepting)
     accepted = resolve()
     assert accepted.sha256 == accepting
-    assert GENUINE.revision not in accepted.name or accepted.canaries is None
+    assert OFFICIAL.revision not in accepted.name or accepted.canaries is None
     monkeypatch.delenv("WEIGHTS_SHA256")
     with pytest.raises(WeightsError, match="not the checkpoint in"):
         resolve()

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from scripts.server import Server, running_server
+from container.server import Server, running_server
 from tests.support.apis import running_apis
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with running_server("small") as running:
+    with running_server("small", settings={"FILE_ADDRESSES": "public,127.0.0.1"}) as running:
         yield running
 
 

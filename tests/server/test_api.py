@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import encoding
-from scripts.server import Server, ServerError, free_port, running_server
+from container.server import Server, ServerError, free_port, running_server
 from tests.support.servers import tree
 
 TEXTS = ["Which planet is red?", "é 漢字 🙂", "a\n\nb", "word " * 3000, *(f"text number {i}" for i in range(20))]
@@ -84,18 +84,19 @@ def test_both_share_the_cache_and_the_metrics(both: tuple[Server, httpx.Client])
 
 def test_a_port_that_is_taken_fails_the_setup_in_a_sentence(both: tuple[Server, httpx.Client]) -> None:
     taken = both[1].base_url.port
-    message = rf"API_PORT: 127\.0\.0\.1:{taken} cannot be listened on .*; choose a port"
+    message = rf"port {taken} of 127\.0\.0\.1 cannot be listened on .*; choose a free port with API_PORT"
     with pytest.raises(ServerError, match=message), running_server("small", settings={"API_PORT": str(taken)}):
         pass
 
 
 def test_without_the_setting_only_cogs_port_is_open(server: Server, both: tuple[Server, httpx.Client]) -> None:
     def ports(running: Server) -> set[int]:
+        """Return the ports but for that between the front and Cog's server, which has an address of its own."""
         listening = [
             connection.laddr.port
             for process in tree(running.process.pid)
             for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("127.0.0.1", "0.0.0.0")
         ]
         return set(listening)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scripts.make_openapi import ROOT
-from scripts.server import free_port, running_server
+from container.make_openapi import ROOT
+from container.server import free_port, running_server
 from tests.support.apis import BODIES, FAULTY, Running, message, running_apis
-from tests.support.servers import STUB, eventually, is_gone, order, tree
+from tests.support.servers import STUB, eventually, held, is_gone, order, tree
 
 TEXTS = [f"text number {i}" for i in range(20)]  # finished in another thread than the loop's
 
@@ -52,12 +52,12 @@ def test_a_signal_ends_the_server_after_the_requests_under_way(
 ) -> None:
     with running(fault) as server, ThreadPoolExecutor(1) as pool, socket.create_connection(server.address):
         processes = tree(server.process.pid)
-        order(fault, "sleep 2")
-        asked = pool.submit(httpx.post, f"{server.url}/embed", json={"inputs": TEXTS}, timeout=60)
-        eventually(lambda: not fault.exists(), "the batch begins")
-        server.process.terminate()
-        eventually(lambda: is_refused(server), "new connections are refused")
-        assert not asked.done()
+        with held(fault):
+            asked = pool.submit(httpx.post, f"{server.url}/embed", json={"inputs": TEXTS}, timeout=60)
+            eventually(lambda: not fault.exists(), "the batch begins")
+            server.process.terminate()
+            eventually(lambda: is_refused(server), "new connections are refused")
+            assert not asked.done()
         assert asked.result().status_code == 200 and len(asked.result().json()) == len(TEXTS)
         assert server.process.wait(20) == 0
         eventually(lambda: all(map(is_gone, processes)), "no process is left")
@@ -121,6 +121,4 @@ def test_a_port_that_cannot_be_had_ends_the_command_in_a_sentence(port: str) -> 
         command = [sys.executable, "-m", "scripts.api", "--weights", "small", "--port", number]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert re.fullmatch(
-        rf"PORT or --port: 127\.0\.0\.1:{number} cannot be listened on \(.*\); choose .*\n", ended.stderr
-    )
+    assert re.fullmatch(rf"port {number} of 127\.0\.0\.1 cannot be listened on \(.*\); choose .*\n", ended.stderr)

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 
-from scripts.make_openapi import OPENAPI
-from scripts.server import Server
+from container.make_openapi import OPENAPI
+from container.server import Server
 
 pytestmark = pytest.mark.fuzz
 SCHEMAS = json.loads(OPENAPI.read_text(encoding="utf-8"))["components"]["schemas"]
@@ -20,7 +20,7 @@ PROPERTIES = {
     for name, one in SCHEMAS["Input"]["properties"].items()
 }
 # Files that are there at once; tests/server/test_files.py has the others.
-PROPERTIES["file"] = {"enum": ["data:text/plain,one%0Atwo", "data:text/plain,one%0A%0A", "data:,one", "one.txt", ""]}
+PROPERTIES["file"] = {"enum": ["data:text/plain,one%0Atwo", "data:text/plain,one%0A%0A", "data:,one"]}
 FIELDS = ("text", "title", "precision", *PROPERTIES)
 # The same examples in every run: a failure here is a failure everywhere.
 THOROUGH = settings(max_examples=1_000, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))

@@ -15,20 +15,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.make_openapi import ROOT, make
-from scripts.server import Server
+from container.make_openapi import ROOT, make
+from container.server import Server
+from lab.tuning.recipe import Recipe
 from tasks import PROMPTS
 from tests.support.replicate_api import VERSION, running_replicate_api
 from tests.test_architecture import ARROWS
-from tuning.recipe import Recipe
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (
         ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
         *sorted((ROOT / "docs").rglob("*.md")),
-        ROOT / "evaluation" / "tasks" / "README.md",
+        ROOT / "lab" / "evaluation" / "tasks" / "README.md",
         ROOT / "checkpoints" / "small" / "README.md",
     )
 }
@@ -38,12 +37,10 @@ ROOMS = (
     "engine",
     "corpus",
     "fetching",
-    "judging",
-    "tuning",
-    "evaluation",
+    "settings",
+    "container",
     "scripts",
-    "benchmarks",
-    "checkpoints",
+    "lab",
 )
 # The first input of an example.
 INPUT = re.compile(r"""(texts?)(=|": |: )(documents|"hello"|\["first", "second"\])""")
@@ -69,7 +66,7 @@ def run(source: str, folder: Path = ROOT, **settings: str) -> str:
 
 
 def test_the_search_example_finds_the_right_document(server: Server) -> None:
-    source = code("README.md", "python", "retrieval_query").replace("http://localhost:5000", server.url)
+    source = code("README.md", "python", "httpx").replace("http://localhost:5000", server.url)
     assert run(source) == "If you forgot your password, choose a new one on the login page.\n"
 
 
@@ -164,18 +161,16 @@ def test_the_tables_name_every_input_output_and_prompt() -> None:
 
 def test_the_readme_names_only_real_inputs_and_outputs() -> None:
     schemas = make((ROOT / "predict.py").read_text(encoding="utf-8"))["components"]["schemas"]
-    tables = PAGES["README.md"].split("## Inputs and output")[1].split("\n## ")[0]
-    cells = " ".join(re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE))
-    names = re.findall(r"`(\w+)`", cells)
-    assert len(names) > 10
-    choices = schemas["output_format"]["enum"]
-    known = {*schemas["Input"]["properties"], *schemas["Output"]["anyOf"][0]["properties"], *choices}
+    paragraph = PAGES["README.md"].split("`replicate.run` takes")[1].split("\n\n")[0]
+    names = re.findall(r"`(\w+)`", paragraph)
+    assert len(names) > 8
+    known = {*schemas["Input"]["properties"], *schemas["Output"]["anyOf"][0]["properties"]}
     assert set(names) <= known
 
 
 def test_the_readme_maps_every_room() -> None:
     tree = code("README.md", "text", "predict.py ")
-    named = {line.split()[0].rstrip("/") for line in tree.splitlines()}
+    named = {name.rstrip("/") for name in re.findall(r"(?:^|; )(\w+(?:\.py|/))", tree, re.MULTILINE)}
     assert all((ROOT / name).exists() for name in named)
     rooms = {path.relative_to(ROOT).parts[0] for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py"))}
     assert {room for room in rooms if not room.startswith(".")} <= named
@@ -187,7 +182,7 @@ def test_the_readme_maps_every_room() -> None:
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     named = re.findall(r"`([\w./-]+)`", PAGES[page])
     for name in named:
-        is_ours = name.startswith(tuple(f"{room}/" for room in (*ROOMS, "docs", "manifests", "tests")))
+        is_ours = name.startswith(tuple(f"{room}/" for room in (*ROOMS, "docs", "checkpoints", "tests")))
         if is_ours or re.fullmatch(r"\w+\.py", name):
             assert (ROOT / name).exists(), name
 
@@ -208,9 +203,10 @@ def test_every_relative_link_resolves(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_that_a_page_names_exists(page: str) -> None:
     text = PAGES[page]
-    for module in re.findall(r"python -m ([\w.]+)", text):
+    is_record = page.startswith("docs/benchmarks/h200/")  # as a commit before the rooms moved printed it
+    for module in [] if is_record else re.findall(r"python -m ([\w.]+)", text):
         assert importlib.util.find_spec(module), module
-    for script in re.findall(r"\b(?:scripts|benchmarks|checkpoints)/\w+\.py", text):
+    for script in re.findall(r"(?<!/)\b(?:scripts|lab|container)/[\w/]+\.py", text):
         assert (ROOT / script).is_file(), script
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = re.findall(r"`(make [^`]*)`", text) + re.findall(r"^make .*|&& make .*", text, re.MULTILINE)
@@ -220,10 +216,11 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_that_a_page_names_exists(page: str) -> None:
-    sources = [path.read_text(encoding="utf-8") for room in ROOMS[-5:] for path in (ROOT / room).glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for room in ROOMS[-3:] for path in (ROOT / room).rglob("*.py")]
     options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
     options |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Recipe)}
-    options |= {"--openapi-schema", "--rm", "--gpus", "--cpus", "--cpunodebind", "--membind"}  # of Cog, Docker, numactl
+    options |= {"--openapi-schema", "--rm", "--gpus", "--cpus", "--memory"}  # of Cog, Docker
+    options |= {"--cpunodebind", "--membind", "--upgrade"}  # of numactl, uv
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options
 
 

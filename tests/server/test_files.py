@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import encoding
-from scripts.server import Server
+from container.server import Server
 from tests.support import corpora
 
 ROWS = [
@@ -164,8 +164,6 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
 @pytest.mark.parametrize(
     ("inputs", "problem"),
     [
-        ({"file": "corpus.txt"}, "file: 'corpus.txt' is no URL; give one that begins with http://, https:// or data:"),
-        ({"file": "/etc/passwd"}, "file: '/etc/passwd' is no URL"),
         ({"file": "data:text/plain,one", "text": "two"}, "file, text: give a file, whose columns"),
         ({"file": "data:text/plain,"}, "the answer's file: not written, as no row of the input has a vector"),
         ({"file": data_url(b"PAR1"), "file_format": "parquet"}, "file: not a whole parquet file"),
@@ -175,10 +173,10 @@ def test_a_bad_row_stops_it_or_is_skipped_and_named(server: Server) -> None:
         ),
         (
             {"file": data_url(b'{"text": "a"}'), "file_format": "jsonl", "title_column": "head", "on_error": "skip"},
-            "file: no row has 'head'; the first has 'text': name the column that holds it",
+            "file: no row has 'head'; the first has 1 key: name the column that holds it",
         ),
         ({"file": data_url(b"a")}, "file: the end of its name does not say what it is; say so in file_format"),
-        ({"file": data_url(b"a,b\n1,2\n"), "file_format": "csv"}, "file, line 1: no column 'text' among 'a', 'b'"),
+        ({"file": data_url(b"a,b\n1,2\n"), "file_format": "csv"}, "file, line 1: no column 'text' among 2 columns"),
         ({"file": "data:text/plain,a%0A%0Ab"}, "file, line 2: text: the text is empty or blank"),
         ({"file": data_url(b"\xff"), "file_format": "txt"}, "file, line 1: not UTF-8: byte 0xFF"),
         ({"file": "data:text/plain,a", "output_file": "npy", "chunk": 16}, "output_file: 'npy' has no ids"),
@@ -228,6 +226,7 @@ def test_a_url_that_has_no_file_fails_its_own_prediction(
     assert server.predict({"text": "still here"})["status"] == "succeeded"
 
 
+@pytest.mark.fuzz
 def test_singles_are_answered_while_a_file_is_computed_and_a_cancel_ends_it(server: Server) -> None:
     """A file of minutes, so that none of this can be after its end."""
     body = "\n".join(f"{text} {'and so on ' * 20}" for text in corpora.texts(40_000)).encode()

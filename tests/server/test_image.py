@@ -15,9 +15,10 @@ import yaml
 from docker.utils.build import exclude_paths
 
 import encoding
-from scripts import probe
-from scripts.make_openapi import ROOT
-from scripts.server import free_port
+from container import probe
+from container.make_openapi import ROOT
+from container.server import free_port
+from settings.version import VERSION
 from tests.support.hub import running_hub
 from tests.support.servers import eventually
 
@@ -54,6 +55,7 @@ for name in exclude_paths(".", [line for line in ignored if line and not line.st
 (image / ".cog").mkdir(parents=True)
 (image / ".cog" / "openapi_schema.json").write_text(schema)
 (image / "called.json").write_text(json.dumps(sys.argv[1:]))
+(image / "release.txt").write_text(os.environ["GITHUB_REF_NAME"])  # which `cog build` makes the image's label
 """
 # Imported at Python's start, after the environment's own hooks: takes away the one that finds the checkout's files.
 WITHOUT_CHECKOUT = """
@@ -74,13 +76,16 @@ def checkout(tmp_path: Path) -> Path:
             (folder / name).write_text("private", encoding="utf-8")
         else:
             shutil.copy2(ROOT / name, folder / name)
-    for binary in NATIVE.glob("*.so"):  # younger than the sources, so they are not built again
+    for binary in NATIVE.glob("*.so"):
         shutil.copy2(binary, folder / NATIVE.relative_to(ROOT))
     return folder
 
 
 def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run make in a copy of the project, with the stand-in as `cog` and the environment of the tests."""
+    """Run make in a copy of the project, with the stand-in as `cog` and the environment of the tests.
+
+    It finds no compiler, so the copy keeps its binaries: to build them anew takes most of the time.
+    """
     commands = checkout.parent / "bin"
     commands.mkdir(exist_ok=True)
     (commands / "cog").write_text(COG.format(python=sys.executable), encoding="utf-8")
@@ -88,6 +93,7 @@ def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.Comp
     ready = checkout.parent / "ready"
     ready.touch()
     settings = {name: value for name, value in os.environ.items() if name not in ("WEIGHTS", "WEIGHTS_CACHE")}
+    settings |= {"CC": "/no/such/compiler", "CXX": "/no/such/compiler"}
     return subprocess.run(
         ["make", "-o", ready, *arguments, f"RUN={sys.executable}", f"READY={ready}"],
         cwd=checkout,
@@ -99,10 +105,10 @@ def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.Comp
 
 
 @contextmanager
-def serving(image: Path, weights: str) -> Iterator[str]:
-    """Serve from nothing but the files of an image, by the command that it has, and without any network."""
+def serving(image: Path, weights: str, module: str = "cog.server.http") -> Iterator[str]:
+    """Serve from nothing but the files of an image, by the command that it has or another, and without any network."""
     hooks = image.parent / "hooks"
-    hooks.mkdir()
+    hooks.mkdir(exist_ok=True)
     (hooks / "sitecustomize.py").write_text(WITHOUT_CHECKOUT.format(root=str(ROOT)), encoding="utf-8")
     config = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
     port = free_port()
@@ -118,7 +124,7 @@ def serving(image: Path, weights: str) -> Iterator[str]:
     }
     with (image.parent / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cog.server.http"], cwd=image, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", module], cwd=image, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -136,34 +142,49 @@ def test_make_build_bakes_the_weights_and_the_image_alone_serves_them(checkout: 
         built = make(checkout, "build", "WEIGHTS=some/model", IMAGE_FOLDER=str(image), HF_ENDPOINT=hub.url)
     assert built.returncode == 0, built.stderr
     assert json.loads((image / "called.json").read_text()) == ["build", "-f", "cog.yaml", "-t", "embeddinggemma-300m"]
+    assert (image / "release.txt").read_text() == f"v{VERSION}" and (image / "settings" / "version.py").is_file()
     stray = [name for name in STRAY if (image / name).exists()]
     assert stray == []
-    top = {path.name for path in image.iterdir()} - {"called.json", ".cog"}
-    assert not top & {"tests", "docs", "benchmarks", "README.md", "openapi.json", "requirements.txt", ".git"}
-    assert [path.name for path in (image / "scripts").iterdir()] == ["probe.py"]
+    top = {path.name for path in image.iterdir()} - {"called.json", "release.txt", ".cog"}
+    strangers = {
+        "tests",
+        "docs",
+        "benchmarks",
+        "README.md",
+        "container/openapi.json",
+        "requirements/image.txt",
+        "requirements/image.lock",
+        ".git",
+    }
+    assert not top & strangers
+    assert {path.name for path in (image / "scripts").iterdir()} == {"server.py"}
     binaries = {path.name for path in NATIVE.glob("*.so")}
     assert binaries == {path.name for path in (image / "engine" / "native").glob("*.so")}
     with serving(image, "some/model") as url:
         served = httpx.get(f"{url}/openapi.json").json()
-        assert served == json.loads((ROOT / "openapi.json").read_text(encoding="utf-8"))
+        assert served == json.loads((ROOT / "container" / "openapi.json").read_text(encoding="utf-8"))
         answer = httpx.post(f"{url}/predictions", json={"input": {"text": "hello"}}, timeout=60).json()
         assert answer["output"]["model"].startswith("some/model@") and encoding.decode(answer).shape == (768,)
         answer = httpx.post(f"{url}/predictions", json={"input": {"file": "data:text/plain,one%0Atwo"}}, timeout=60)
         assert answer.json()["output"].startswith("data:application/vnd.apache.parquet;base64,")
         status = subprocess.run(
-            [sys.executable, "scripts/probe.py", "--url", url], cwd=image, capture_output=True, text=True
+            [sys.executable, "container/probe.py", "--url", url], cwd=image, capture_output=True, text=True
         )
         assert (status.returncode, status.stdout) == (0, "READY\n")
     log = (image.parent / "log").read_text(encoding="utf-8")
+    with serving(image, "some/model", "scripts.server") as url:
+        assert httpx.post(f"{url}/shutdown").status_code == 404, "the front stands before it"
+        answer = httpx.post(f"{url}/predictions", json={"input": {"text": "hello"}}, timeout=60).json()
+        assert encoding.decode(answer).shape == (768,)
     assert ("C++ encoder_" if binaries else "without the C++ extension") in log
 
 
 def test_every_module_of_the_served_rooms_is_in_the_image(checkout: Path) -> None:
     lines = (checkout / ".dockerignore").read_text(encoding="utf-8").splitlines()
     kept = exclude_paths(str(checkout), [line for line in lines if line and not line.startswith("#")])
-    rooms = ("api", "texts", "batching", "engine", "corpus", "fetching")
+    rooms = ("settings", "api", "container", "texts", "batching", "engine", "corpus", "fetching")
     modules = {path.relative_to(checkout).as_posix() for room in rooms for path in (checkout / room).rglob("*.py")}
-    assert modules <= kept and {"predict.py", "service.py", "manifests/embeddinggemma-300m.json"} <= kept
+    assert modules <= kept and {"predict.py", "service.py", "checkpoints/manifests/embeddinggemma-300m.json"} <= kept
 
 
 def test_make_build_for_a_cpu_takes_a_configuration_without_cuda(checkout: Path, small: Path) -> None:
@@ -190,11 +211,11 @@ def test_make_push_wants_a_name_before_anything_else(checkout: Path, small: Path
         pushed = make(checkout, "push", "WEIGHTS=some/model", "MODEL=r8.im/you/name", **settings)
     assert pushed.returncode == 0, pushed.stderr
     assert json.loads((image / "called.json").read_text()) == ["push", "-f", "cog.yaml", "r8.im/you/name"]
-    assert (image / ".cog" / "openapi_schema.json").read_bytes() == (ROOT / "openapi.json").read_bytes()
+    assert (image / ".cog" / "openapi_schema.json").read_bytes() == (ROOT / "container" / "openapi.json").read_bytes()
 
 
 @pytest.mark.parametrize(("arguments", "weights"), [((), ""), (("WEIGHTS=some/model",), "some/model")])
-def test_the_weights_that_are_baked_by_default_are_the_genuine_ones(
+def test_the_weights_that_are_baked_by_default_are_the_official_ones(
     checkout: Path, arguments: tuple[str, ...], weights: str
 ) -> None:
     commands = make(checkout, "bake", "--dry-run", *arguments).stdout
@@ -203,17 +224,5 @@ def test_the_weights_that_are_baked_by_default_are_the_genuine_ones(
 
 def test_a_folder_is_not_baked(checkout: Path) -> None:
     refused = make(checkout, "bake", "WEIGHTS=small")
-    assert "--bake is for what is fetched, and this is a folder already" in refused.stderr
+    assert "--bake is for checkpoints to fetch, and this is a folder already" in refused.stderr
     assert refused.returncode != 0
-
-
-def test_the_two_lists_of_requirements_differ_in_torch_alone() -> None:
-    image, local = (
-        [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-        for name in ("requirements.txt", "requirements-local.txt")
-    )
-    assert set(image) ^ {line.partition(";")[0] for line in local} == {"torch==2.11.0", "torch==2.13.0"}
-    # Cog's reader misreads markers, options and other files.
-    assert all(line.count("==") == 1 and not set(line) & set(" ;[") for line in image)
-    for name in ("dev", "ray", "train"):
-        assert "-r requirements-local.txt" in (ROOT / f"requirements-{name}.txt").read_text(encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 import encoding
+from container.server import Server, running_server
 from engine.model import BFLOAT16
 from engine.native.encoder import supports
 from engine.native.library import NotAvailable, load
-from scripts.server import Server, running_server
 from tests.support.vectors import FULL, errors
 
 TEXTS = ["Mars is red.", "Which planet is known as the Red Planet?", "red planet " * 300]
@@ -25,6 +27,7 @@ def test_the_answer_and_the_log_say_which_format_computed(server: Server) -> Non
     assert 1e-9 < cosine < (2e-5 if supports(FULL, BFLOAT16) else 1e-4)
 
 
+@pytest.mark.fuzz
 def test_auto_times_once_and_remembers(tmp_path: Path) -> None:
     cache = {"DTYPE": "auto", "WEIGHTS_CACHE": str(tmp_path)}
     models, kept = [], []

@@ -1,37 +1,27 @@
-"""scripts/probe.py, by which Docker and Kubernetes tell a server's state, against the server in each of them."""
+"""container/probe.py, by which Docker and Kubernetes tell a server's state, against the server in each of them."""
 
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from scripts import server as servers
-from scripts.make_openapi import ROOT
-from scripts.probe import end
-from scripts.server import Server, running_server
+from container import server as servers
+from container.make_openapi import ROOT
+from container.probe import end
+from container.server import Server, running_server
 from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_ready, worker_of
 
 
 def probe(url: str, *options: str) -> tuple[int, str]:
     """Return the probe's exit status and what it printed; only Python's own modules are at hand, as in any image."""
-    command = [sys.executable, "-I", "-S", str(ROOT / "scripts" / "probe.py"), "--url", url, *options]
+    command = [sys.executable, "-I", "-S", str(ROOT / "container" / "probe.py"), "--url", url, *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
     return result.returncode, result.stdout.strip()
-
-
-@pytest.fixture
-def lost() -> Iterator[Server]:
-    """A server whose worker is dead."""
-    with running_server("small") as server:
-        worker_of(server.process.pid).kill()
-        eventually(lambda: health(server.url) == "UNHEALTHY", "the dead worker is noticed")
-        yield server
 
 
 def health(url: str) -> str:
@@ -76,23 +66,30 @@ def test_a_failed_setup_must_be_started_again(tmp_path: Path) -> None:
         servers.stop(process)
 
 
-def test_a_server_without_its_worker_must_be_started_again(lost: Server) -> None:
-    assert probe(lost.url) == probe(lost.url, "--live") == (1, "UNHEALTHY")
-    with httpx.Client(timeout=30) as client:
-        answers = [client.post(f"{lost.url}/predictions", json={"input": {"text": "a"}}) for _ in range(300)]
-    assert answers[-1].status_code == 409, "Cog's server does not recover by itself"
-    assert health(lost.url) == "UNHEALTHY"
+def test_a_server_without_its_worker_must_be_started_again_and_the_probe_ends_it() -> None:
+    with running_server("small", front=False) as lost:
+        worker_of(lost.process.pid).kill()
+        eventually(lambda: health(lost.url) == "UNHEALTHY", "the dead worker is noticed")
+        assert probe(lost.url) == probe(lost.url, "--live") == (1, "UNHEALTHY")
+        with httpx.Client(timeout=30) as client:
+            answers = [client.post(f"{lost.url}/predictions", json={"input": {"text": "a"}}) for _ in range(300)]
+        assert answers[-1].status_code == 409, "Cog's server does not recover by itself"
+        assert health(lost.url) == "UNHEALTHY"
+        status, _ = probe(lost.url, "--end", str(lost.process.pid))
+        assert status == 1
+        assert lost.process.wait(30) == 0
+        assert probe(lost.url) == (1, "NO ANSWER")
 
 
 def test_the_probe_leaves_a_server_that_finishes_its_last_requests(tmp_path: Path) -> None:
     fault = tmp_path / "fault"
     with (
-        running_server("small", settings=STUB | {"FAULT": str(fault)}) as server,
+        running_server("small", settings=STUB | {"FAULT": str(fault)}, front=False) as server,
         ThreadPoolExecutor(1) as pool,
     ):
         order(fault, "sleep 5")
         accepted = pool.submit(server.predict, {"text": "finish what you began"})
-        time.sleep(1)
+        eventually(lambda: not fault.exists(), "the batch begins")
         server.process.terminate()
         eventually(lambda: probe(server.url)[1] == "NO ANSWER", "the server no longer listens")
         assert probe(server.url, "--end", str(server.process.pid)) == (1, "NO ANSWER")
@@ -104,15 +101,8 @@ def test_a_proxy_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -
     assert probe(server.url) == (0, "READY")
 
 
-def test_the_probe_ends_a_server_without_its_worker(lost: Server) -> None:
-    status, _ = probe(lost.url, "--end", str(lost.process.pid))
-    assert status == 1
-    assert lost.process.wait(30) == 0
-    assert probe(lost.url) == (1, "NO ANSWER")
-
-
 def test_ending_a_server_does_not_wait_for_a_worker_that_hangs() -> None:
-    with running_server("small") as server, ThreadPoolExecutor(1) as pool:
+    with running_server("small", front=False) as server, ThreadPoolExecutor(1) as pool:
         processes = tree(server.process.pid)
         worker_of(server.process.pid).suspend()
         asked = pool.submit(server.predict, {"text": "for ever"}, timeout_s=60)

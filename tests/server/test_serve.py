@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from scripts.make_openapi import ROOT
-from scripts.server import free_port
+from container.make_openapi import ROOT
+from container.server import free_port
 from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_ready, worker_of
 from tests.support.storage import running_storage
 
@@ -76,12 +76,17 @@ MODULE = [sys.executable, "-m", "scripts.server"]
 @pytest.mark.parametrize(
     ("command", "end", "status"),
     [
-        (MODULE, to_the_command, 0),
-        (MODULE, to_the_command_as_control_c, 0),
-        (MODULE, to_every_process, 0),
-        (["make", "serve", f"RUN={sys.executable}"], to_the_command, -signal.SIGTERM),
+        pytest.param(MODULE, to_the_command, 0, id="SIGTERM"),
+        pytest.param(MODULE, to_the_command_as_control_c, 0, id="SIGINT", marks=pytest.mark.fuzz),
+        pytest.param(MODULE, to_every_process, 0, id="SIGTERM to all", marks=pytest.mark.fuzz),
+        pytest.param(
+            ["make", "serve", f"RUN={sys.executable}"],
+            to_the_command,
+            -signal.SIGTERM,
+            id="SIGTERM to make",
+            marks=pytest.mark.fuzz,
+        ),
     ],
-    ids=["SIGTERM", "SIGINT", "SIGTERM to all", "SIGTERM to make"],
 )
 def test_a_signal_ends_the_whole_tree_after_the_accepted_requests(
     tmp_path: Path, command: list[str], end: Callable[[Served], None], status: int
@@ -127,7 +132,7 @@ def test_a_second_signal_does_not_wait_for_requests(tmp_path: Path) -> None:
             running.process.terminate()
             time.sleep(0.2)
         assert running.process.wait(30) == 0
-        assert isinstance(accepted.exception(), httpx.TransportError)
+        assert isinstance(accepted.exception(), httpx.TransportError) or accepted.result() == "failed"
         eventually(lambda: all(map(is_gone, processes)), "no process is left")
 
 
@@ -139,6 +144,7 @@ def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
         eventually(lambda: all(map(is_gone, processes)), "no process is left")
 
 
+@pytest.mark.fuzz
 def test_a_server_whose_worker_dies_fails_what_it_had_at_once_and_is_back_within_seconds(tmp_path: Path) -> None:
     with served(tmp_path, MODULE) as running, ThreadPoolExecutor(8) as pool:
         wait_until_ready(running.url)

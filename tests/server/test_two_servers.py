@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import encoding
-from prediction_folders import FOLDER, GRACE_S, PredictionFolders
-from scripts import probe
-from scripts.make_openapi import ROOT
-from scripts.server import Server, running_server
+from container import probe
+from container.make_openapi import ROOT
+from container.prediction_folders import FOLDER, GRACE_S, PredictionFolders
+from container.server import Server, running_server
 from tests.support import corpora
 from tests.support.servers import STUB, eventually, order
 
@@ -75,6 +75,7 @@ def corpus(folder: Path, rows: int) -> list[Any]:
     return list(pq.read_table(target)["id"].to_pylist())
 
 
+@pytest.mark.fuzz
 def test_two_servers_and_a_corpus_lose_nothing(server: Server, second: Server, fault: Path, tmp_path: Path) -> None:
     expected, rows = many(server), 200 * round(SECONDS)
     swept = PredictionFolders()

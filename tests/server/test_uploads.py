@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.make_openapi import ROOT
-from scripts.server import Server, running_server
+from container.make_openapi import ROOT
+from container.server import Server, running_server
 from tests.support.storage import Storage, running_storage
 
 FILE = {"file": 'data:application/jsonl,{"text": "one"}%0A{"text": 2}%0A{"text": "three"}', "file_format": "jsonl"}
@@ -62,6 +62,7 @@ def test_a_refused_upload_fails_the_prediction_and_nothing_else(
     assert uploading.predict(FILE | {"on_error": "skip"})["status"] == "succeeded"
 
 
+@pytest.mark.fuzz
 def test_single_requests_are_answered_while_a_file_is_uploaded(uploading: Server, storage: Storage) -> None:
     """The file is tens of megabytes, which in an object would be inlined and hold up everybody."""
     storage.open.clear()

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.make_openapi import ROOT
-from scripts.server import free_port
+from container.make_openapi import ROOT
+from container.server import free_port
 from tests.support.servers import eventually
 
 # The server whose engine does what the file says that the variable FAULT names.

@@ -1,22 +1,26 @@
-"""Compile every Triton kernel for a compute capability, without a GPU: run by test_kernels in a process of its own.
+"""Compile every Triton kernel for compute capabilities, without a GPU: run by test_kernels in a process of its own.
 
-python -m tests.support.compile_kernels 90
+python -m tests.support.compile_kernels 80 90
 """
 
 import inspect
 import json
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.kernels import FUSED, gating, norms, pooling, rotary
+from engine.kernels import FUSED, gating, norms, pooling, qkv_attention, rotary
 from tests.support.kernel_samples import Samples
-from tests.support.vectors import FULL
+from tests.support.vectors import FULL, segments_of
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
 
@@ -25,6 +29,19 @@ def access_bytes(instruction: str, ptx: str) -> list[int]:
     """Return the width in bytes of each load (ld) from global memory, or of each store (st) to it."""
     accesses = re.findall(rf"\b{instruction}\.global(?:\.v(\d))?\.[a-z](\d+)", ptx)
     return [int(count or 1) * int(bits) // 8 for count, bits in accesses]
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return the registers of a thread, and the bytes of its stack and local memory: what was spilled is in these."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        command = [str(tool), "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+    assert figures, usage
+    return dict(zip(("registers", "stack_bytes", "local_bytes"), map(int, figures.groups()), strict=True))
 
 
 class Compiler:
@@ -36,7 +53,7 @@ class Compiler:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self.launch
 
-    def launch(self, *args: Any, num_warps: int, **constants: int) -> None:
+    def launch(self, *args: Any, num_warps: int, num_stages: int = 3, **constants: int) -> None:
         names = list(inspect.signature(self.kernel.fn).parameters)
         signature = dict.fromkeys(constants, "constexpr")
         attributes = {}
@@ -48,7 +65,8 @@ class Compiler:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
         ordered = {name: signature[name] for name in names}
         source = ASTSource(self.kernel, ordered, {(names.index(n),): v for n, v in constants.items()}, attributes)
-        binary = triton.compile(source, GPUTarget("cuda", self.capability, 32), options={"num_warps": num_warps})
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        binary = triton.compile(source, GPUTarget("cuda", self.capability, 32), options=options)
         ptx = binary.asm["ptx"]
         self.compiled.append(
             {
@@ -58,8 +76,20 @@ class Compiler:
                 "shared_bytes": binary.metadata.shared,
                 "load_bytes": access_bytes("ld", ptx),
                 "store_bytes": access_bytes("st", ptx),
+                **resources(binary.asm["cubin"]),
             }
         )
+
+
+def compile_attention(samples: Samples, capability: int, compiled: list[dict[str, Any]]) -> None:
+    """Compile `qkv_attention_fused` as it is launched for short texts and for longer ones."""
+    names = ("_list_tiles", "_prepare_keys", "_attend")
+    compilers = {name: Compiler(getattr(qkv_attention, name), capability, compiled) for name in names}
+    longer = qkv_attention.TILINGS.get(divmod(capability, 10), qkv_attention.SMALLER)
+    for how in (qkv_attention.OF_SHORT_TEXTS, longer):
+        with patch.dict(vars(qkv_attention), {"tiling": lambda *_, how=how: how, **compilers}):
+            segments = qkv_attention.with_tiles(segments_of([len(samples.qkv)]), FULL.heads)
+            qkv_attention.qkv_attention_fused(samples.qkv, samples.qk_norm, samples.rotation, segments, 256, 1 / 16)
 
 
 def main() -> None:
@@ -70,8 +100,12 @@ def main() -> None:
         (norms, "embed_norm"), (norms, "add_norm"), (rotary, "norm_rotate"), (gating, "geglu"),
         (pooling, "segment_mean"),
     ):  # fmt: skip
-        setattr(module, f"_{name}", Compiler(getattr(module, f"_{name}"), int(sys.argv[1]), compiled))
-        getattr(samples, name)(getattr(FUSED, name))
+        kernel = getattr(module, f"_{name}")
+        for capability in map(int, sys.argv[1:]):
+            setattr(module, f"_{name}", Compiler(kernel, capability, compiled))
+            getattr(samples, name)(getattr(FUSED, name))
+    for capability in map(int, sys.argv[1:]):
+        compile_attention(samples, capability, compiled)
     sys.stdout.write(json.dumps(compiled))
 
 

@@ -1,6 +1,7 @@
 """Gives every service an engine that fails on demand: as the file that FAULT names says, once for each writing of it.
 
-While that file says `wait`, the service does not begin to start.
+While that file says `wait`, the service does not begin to start. `hold` holds a batch back while there is a file of the
+same name with `.held` at its end.
 """
 
 import os
@@ -40,6 +41,8 @@ def start(service: Service) -> None:
             raise ThreadDeath("injected")
         if fault.startswith("sleep"):
             time.sleep(float(fault.split()[1]))
+        while fault == "hold" and file.with_suffix(".held").exists():
+            time.sleep(0.01)
         return launch(token_ids, ranges)
 
     service.engine.launch = faulty  # type: ignore[method-assign]

@@ -1,7 +1,9 @@
-"""Small damage to files."""
+"""Small damage to files, and limits of their size."""
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +27,14 @@ def flip_bit_of_row(path: Path, tensor: str, row: int) -> None:
 def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
     """Rewrite a JSON file with what `edit` makes of its content."""
     path.write_text(json.dumps(edit(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let the kernel refuse to write more than `size` bytes to a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

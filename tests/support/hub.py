@@ -86,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, json.dumps(self._model_info()).encode(), {})
         if faults.redirects and "/elsewhere/" not in self.path:
             return self._answer(302, b"", {"Location": f"/elsewhere{self.path}"})
-        name = re.sub(r"^.*/resolve/[^/]+/", "", self.path.removeprefix("/elsewhere")).lstrip("/")
+        path = self.path.partition("?")[0].removeprefix("/elsewhere")
+        name = re.sub(r"^.*/resolve/[^/]+/", "", path).lstrip("/")
         return self._send_file(self.server.directory / name)
 
     def do_HEAD(self) -> None:

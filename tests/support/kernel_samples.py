@@ -10,8 +10,15 @@ from torch import Tensor
 from engine.kernels.rotary import Rotation
 from engine.model import FORMATS, Architecture
 
-# The largest values of the genuine residual stream, as it holds them: divided by 2**7.
+# The largest values of the official residual stream, as it holds them: divided by 2**7.
 OUTLIER = 8e5 / 2**7
+# A layer's window to the one that a faulty attention heeds.
+WRONG_WINDOWS: dict[str, Callable[[int | None], int | None]] = {
+    "no window": lambda window: None,
+    "one too wide": lambda window: window and window + 1,
+    "one too narrow": lambda window: window and window - 1,
+    "a window in full layers": lambda window: window or 512,
+}
 
 
 class Samples:

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from sentence_transformers import SentenceTransformer
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from scripts.server import free_port
+from container.server import free_port
 from tests.support.servers import eventually
 
 
 @contextmanager
 def running_reference_server(checkpoint: Path, dtype: str) -> Iterator[str]:
     """Yield the URL of a server that calls `encode`, for the length of a with block."""
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
     options: Any = {"dtype": dtype}
     model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True, model_kwargs=options)
 

@@ -1,12 +1,13 @@
 """Servers as processes of this machine: making them fail, waiting for them, and what is left of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from scripts import probe
+from container import probe
 
 # With it a server does what the file says that the variable FAULT names.
 STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
@@ -20,7 +21,19 @@ def order(fault: Path, what: str) -> None:
     written.rename(fault)
 
 
-def eventually(holds: Callable[[], bool], what: str) -> None:
+@contextmanager
+def held(fault: Path) -> Iterator[None]:
+    """Hold the next batch back for the length of a with block."""
+    file = fault.with_suffix(".held")
+    file.touch()
+    order(fault, "hold")
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+def eventually(holds: Callable[[], object], what: str) -> None:
     """Wait until something holds; fail after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     while not holds():

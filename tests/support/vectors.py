@@ -1,5 +1,8 @@
 """Token ids to test with, and how far apart two sets of vectors are."""
 
+from array import array
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -11,6 +14,13 @@ def random_ids(length: int, seed: int = 0, vocabulary: int = 12000) -> list[int]
     """Return `<bos>`, random tokens and `<eos>`, together `length` tokens (a single token is `<bos>`)."""
     generator = np.random.default_rng([seed, length])
     return [2, *generator.integers(5, vocabulary, max(length - 2, 0)).tolist(), 1][:length]
+
+
+class Unread(array):  # type: ignore[type-arg]
+    """Token ids of 4 bytes that cannot be read id by id, which would hold the interpreter's lock."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("an id was made an int")
 
 
 def errors(vectors: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

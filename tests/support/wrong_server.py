@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.server import Doors
+from api.server import ApiServer
+from batching.admission import Claim
 from batching.request import Cost
+from container.server import free_port
 from engine.contract import DIMENSIONS, Ranges
 from engine.tokenizer import TokenizedText
-from engine.variants import RIGHT, Variant, Variants
-from scripts.server import free_port
+from lab.judging.expected import Expected
+from lab.judging.variants import RIGHT, Variant
 from service import Service
 
 Ids = list[int]
@@ -30,7 +32,7 @@ class Faults:
     uncut: bool = False
     ids: Callable[[Ids], Ids] = list
     variant: Variant = RIGHT
-    pool: Callable[[Ids], tuple[int, int]] | None = None
+    pool: Callable[[Ids], tuple[int, int]] = lambda ids: (0, len(ids))
     variant_of_request: Callable[[Sequence[Ids]], Variant] | None = None
     vectors: Callable[[Sequence[Ids], np.ndarray], np.ndarray] = lambda ids, vectors: vectors
     """What becomes of the vectors of one request."""
@@ -45,26 +47,30 @@ class WrongServer:
 
 
 @contextmanager
-def running_wrong_server(weights: Path) -> Iterator[WrongServer]:
-    """Run the server for the length of a with block."""
+def running_wrong_server(weights: Path, expected: Expected) -> Iterator[WrongServer]:
+    """Run the server for the length of a with block. It takes its vectors from `expected`, which computes each once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_MB", "0")
         patch.setenv("DTYPE", "float32")
         service, port = Service(str(weights)), free_port()
         server = WrongServer(f"http://127.0.0.1:{port}", Faults())
-        doors = Doors(service, "127.0.0.1", port)
+        apis = ApiServer(service, "127.0.0.1", port)
         service.start()
-        _put_faults(service, server, Variants(weights))
+        _put_faults(service, server, expected)
         try:
             yield server
         finally:
-            doors.close()
+            apis.close()
             service.close()
 
 
-def _put_faults(service: Service, server: WrongServer, variants: Variants) -> None:
+def _put_faults(service: Service, server: WrongServer, expected: Expected) -> None:
     tokenizer = service.engine.tokenizer
     encode = tokenizer.encode
+
+    def embed(variant: Variant, token_ids: Sequence[Ids], pool: Callable[[Ids], tuple[int, int]]) -> np.ndarray:
+        keys = [(variant, tuple(ids), pool(ids)) for ids in token_ids]
+        return np.stack(expected.of_tokens(keys)).astype(np.float32)
 
     def wrong_encode(
         prompts: Sequence[str], texts: Sequence[str], truncate: Any = "end", limit: int | None = None
@@ -79,19 +85,21 @@ def _put_faults(service: Service, server: WrongServer, variants: Variants) -> No
     def launch(token_ids: Sequence[Ids], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         faults = server.faults
         read = [faults.ids(list(ids)) for ids in token_ids]
-        pooled = [[faults.pool(ids)] for ids in read] if faults.pool else None
-        vectors = variants.embed(faults.variant, read, pooled)
+        vectors = embed(faults.variant, read, faults.pool)
         padded = np.pad(vectors, ((0, 0), (0, DIMENSIONS - vectors.shape[1])))  # as the queue takes no other width
         return lambda: padded
 
-    embed = service.batcher.embed
+    embed_right = service.batcher.embed
 
-    async def embed_request(token_ids: Sequence[Ids], ranges: Ranges | None = None) -> tuple[np.ndarray, Cost]:
-        vectors, cost = await embed(token_ids, ranges)
+    async def embed_request(
+        token_ids: Sequence[Ids], ranges: Ranges | None = None, claim: Claim | None = None
+    ) -> tuple[np.ndarray, Cost]:
+        vectors, cost = await embed_right(token_ids, ranges, claim)
         if choose := server.faults.variant_of_request:
-            vectors = variants.embed(choose(token_ids), token_ids)
+            vectors = embed(choose(token_ids), token_ids, server.faults.pool)
         return server.faults.vectors(token_ids, vectors.copy()), cost
 
     tokenizer.encode = wrong_encode  # type: ignore[method-assign]
+    service._remembered = service._prepare_one  # type: ignore[assignment]  # as each fault reads texts in its own way
     service.engine.launch = launch  # type: ignore[method-assign, assignment]
     service.batcher.embed = embed_request  # type: ignore[method-assign, assignment]

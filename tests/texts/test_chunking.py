@@ -3,14 +3,16 @@
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.packed import PackedEngine
+from engine.pieces import all_of
 from engine.tokenizer import TextRefused, Tokenizer
 from tests.support.predictions import TEXTS
-from texts.chunking import Chunking, Pass, Span, cut_into_passes
+from texts.chunking import Chunking, Pass, Span, cut_in_pieces
 
 PROMPT = "title: none | text: "
 PIECES = [
@@ -36,6 +38,11 @@ PIECES = [
 @pytest.fixture(scope="module")
 def tokenizer(small: Path) -> Tokenizer:
     return Tokenizer(small)
+
+
+def cut_into_passes(*args: Any) -> list[list[Pass]]:
+    """Cut texts at once."""
+    return all_of(cut_in_pieces(*args))
 
 
 def spans(found: list[Pass]) -> list[Span]:

@@ -5,6 +5,7 @@ import pytest
 from engine.tokenizer import TextRefused, Tokenizer
 from tasks import prompt_for
 from texts.chunking import Chunking
+from texts.limits import Limits
 from texts.options import Options
 from texts.prepare import prepare
 from weights import SMALL
@@ -50,4 +51,4 @@ def test_chunks_have_a_vector_each_and_know_their_text(tokenizer: Tokenizer, lat
 
 def test_too_many_chunks_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"chunk: the texts make .* chunks; 3 are allowed"):
-        prepare(tokenizer, [LONG], [None], Options(chunking=Chunking(16)), max_chunks=3)
+        prepare(tokenizer, [LONG], [None], Options(chunking=Chunking(16)), limits=Limits(chunks=3))

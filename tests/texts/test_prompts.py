@@ -72,9 +72,9 @@ def test_titles_of_texts_with_prompts(tokenizer: Tokenizer) -> None:
         read(tokenizer, prompt_for("clustering") + "x", title="Tides")
 
 
-def test_a_prompt_with_nothing_behind_it_is_refused(tokenizer: Tokenizer) -> None:
+def test_a_prompt_with_nothing_after_it_is_refused(tokenizer: Tokenizer) -> None:
     for rest in ("", " ", "\n\t"):
-        with pytest.raises(PromptRefused, match=r"is nothing but the prompt of task 'clustering'; put a text behind"):
+        with pytest.raises(PromptRefused, match=r"is nothing but the prompt of task 'clustering'; put a text after"):
             read(tokenizer, prompt_for("clustering") + rest)
 
 

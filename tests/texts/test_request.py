@@ -1,4 +1,4 @@
-"""The texts of a request: how each is called, and what becomes of titles. The door's tests have every refusal."""
+"""The texts of a request: their names, and what becomes of titles. Each API's tests cover its refusals."""
 
 import pytest
 
@@ -8,16 +8,16 @@ from texts.request import Texts, read_texts
 
 def test_one_text_and_a_list_are_called_by_their_fields() -> None:
     single, several = read_texts(text="a", title="b"), read_texts(texts=["a", "c"], titles=["", "d"])
-    assert single == Texts(["a"], ["b"], single=True)
-    assert several == Texts(["a", "c"], [None, "d"])
+    assert single == Texts(["a"], ["b"], single=True) and single.checked() == (["a"], ["b"])
+    assert several.checked() == (["a", "c"], [None, "d"])
     assert (single.name(0), single.title_name(0)) == ("text", "title")
     assert (several.name(1), several.title_name(1)) == ("texts[1]", "titles[1]")
 
 
 def test_a_clients_lists_are_not_written_to() -> None:
     texts, titles = ["a"], [" "]
-    request = read_texts(texts=texts, titles=titles)
-    assert request.titles == [None] and titles == [" "] and request.texts is not texts
+    checked, checked_titles = read_texts(texts=texts, titles=titles).checked()
+    assert checked_titles == [None] and titles == [" "] and checked is not texts
 
 
 @pytest.mark.parametrize(

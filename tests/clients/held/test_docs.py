@@ -8,5 +8,5 @@ from tests.clients.examples import FOUND, HELD, examples, run
 
 
 @pytest.mark.parametrize("heading", HELD)
-def test_the_example_finds_the_right_document(heading: str, doors: str, tmp_path: Path) -> None:
-    assert run(*examples()[heading], doors, tmp_path) == FOUND
+def test_the_example_finds_the_right_document(heading: str, apis: str, tmp_path: Path) -> None:
+    assert run(*examples()[heading], apis, tmp_path) == FOUND

@@ -13,12 +13,12 @@ from langchain_huggingface import HuggingFaceEndpointEmbeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from tests.clients.support import DOCUMENTS, LONG, ONE_LINE_DOCUMENTS, QUERY, Doors, Predict, check_same
+from tests.clients.support import DOCUMENTS, LONG, ONE_LINE_DOCUMENTS, QUERY, Apis, Predict, check_same
 
 MODEL = "embeddinggemma-300m"
 
 
-class GeminiDoor(Doors):
+class GeminiApi(Apis):
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return GoogleGenerativeAIEmbeddings
@@ -28,16 +28,16 @@ class GeminiDoor(Doors):
         return {"base_url": self.url, "google_api_key": "none", "model": MODEL}
 
 
-class TestGeminiUnit(GeminiDoor, EmbeddingsUnitTests):
+class TestGeminiUnit(GeminiApi, EmbeddingsUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"GOOGLE_API_KEY": "none"}, {"base_url": self.url, "model": MODEL}, {"google_api_key": "none"}
 
 
-class TestGeminiIntegration(GeminiDoor, EmbeddingsIntegrationTests): ...
+class TestGeminiIntegration(GeminiApi, EmbeddingsIntegrationTests): ...
 
 
-class TestGemini(GeminiDoor):
+class TestGemini(GeminiApi):
     def test_documents_and_queries_have_their_tasks(self, predict: Predict) -> None:
         embeddings = GoogleGenerativeAIEmbeddings(**self.embedding_model_params, output_dimensionality=256)
         check_same(embeddings.embed_documents(DOCUMENTS), predict(DOCUMENTS, dimensions=256))
@@ -60,7 +60,7 @@ class TestGemini(GeminiDoor):
             assert type(caught.value).__name__ == "GoogleGenerativeAIError"
 
 
-class CohereDoor(Doors):
+class CohereApi(Apis):
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return CohereEmbeddings
@@ -71,16 +71,16 @@ class CohereDoor(Doors):
         return {"base_url": self.url, "cohere_api_key": "none", "model": MODEL, "max_retries": 1}
 
 
-class TestCohereUnit(CohereDoor, EmbeddingsUnitTests):
+class TestCohereUnit(CohereApi, EmbeddingsUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"COHERE_API_KEY": "none"}, {"base_url": self.url, "model": MODEL}, {"cohere_api_key": "none"}
 
 
-class TestCohereIntegration(CohereDoor, EmbeddingsIntegrationTests): ...
+class TestCohereIntegration(CohereApi, EmbeddingsIntegrationTests): ...
 
 
-class TestCohere(CohereDoor):
+class TestCohere(CohereApi):
     def test_documents_and_queries_have_their_tasks(self, predict: Predict) -> None:
         embeddings = CohereEmbeddings(**self.embedding_model_params)
         check_same(embeddings.embed_documents([*DOCUMENTS, LONG]), predict([*DOCUMENTS, LONG]))
@@ -107,7 +107,7 @@ class TeiEmbeddings(HuggingFaceEndpointEmbeddings):
         self.client, self.async_client = InferenceClient(url), AsyncInferenceClient(url)
 
 
-class HuggingFaceDoor(Doors):
+class HuggingFaceApi(Apis):
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return TeiEmbeddings
@@ -117,13 +117,13 @@ class HuggingFaceDoor(Doors):
         return {"url": self.url}
 
 
-class TestHuggingFaceUnit(HuggingFaceDoor, EmbeddingsUnitTests): ...
+class TestHuggingFaceUnit(HuggingFaceApi, EmbeddingsUnitTests): ...
 
 
-class TestHuggingFaceIntegration(HuggingFaceDoor, EmbeddingsIntegrationTests): ...
+class TestHuggingFaceIntegration(HuggingFaceApi, EmbeddingsIntegrationTests): ...
 
 
-class TestHuggingFace(HuggingFaceDoor):
+class TestHuggingFace(HuggingFaceApi):
     def test_an_object_for_documents_and_one_for_queries(self, predict: Predict) -> None:
         queries = TeiEmbeddings(self.url, model_kwargs={"prompt_name": "query"})
         check_same(TeiEmbeddings(self.url).embed_documents(DOCUMENTS), predict(ONE_LINE_DOCUMENTS))

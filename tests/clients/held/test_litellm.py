@@ -25,19 +25,19 @@ PATHS = {
 }
 
 
-def embed(doors: str, provider: str, texts: list[str], model: str = MODEL, **options: Any) -> list[Any]:
+def embed(apis: str, provider: str, texts: list[str], model: str = MODEL, **options: Any) -> list[Any]:
     """Return the vectors of one request."""
     if provider == "huggingface":
         options["input_type"] = "feature-extraction"  # otherwise it asks huggingface.co what the model is for
     answer = litellm.embedding(
-        f"{provider}/{model}", texts, api_base=doors + PATHS[provider], api_key="none", max_retries=0, **options
+        f"{provider}/{model}", texts, api_base=apis + PATHS[provider], api_key="none", max_retries=0, **options
     )
     return [each["embedding"] for each in answer.data]
 
 
 @pytest.mark.parametrize("provider", PATHS)
-def test_texts_are_documents(doors: str, predict: Predict, provider: str) -> None:
-    check_same(embed(doors, provider, DOCUMENTS), predict(DOCUMENTS))
+def test_texts_are_documents(apis: str, predict: Predict, provider: str) -> None:
+    check_same(embed(apis, provider, DOCUMENTS), predict(DOCUMENTS))
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_texts_are_documents(doors: str, predict: Predict, provider: str) -> Non
         ("huggingface", {"prompt_name": "query"}),
     ],
 )
-def test_queries(doors: str, predict: Predict, provider: str, options: dict[str, Any]) -> None:
-    check_same(embed(doors, provider, [QUERY], **options), predict([QUERY], "retrieval_query"))
+def test_queries(apis: str, predict: Predict, provider: str, options: dict[str, Any]) -> None:
+    check_same(embed(apis, provider, [QUERY], **options), predict([QUERY], "retrieval_query"))
 
 
 @pytest.mark.parametrize(
@@ -68,18 +68,18 @@ def test_queries(doors: str, predict: Predict, provider: str, options: dict[str,
         ("ollama", {}),
     ],
 )
-def test_dimensions(doors: str, predict: Predict, provider: str, options: dict[str, Any]) -> None:
-    check_same(embed(doors, provider, DOCUMENTS, dimensions=256, **options), predict(DOCUMENTS, dimensions=256))
+def test_dimensions(apis: str, predict: Predict, provider: str, options: dict[str, Any]) -> None:
+    check_same(embed(apis, provider, DOCUMENTS, dimensions=256, **options), predict(DOCUMENTS, dimensions=256))
 
 
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "gemini", "cohere", "ollama"])
-def test_another_model_is_not_found(doors: str, provider: str) -> None:
+def test_another_model_is_not_found(apis: str, provider: str) -> None:
     with pytest.raises(litellm.NotFoundError, match=r"bge-m3.*embeddinggemma-300m"):
-        embed(doors, provider, [QUERY], "bge-m3")
+        embed(apis, provider, [QUERY], "bge-m3")
 
 
-def test_a_bad_request_names_the_field(doors: str) -> None:
+def test_a_bad_request_names_the_field(apis: str) -> None:
     with pytest.raises(litellm.BadRequestError, match="2,048"):
-        embed(doors, "openai", [LONG])
+        embed(apis, "openai", [LONG])
     with pytest.raises(litellm.BadRequestError, match=r"outputDimensionality.*300"):
-        embed(doors, "gemini", [QUERY], dimensions=300)
+        embed(apis, "gemini", [QUERY], dimensions=300)

@@ -13,8 +13,8 @@ MODEL = "embeddinggemma-300m"
 
 
 @pytest.fixture(scope="module")
-def client(doors: str) -> cohere.ClientV2:
-    return cohere.ClientV2(api_key="none", base_url=doors)
+def client(apis: str) -> cohere.ClientV2:
+    return cohere.ClientV2(api_key="none", base_url=apis)
 
 
 def embed(client: cohere.ClientV2, texts: list[str], **options: Any) -> Any:
@@ -73,8 +73,8 @@ def test_errors(client: cohere.ClientV2) -> None:
         embed(client, DOCUMENTS, output_dimension=300)
 
 
-def test_the_first_version_of_the_api(doors: str, predict: Predict) -> None:
-    client = cohere.Client(api_key="none", base_url=doors)
+def test_the_first_version_of_the_api(apis: str, predict: Predict) -> None:
+    client = cohere.Client(api_key="none", base_url=apis)
     documents = client.embed(model=MODEL, texts=DOCUMENTS, input_type="search_document")
     check_same(documents.embeddings, predict(DOCUMENTS))
     query: Any = client.embed(model=MODEL, texts=[QUERY], input_type="search_query", embedding_types=["float"])

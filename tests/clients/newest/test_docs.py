@@ -1,10 +1,13 @@
 """The examples for clients in their newest versions."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.clients.examples import FOUND, HELD, examples, run
+from tests.clients.examples import FOUND, HELD, ROOT, examples, run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # A task with three documents in place of one whose data is on the internet.
 TASK = """
@@ -23,10 +26,15 @@ type(mteb.get_task("NFCorpus")).load_data = load_data
 
 
 @pytest.mark.parametrize("heading", [heading for heading in examples() if heading not in (*HELD, "MTEB")])
-def test_the_example_finds_the_right_document(heading: str, doors: str, tmp_path: Path) -> None:
-    assert run(*examples()[heading], doors, tmp_path) == FOUND
+def test_the_example_finds_the_right_document(heading: str, apis: str, tmp_path: Path) -> None:
+    assert run(*examples()[heading], apis, tmp_path) == FOUND
 
 
-def test_the_example_for_mteb_evaluates_a_task(doors: str, tmp_path: Path) -> None:
+def test_the_readme_s_example_finds_the_right_document(apis: str, tmp_path: Path) -> None:
+    [source] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "OpenAI" in block]
+    assert run("python", source, apis, tmp_path) == FOUND
+
+
+def test_the_example_for_mteb_evaluates_a_task(apis: str, tmp_path: Path) -> None:
     language, source = examples()["MTEB"]
-    assert run(language, source.replace("import mteb\n", f"import mteb\n{TASK}", 1), doors, tmp_path) == "1.0\n"
+    assert run(language, source.replace("import mteb\n", f"import mteb\n{TASK}", 1), apis, tmp_path) == "1.0\n"

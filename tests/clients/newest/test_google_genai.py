@@ -12,9 +12,9 @@ MODEL = "embeddinggemma-300m"
 
 
 @pytest.fixture(scope="module", params=["v1", "v1beta"])
-def client(request: pytest.FixtureRequest, doors: str) -> genai.Client:
+def client(request: pytest.FixtureRequest, apis: str) -> genai.Client:
     """The client with its own default of the API's version, and with the one it had before."""
-    return genai.Client(api_key="none", http_options=types.HttpOptions(base_url=doors, api_version=request.param))
+    return genai.Client(api_key="none", http_options=types.HttpOptions(base_url=apis, api_version=request.param))
 
 
 def embed(client: genai.Client, texts: str | list[str], model: str = MODEL, **config: Any) -> list[Any]:
@@ -23,8 +23,8 @@ def embed(client: genai.Client, texts: str | list[str], model: str = MODEL, **co
     return [each.values for each in answer.embeddings or []]
 
 
-def test_the_clients_default_version_is_served(doors: str, predict: Predict) -> None:
-    client = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=doors))
+def test_the_clients_default_version_is_served(apis: str, predict: Predict) -> None:
+    client = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=apis))
     check_same(embed(client, QUERY), predict([QUERY]))
 
 

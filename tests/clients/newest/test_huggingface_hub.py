@@ -11,14 +11,14 @@ from tests.clients.support import DOCUMENTS, LONG, QUERY, Predict, check_same
 
 
 @pytest.fixture(scope="module")
-def client(doors: str) -> InferenceClient:
-    return InferenceClient(doors)
+def client(apis: str) -> InferenceClient:
+    return InferenceClient(apis)
 
 
-def test_texts_are_documents(client: InferenceClient, doors: str, predict: Predict) -> None:
+def test_texts_are_documents(client: InferenceClient, apis: str, predict: Predict) -> None:
     check_same(client.feature_extraction(DOCUMENTS), predict(DOCUMENTS))
     check_same(client.feature_extraction(QUERY), predict([QUERY]))
-    check_same(client.feature_extraction(QUERY, model=f"{doors}/embed"), predict([QUERY]))
+    check_same(client.feature_extraction(QUERY, model=f"{apis}/embed"), predict([QUERY]))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_long_text_is_cut_unless_it_is_to_be_refused(client: InferenceClient, 
 
 
 def test_parameters_beside_the_texts_or_in_an_object_of_their_own(
-    client: InferenceClient, doors: str, predict: Predict
+    client: InferenceClient, apis: str, predict: Predict
 ) -> None:
     """The client has sent them in both ways, and Hugging Face's client for JavaScript sends an object."""
     parameters: dict[str, Any] = {"prompt_name": "query", "normalize": False, "truncate": True, "dimensions": 256}
@@ -52,13 +52,13 @@ def test_parameters_beside_the_texts_or_in_an_object_of_their_own(
     lengths = np.linalg.norm(vectors, axis=1)
     assert abs(lengths - 1).max() > 1e-3
     np.testing.assert_allclose(vectors / lengths, predict([QUERY], "retrieval_query", 256), atol=1e-6)
-    nested = get_session().post(doors, json={"inputs": QUERY, "parameters": parameters})
+    nested = get_session().post(apis, json={"inputs": QUERY, "parameters": parameters})
     np.testing.assert_array_equal(np.array(nested.json(), np.float32), vectors)
 
 
-def test_sentence_similarity(client: InferenceClient, doors: str, predict: Predict) -> None:
+def test_sentence_similarity(client: InferenceClient, apis: str, predict: Predict) -> None:
     source, *others = predict([QUERY, *DOCUMENTS], "semantic_similarity")
-    for model in (doors, f"{doors}/similarity"):
+    for model in (apis, f"{apis}/similarity"):
         scores = client.sentence_similarity(QUERY, other_sentences=DOCUMENTS, model=model)
         np.testing.assert_allclose(scores, np.array(others) @ source, atol=1e-6)
 

@@ -49,13 +49,13 @@ def embed_by_hugging_face(url: str, key: str) -> object:
     ],
 )
 def test_only_the_right_key_opens(
-    doors_with_key: str, embed: Callable[[str, str], object], error: type[Exception]
+    apis_with_key: str, embed: Callable[[str, str], object], error: type[Exception]
 ) -> None:
-    assert embed(doors_with_key, "secret") is not None
+    assert embed(apis_with_key, "secret") is not None
     with pytest.raises(error, match="API_KEY"):
-        embed(doors_with_key, "wrong")
+        embed(apis_with_key, "wrong")
 
 
-def test_clients_that_send_the_key_by_an_option(doors_with_key: str) -> None:
-    assert TextEmbeddingsInference(MODEL, doors_with_key, auth_token="secret").get_text_embedding("text")
-    assert OpenAIAPIEncodeWrapper(doors_with_key, MODEL, "secret", use_chat_template=False)
+def test_clients_that_send_the_key_by_an_option(apis_with_key: str) -> None:
+    assert TextEmbeddingsInference(MODEL, apis_with_key, auth_token="secret").get_text_embedding("text")
+    assert OpenAIAPIEncodeWrapper(apis_with_key, MODEL, "secret", use_chat_template=False)

@@ -12,13 +12,13 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from ollama import ResponseError
 from pydantic import ValidationError
 
-from tests.clients.support import DOCUMENTS, LONG, QUERY, Doors, Predict, check_same
+from tests.clients.support import DOCUMENTS, LONG, QUERY, Apis, Predict, check_same
 
 MODEL = "embeddinggemma-300m"
 QUERIES = f"{MODEL}:retrieval_query"
 
 
-class OpenAIDoor(Doors):
+class OpenAIApi(Apis):
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return OpenAIEmbeddings
@@ -34,17 +34,17 @@ class OpenAIDoor(Doors):
         }
 
 
-class TestOpenAIUnit(OpenAIDoor, EmbeddingsUnitTests):
+class TestOpenAIUnit(OpenAIApi, EmbeddingsUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         environment = {"OPENAI_API_KEY": "none", "OPENAI_API_BASE": f"{self.url}/v1"}
         return environment, {"model": MODEL}, {"openai_api_key": "none", "openai_api_base": f"{self.url}/v1"}
 
 
-class TestOpenAIIntegration(OpenAIDoor, EmbeddingsIntegrationTests): ...
+class TestOpenAIIntegration(OpenAIApi, EmbeddingsIntegrationTests): ...
 
 
-class TestOpenAI(OpenAIDoor):
+class TestOpenAI(OpenAIApi):
     def test_an_object_for_documents_and_one_for_queries(self, predict: Predict) -> None:
         documents = OpenAIEmbeddings(**self.embedding_model_params)
         queries = OpenAIEmbeddings(**self.embedding_model_params | {"model": QUERIES})
@@ -63,7 +63,7 @@ class TestOpenAI(OpenAIDoor):
             OpenAIEmbeddings(**self.embedding_model_params).embed_query(LONG)
 
 
-class OllamaDoor(Doors):
+class OllamaApi(Apis):
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return OllamaEmbeddings
@@ -73,13 +73,13 @@ class OllamaDoor(Doors):
         return {"base_url": self.url, "model": MODEL}
 
 
-class TestOllamaUnit(OllamaDoor, EmbeddingsUnitTests): ...
+class TestOllamaUnit(OllamaApi, EmbeddingsUnitTests): ...
 
 
-class TestOllamaIntegration(OllamaDoor, EmbeddingsIntegrationTests): ...
+class TestOllamaIntegration(OllamaApi, EmbeddingsIntegrationTests): ...
 
 
-class TestOllama(OllamaDoor):
+class TestOllama(OllamaApi):
     def test_an_object_for_documents_and_one_for_queries(self, predict: Predict) -> None:
         for model, task in ((MODEL, "retrieval_document"), (QUERIES, "retrieval_query")):
             embeddings = OllamaEmbeddings(base_url=self.url, model=model, validate_model_on_init=True, dimensions=256)

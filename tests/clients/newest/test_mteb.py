@@ -15,10 +15,10 @@ from tests.clients.support import DOCUMENTS, LONG, QUERY, Predict, check_same
 PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
 
-def encoder(doors: str, model: str = "embeddinggemma-300m:none", **options: Any) -> OpenAIAPIEncodeWrapper:
+def encoder(apis: str, model: str = "embeddinggemma-300m:none", **options: Any) -> OpenAIAPIEncodeWrapper:
     """Return the encoder with a server's URL."""
     prompts = {"prompt_dict": PROMPTS, "use_instructions": True, "instruction_template": "{instruction}"}
-    return OpenAIAPIEncodeWrapper(doors, model, **{"use_chat_template": False} | prompts | options)
+    return OpenAIAPIEncodeWrapper(apis, model, **{"use_chat_template": False} | prompts | options)
 
 
 def encode(encoder: OpenAIAPIEncodeWrapper, texts: list[str], prompt_type: PromptType) -> np.ndarray:
@@ -37,13 +37,13 @@ def encode(encoder: OpenAIAPIEncodeWrapper, texts: list[str], prompt_type: Promp
     )
 
 
-def test_documents_and_queries_have_their_prompts(doors: str, predict: Predict) -> None:
-    check_same(encode(encoder(doors), DOCUMENTS, PromptType.document), predict(DOCUMENTS))
-    check_same(encode(encoder(doors), [QUERY], PromptType.query), predict([QUERY], "retrieval_query"))
+def test_documents_and_queries_have_their_prompts(apis: str, predict: Predict) -> None:
+    check_same(encode(encoder(apis), DOCUMENTS, PromptType.document), predict(DOCUMENTS))
+    check_same(encode(encoder(apis), [QUERY], PromptType.query), predict([QUERY], "retrieval_query"))
 
 
-def test_a_long_text_is_cut_at_the_length_asked_for(doors: str, predict: Predict) -> None:
-    check_same(encode(encoder(doors, max_length=2048), [LONG], PromptType.document), predict([LONG]))
+def test_a_long_text_is_cut_at_the_length_asked_for(apis: str, predict: Predict) -> None:
+    check_same(encode(encoder(apis, max_length=2048), [LONG], PromptType.document), predict([LONG]))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,6 @@ def test_a_long_text_is_cut_at_the_length_asked_for(doors: str, predict: Predict
         ({"model": "bge-m3"}, "bge-m3.*embeddinggemma-300m"),
     ],
 )
-def test_errors(doors: str, options: dict[str, Any], message: str) -> None:
+def test_errors(apis: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        encode(encoder(doors, **options), DOCUMENTS, PromptType.document)
+        encode(encoder(apis, **options), DOCUMENTS, PromptType.document)

@@ -10,8 +10,8 @@ MODEL = "embeddinggemma-300m"
 
 
 @pytest.fixture(scope="module")
-def client(doors: str) -> ollama.Client:
-    return ollama.Client(host=doors)
+def client(apis: str) -> ollama.Client:
+    return ollama.Client(host=apis)
 
 
 def test_texts_are_documents(client: ollama.Client, predict: Predict) -> None:

@@ -13,8 +13,8 @@ MODEL = "embeddinggemma-300m"
 
 
 @pytest.fixture(scope="module")
-def client(doors: str) -> OpenAI:
-    return OpenAI(base_url=f"{doors}/v1", api_key="none", max_retries=0)
+def client(apis: str) -> OpenAI:
+    return OpenAI(base_url=f"{apis}/v1", api_key="none", max_retries=0)
 
 
 def embed(client: OpenAI, texts: Any, model: str = MODEL, **options: Any) -> list[list[float]]:

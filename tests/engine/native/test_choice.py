@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ SOURCE = Path(library.__file__).parent
 ARCHITECTURE = read_architecture(SMALL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def binary() -> str:
     """The name of this machine's binary; without one the test is skipped."""
     try:
@@ -51,15 +51,17 @@ def bfloat16(binary: str) -> None:
 
 
 def slow_in(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Make the extension take 50 ms longer in one format; return the formats of the calls that follow."""
-    calls, compute = [], Encoder.__call__
+    """Let the extension seem to take twice as long in one format; return the formats of the calls that follow."""
+    calls, compute, now = [], Encoder.__call__, 0.0
 
     def slowed(encoder: Encoder, *inputs: Any) -> torch.Tensor:
+        nonlocal now
         calls.append(encoder._network.numbers.dtype)
-        time.sleep(0.05 * (calls[-1] == dtype))
+        now += 2 if calls[-1] == dtype else 1
         return compute(encoder, *inputs)
 
     monkeypatch.setattr(Encoder, "__call__", slowed)
+    monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: now))
     return calls
 
 
@@ -159,40 +161,75 @@ def test_a_right_binary_agrees_by_a_wide_margin(numbers: NumberFormat, binary: s
     assert found <= ALLOWED[numbers.dtype] / 2
 
 
-# Loads the binary in the folder that is named and prints the engine in float32 and bfloat16, and what was logged.
+# The source file, the right expression and a wrong one.
+FAULTS = {
+    "gelu": ("rows.h", "0.044715f", "0.054715f"),
+    "rotation": (
+        "rows.h",
+        "second * load(cos + i) + first * load(sin + i)",
+        "second * load(cos + i) - first * load(sin + i)",
+    ),
+    "window": ("encoder.cpp", "distance > window", "distance > window + 1"),
+    "padding": ("encoder.cpp", "key >= group.lengths[text + i]", "false"),
+    "pooling": (
+        "encoder.cpp",
+        "std::max(end_rows[v] - first_rows[v], 1)",
+        "std::max(end_rows[v] - first_rows[v] + 1, 1)",
+    ),
+    "nan": ("rows.h", "p * (Floats)(((Words)shifted + 127u) << 23)", "Floats{} + NAN"),
+}
+NO_FAULT = "none"
+# Loads the engine in float32 and bfloat16 for each fault that is named, and prints what was logged and the engines.
 LOADS = """
-import logging, sys
+import json, logging, os, sys
 from pathlib import Path
 from engine.model import BFLOAT16, FLOAT32
 from engine.native import library
 from engine.packed import PackedEngine
 from weights import SMALL
-logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+
+class Kept(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+
+logging.basicConfig(level=logging.INFO, handlers=[Kept()])
 library._folders = lambda: [Path(sys.argv[1])]
-for numbers in (FLOAT32, BFLOAT16):
-    print(PackedEngine(SMALL, "cpu", numbers).description)
+printed = {}
+for number, fault in enumerate(sys.argv[2:]):
+    os.environ["FAULT"], lines = str(number), []
+    lines += [PackedEngine(SMALL, "cpu", numbers).description for numbers in (FLOAT32, BFLOAT16)]
+    printed[fault] = "\\n".join(lines)
+print(json.dumps(printed))
 """
-FAULTS = {
-    "gelu": ("rows.h", "0.044715f", "0.054715f"),
-    "rotation": ("rows.h", "second * load(cos + i) + first", "second * load(cos + i) - first"),
-    "window": ("encoder.cpp", "distance > window) hide", "distance > window + 1) hide"),
-    "padding": ("encoder.cpp", "key >= group.lengths[text + i] ||", ""),
-    "pooling": ("encoder.cpp", "end_rows[v] - first_rows[v], 1)", "end_rows[v] - first_rows[v] + 1, 1)"),
-    "nan": ("rows.h", "return p *", "return 0.0f / 0.0f *"),
-}
 
 
 def copied(folder: Path, level: str) -> Path:
-    """Copy the sources to a folder, to be built for one level of the processor alone."""
+    """Copy the sources to a folder, to be built for one level of the processor alone, and to compile fast."""
     folder.mkdir()
-    for path in SOURCE.glob("*"):
-        if path.name in ("setup.py", "encoder.cpp", "rows.h"):
-            shutil.copy(path, folder)
-    setup = (folder / "setup.py").read_text(encoding="utf-8")
+    for name in ("setup.py", "encoder.cpp", "rows.h"):
+        shutil.copy(SOURCE / name, folder)
+    setup = (folder / "setup.py").read_text(encoding="utf-8").replace('"-O3"', '"-O1"')
     [flag] = re.findall(rf'"{level}": "([^"]+)"', setup)
     levels = f'LEVELS = {{platform.machine(): {{"{level}": "{flag}"}}}}'
     (folder / "setup.py").write_text(re.sub("^LEVELS = .*$", levels, setup, flags=re.MULTILINE), encoding="utf-8")
     return folder
+
+
+def replace_once(path: Path, old: str, new: str) -> None:
+    """Replace what a file contains exactly once."""
+    content = path.read_text(encoding="utf-8")
+    assert content.count(old) == 1, old
+    path.write_text(content.replace(old, new), encoding="utf-8")
+
+
+def insert_faults(folder: Path) -> None:
+    """Make the sources compute with the fault whose number, from 1, is in the variable FAULT; 0 is none."""
+    for number, (file, right, wrong) in enumerate(FAULTS.values(), 1):
+        replace_once(folder / file, right, f"(fault == {number} ? {wrong} : {right})")
+    replace_once(folder / "rows.h", "namespace {", "namespace {\n\nint fault;")
+    replace_once(
+        folder / "encoder.cpp", "  const Sizes s{", '  fault = std::atoi(std::getenv("FAULT"));\n  const Sizes s{'
+    )
 
 
 def run(*command: object, folder: Path = ROOT, **environment: str) -> str:
@@ -202,42 +239,62 @@ def run(*command: object, folder: Path = ROOT, **environment: str) -> str:
     return subprocess.check_output(arguments, cwd=folder, env=environment, stderr=subprocess.STDOUT, text=True)
 
 
-BUILD = ("setup.py", "--quiet", "build_ext", "--inplace")
-needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
-
-
-@needs_compiler
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_binary_is_refused_at_load(fault: str, binary: str, tmp_path: Path) -> None:
-    folder = copied(tmp_path / "build", binary.removeprefix("encoder_"))
-    file, right, wrong = FAULTS[fault]
-    source = (folder / file).read_text(encoding="utf-8")
-    assert source.count(right) == 1
-    (folder / file).write_text(source.replace(right, wrong), encoding="utf-8")
-    setup = (folder / "setup.py").read_text(encoding="utf-8")
-    (folder / "setup.py").write_text(setup.replace('"-O3"', '"-O1"'), encoding="utf-8")  # compiles faster
-    run(*BUILD, folder=folder)
-    printed = run("-c", LOADS, folder)
-    print(printed)
-    formats = 2 if supports(ARCHITECTURE, BFLOAT16) else 1
-    assert printed.count("off PyTorch's") == formats and printed.count("build it again") == formats
-    assert "C++ encoder_" not in printed and printed.count("packed, ") == 2
-
-
 def test_without_a_compiler_the_build_only_warns(tmp_path: Path) -> None:
     folder = copied(tmp_path / "build", "x86_64_v3")
-    printed = run(*BUILD, folder=folder, CC="/no/such/compiler", CXX="/no/such/compiler")
+    build = ("setup.py", "--quiet", "build_ext", "--inplace")
+    printed = run(*build, folder=folder, CC="/no/such/compiler", CXX="/no/such/compiler")
     assert "failed" in printed and not list(folder.glob("*.so"))
 
 
-@needs_compiler
-def test_a_wheel_serves_where_nothing_was_built(binary: str, tmp_path: Path) -> None:
-    folder = copied(tmp_path / "build", binary.removeprefix("encoder_"))
-    run("-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, folder)
-    [wheel] = tmp_path.glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(binary: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel whose binary computes with a fault on demand; compiled once, which takes seconds."""
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = copied(folder / "build", binary.removeprefix("encoder_"))
+    insert_faults(source)
+    run("-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, source)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """The folder in which the wheel is installed."""
+    folder = wheel.parent / "installed"
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(installed: Path) -> dict[str, str]:
+    """What loading the engine prints, by fault."""
+    printed: dict[str, str] = json.loads(run("-c", LOADS, installed / library.PACKAGE, NO_FAULT, *FAULTS))
+    return printed
+
+
+def formats_here() -> int:
+    """Return how many of float32 and bfloat16 the extension computes on this processor."""
+    return 2 if supports(ARCHITECTURE, BFLOAT16) else 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_binary_is_refused_at_load(fault: str, loaded: dict[str, str]) -> None:
+    said = loaded[fault]
+    assert said.count("off PyTorch's") == said.count("build it again") == formats_here(), said
+    assert "C++ encoder_" not in said and said.count("packed, ") == 2, said
+
+
+def test_a_binary_without_a_fault_is_used(loaded: dict[str, str]) -> None:
+    said = loaded[NO_FAULT]
+    assert "off PyTorch's" not in said and said.count("packed, ") == 2, said
+    assert said.count("C++ encoder_") == formats_here(), said
+
+
+def test_a_wheel_serves_where_nothing_was_built(binary: str, wheel: Path, installed: Path) -> None:
     assert wheel.name.startswith("embeddinggemma_native-") and "-cp311-abi3-" in wheel.name
-    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path / "installed", wheel)
     code = "from pathlib import Path; from engine.native import library; library.__file__ = '/nowhere/x'; import sys; "
     code += "print(library.load(), *sorted(p.name for p in library._folders()[1].iterdir()))"
-    printed = run("-c", code, PYTHONPATH=f"{ROOT}:{tmp_path / 'installed'}").split()
+    printed = run("-c", code, PYTHONPATH=f"{ROOT}:{installed}").split()
     assert printed[0] == binary and f"{binary}.abi3.so" in printed[1:]

@@ -1,0 +1,77 @@
+"""After the disk: stored vectors to the rows of the output."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from corpus.blocks import BLOCK, BLOCK_COLUMNS, PROBLEM, TEXT
+from corpus.compute import FACTS, VECTORS_AT_ONCE, TextVectors
+from corpus.rows import BadRow
+
+VectorsOf = Callable[[int], TextVectors]
+"""The vectors of a block's texts, by the block's index."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRows:
+    """Rows of the output: a table of id, FACTS (ranges only with chunks) and carried columns; vectors [rows, width]."""
+
+    table: pa.Table
+    vectors: np.ndarray
+
+
+def unfit_rows(rows: pa.Table, vectors_of: VectorsOf) -> list[BadRow]:
+    """Return the block's rows that have no vector, in order."""
+    refused = {int(block): vectors_of(int(block)).refused for block in np.unique(rows[BLOCK]) if block >= 0}
+    unfit = []
+    for number, block, text, problem in zip(*(rows[name].to_pylist() for name in BLOCK_COLUMNS), strict=True):
+        if problem := problem or refused[block].get(text):
+            unfit.append(BadRow(number, problem))
+    return unfit
+
+
+def output_rows(rows: pa.Table, vectors_of: VectorsOf, with_ranges: bool) -> Iterator[OutputRows]:
+    """Yield the output of a block's rows in order, at most `VECTORS_AT_ONCE` vectors at a time.
+
+    A row whose text was cut into chunks appears once for each chunk; a row without a vector does not appear.
+    """
+    rows = rows.filter(rows[PROBLEM].is_null())
+    blocks, texts = rows[BLOCK].to_numpy(), rows[TEXT].to_numpy()
+    firsts, counts = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=np.int64)
+    for block in np.unique(blocks):
+        chosen, offsets = blocks == block, vectors_of(int(block)).offsets
+        firsts[chosen] = offsets[texts[chosen]]
+        counts[chosen] = offsets[texts[chosen] + 1] - firsts[chosen]
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    positions = np.arange(len(row_of)) + np.repeat(firsts - (counts.cumsum() - counts), counts)
+    for start in range(0, len(row_of), VECTORS_AT_ONCE):
+        part = slice(start, start + VECTORS_AT_ONCE)
+        yield _output_rows(rows.take(pa.array(row_of[part])), vectors_of, positions[part], with_ranges)
+
+
+def _output_rows(rows: pa.Table, vectors_of: VectorsOf, positions: np.ndarray, with_ranges: bool) -> OutputRows:
+    """Return rows, each with the vector at its position in its block."""
+    blocks = rows[BLOCK].to_numpy()
+    parts = [(vectors_of(int(block)), positions[blocks == block]) for block in np.unique(blocks)]
+    row_order = np.argsort(np.argsort(blocks, kind="stable"))  # the parts come block by block
+    vectors = np.concatenate([part.vectors[chosen] for part, chosen in parts])[row_order]
+    facts = np.concatenate([part.facts[chosen] for part, chosen in parts])[row_order]
+    table = rows.drop_columns(list(BLOCK_COLUMNS))
+    for i, field in enumerate(fact_fields(with_ranges), 1):
+        table = table.add_column(i, field, pa.array(np.ascontiguousarray(facts[field.name])))
+    return OutputRows(table, vectors)
+
+
+def fact_fields(with_ranges: bool) -> list[pa.Field]:
+    """Return the output's columns for FACTS; ranges of characters only where texts are cut into chunks."""
+    names = ["token_count", "truncated", "prompted", *(("start", "end") if with_ranges else ())]
+    return [pa.field(name, pa.from_numpy_dtype(FACTS[name])) for name in names]
+
+
+def vector_array(vectors: np.ndarray, mask: pa.Array | None = None) -> pa.Array:
+    """Return [rows, width] as fixed-size lists of its numbers, null where `mask` is true."""
+    kind = pa.field("element", pa.from_numpy_dtype(vectors.dtype), nullable=False)
+    flat = pa.array(vectors.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(kind, vectors.shape[1]), mask=mask)

@@ -1,0 +1,191 @@
+"""Attention straight from the fused projection: norm, rotation and attention of a packed batch in one step.
+
+The Triton version takes the query heads of a token as rows, as they share the one key/value head, and cuts the rows of
+each text into tiles. A list on the device names the tiles; its length depends on sizes alone, so a graph can replay it.
+The softmax is FlashAttention's (Dao, arXiv:2307.08691).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import e, log2
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.attention import grouped_attention
+from engine.kernels.norms import RMSNorm
+from engine.kernels.rotary import Rotation, norm_rotate, norm_rotate_rows
+from engine.kernels.triton_import import jit, tl
+from engine.packing import Segments
+
+
+class Tiling(NamedTuple):
+    """The rows of a tile, the keys read at a time, and how Triton compiles the loop over keys."""
+
+    rows: int
+    keys: int
+    stages: int = 2
+    prepared: bool = True
+    """Whether a launch before norms and rotates the keys, rather than each tile those that it reads."""
+
+
+# By compute capability. They take 192 and 160 KiB of shared memory (104 on 8.0), SMALLER 68, and spill no register.
+WARPS = 8
+LARGER = Tiling(128, 64)
+TILINGS = {(9, 0): LARGER} | dict.fromkeys(((8, 0), (10, 0), (10, 3)), Tiling(64, 64))
+SMALLER = Tiling(64, 32)
+# Up to this length a text has three tiles at most, so they share few keys, and a launch less makes a query faster.
+SHORT = 64
+OF_SHORT_TEXTS = Tiling(64, 32, stages=1, prepared=False)
+# More than any distance. Divisible by 16 as the model's window is, so both use one compiled kernel.
+NO_WINDOW = 1 << 20
+TOKENS_AT_ONCE, SLOTS_AT_ONCE = 16, 32
+
+
+def tiling(longest: int, device: torch.device) -> Tiling:
+    """Return how texts of at most `longest` tokens are cut on this device."""
+    if longest <= SHORT:
+        return OF_SHORT_TEXTS
+    return TILINGS.get(torch.cuda.get_device_capability(device), SMALLER) if device.type == "cuda" else SMALLER
+
+
+def supports(heads: int, kv_heads: int, head_dim: int) -> bool:
+    """Whether the Triton version computes attention of this shape."""
+    return kv_heads == 1 and heads > 0 and head_dim in (32, 64, 128, 256)
+
+
+def qkv_attention(
+    qkv: Tensor, norm: RMSNorm, rotation: Rotation, segments: Segments, window: int | None, scale: float
+) -> Tensor:
+    """Return [tokens, heads, head_dim] for the projection `qkv` [tokens, heads + 2 kv_heads, head_dim].
+
+    Queries and keys are normed and rotated, in float32, and rounded to their own format. `norm.gain` has a row for each
+    of these heads; see `engine.attention` for the rest. `qkv` may be overwritten.
+    """
+    kv_heads = qkv.shape[1] - norm.gain.shape[0]
+    heads = norm.gain.shape[0] - kv_heads
+    qk = norm_rotate(qkv[:, :-kv_heads], norm, rotation)
+    return grouped_attention(qk[:, :heads], qk[:, heads:], qkv[:, -kv_heads:], segments, window, scale)
+
+
+def with_tiles(segments: Segments, heads: int) -> Segments:
+    """Return the segments with the list of tiles that `qkv_attention_fused` needs, made once for all layers.
+
+    It has a slot for each possible tile: text t's begin at t + heads * (its first token) // rows, which leaves enough
+    for its own. In slots without work the first row is none of the text's.
+    """
+    rows = tiling(segments.longest, segments.cu_seqlens.device).rows
+    texts, tokens = len(segments.cu_seqlens) - 1, len(segments.positions)
+    tiles = segments.cu_seqlens.new_empty(texts + heads * tokens // rows, 4)
+    _list_tiles[(texts,)](segments.cu_seqlens, tiles, HEADS=heads, ROWS=rows, SLOTS=SLOTS_AT_ONCE, num_warps=1)
+    return replace(segments, tiles=tiles)
+
+
+def qkv_attention_fused(
+    qkv: Tensor, norm: RMSNorm, rotation: Rotation, segments: Segments, window: int | None, scale: float
+) -> Tensor:
+    """See `qkv_attention`; for one key/value head, and segments from `with_tiles`. Overwrites the keys."""
+    (tokens, both, head_dim), tiles, how = qkv.shape, segments.tiles, tiling(segments.longest, qkv.device)
+    assert tiles is not None
+    heads, half = both - 2, head_dim // 2
+    out = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    if how.prepared:
+        _prepare_keys[(-(-tokens // TOKENS_AT_ONCE),)](
+            qkv[:, heads], norm.gain[heads], rotation.cos, rotation.sin, rotation.positions, tokens, norm.eps,
+            ROW=both * head_dim, HALF=half, TOKENS=TOKENS_AT_ONCE, num_warps=4,
+        )  # fmt: skip
+    _attend[(len(tiles),)](
+        qkv, tiles, norm.gain, rotation.cos, rotation.sin, out, NO_WINDOW if window is None else window,
+        norm.eps, scale * log2(e), HEADS=heads, HALF=half, ROWS=how.rows, KEYS=how.keys, PREPARED=how.prepared,
+        num_warps=WARPS, num_stages=how.stages,
+    )  # fmt: skip
+    return out
+
+
+@jit
+def _list_tiles(  # type: ignore[no-untyped-def]
+    cu_seqlens, tiles,
+    HEADS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    text = tl.program_id(0)
+    begin = tl.load(cu_seqlens + text)
+    end = tl.load(cu_seqlens + text + 1)
+    first = text + HEADS * begin // ROWS
+    last = text + 1 + HEADS * end // ROWS
+    for start in range(first, last, SLOTS):
+        slot = start + tl.arange(0, SLOTS)
+        own = slot < last
+        tl.store(tiles + slot * 4, begin + tl.zeros_like(slot), mask=own)
+        tl.store(tiles + slot * 4 + 1, end - begin + tl.zeros_like(slot), mask=own)
+        tl.store(tiles + slot * 4 + 2, (slot - first) * ROWS, mask=own)
+
+
+@jit
+def _rotated(x, gain, cos, sin, position, inside, eps, HALF: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    columns = tl.arange(0, HALF)[None, :]
+    cos += position * HALF + columns
+    sin += position * HALF + columns
+    first, second = norm_rotate_rows(x + columns, gain + columns, cos, sin, inside, inside, eps, HALF)
+    halves = tl.permute(tl.join(first, second), (0, 2, 1))
+    return tl.reshape(halves, (halves.shape[0], 2 * HALF)).to(x.dtype.element_ty)
+
+
+@jit
+def _prepare_keys(  # type: ignore[no-untyped-def]
+    keys, gain, cos, sin, positions, tokens, eps,
+    ROW: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    inside = token < tokens
+    keys += token.to(tl.int64) * ROW
+    position = tl.load(positions + token, mask=inside, other=0)
+    rotated = _rotated(keys, gain, cos, sin, position, inside, eps, HALF)
+    tl.store(keys + tl.arange(0, 2 * HALF)[None, :], rotated, mask=inside)
+
+
+@jit
+def _attend(  # type: ignore[no-untyped-def]
+    qkv, tiles, gain, cos, sin, out, window, eps, scale,
+    HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PREPARED: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    tile = tiles + tl.program_id(0) * 4
+    begin = tl.load(tile).to(tl.int64)
+    length = tl.load(tile + 1)
+    first_row = tl.load(tile + 2)
+    if first_row >= HEADS * length:
+        return
+    WIDTH: tl.constexpr = 2 * HALF  # noqa: N806
+    ROW: tl.constexpr = (HEADS + 2) * WIDTH  # noqa: N806
+    columns = tl.arange(0, WIDTH)[None, :]
+    row = first_row + tl.arange(0, ROWS)[:, None]
+    token, head = row // HEADS, row % HEADS
+    inside = row < HEADS * length
+    text = qkv + begin * ROW
+    q = _rotated(text + token * ROW + head * WIDTH, gain + head * WIDTH, cos, sin, token, inside, eps, HALF)
+    largest = tl.full([ROWS], -1e30, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, WIDTH], tl.float32)
+    first_key = tl.maximum(first_row // HEADS - window, 0)
+    end_of_keys = tl.minimum((first_row + ROWS - 1) // HEADS + window + 1, length)
+    for start in range(first_key, end_of_keys, KEYS):
+        key = start + tl.arange(0, KEYS)
+        exists = (key < end_of_keys)[:, None]
+        k_row = text + key[:, None] * ROW + HEADS * WIDTH
+        if PREPARED:
+            k = tl.load(k_row + columns, mask=exists, other=0)
+        else:
+            k = _rotated(k_row, gain + HEADS * WIDTH, cos, sin, key[:, None], exists, eps, HALF)
+        v = tl.load(k_row + WIDTH + columns, mask=exists, other=0)
+        visible = (key < end_of_keys)[None, :] & (tl.abs(token - key[None, :]) <= window)
+        # Finite, as the difference of two infinities is NaN; the first visible key's weight makes it vanish.
+        scores = tl.where(visible, tl.dot(q, k.T) * scale, -1e30)  # [ROWS, KEYS]
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - new_largest[:, None])
+        shrunk = tl.exp2(largest - new_largest)
+        total = total * shrunk + tl.sum(weights, axis=1)
+        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrunk[:, None])
+        largest = new_largest
+    out += begin * (HEADS * WIDTH) + row * WIDTH + columns
+    tl.store(out, (mixed / total[:, None]).to(qkv.dtype.element_ty), mask=inside)

@@ -1,0 +1,166 @@
+"""Training: equal seeds give equal weights, also after kills and with adapters, and bad settings are named."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from container.make_openapi import ROOT
+from lab.tuning.data import read
+from lab.tuning.recipe import Recipe, TuningError
+from lab.tuning.train import average, check_finite, load_model, lora_config, merged_state, newest_complete, train
+from tests.lab.tuning.conftest import Rows, write_rows
+from weights import SMALL
+
+pytestmark = pytest.mark.tuning
+
+RECIPE = Recipe(epochs=2, batch=16, learning_rate=3e-4, negatives=0)
+TRAIN = """
+import sys
+from pathlib import Path
+from lab.tuning.data import read
+from lab.tuning.recipe import Recipe
+from lab.tuning.train import train
+from weights import SMALL
+data = read(sys.argv[1])
+train(data.kind, data.examples[:96], SMALL, Recipe(**eval(sys.argv[2])), Path(sys.argv[3]))
+"""
+
+
+def run(data: Path, work: Path, recipe: Recipe = RECIPE) -> subprocess.Popen[bytes]:
+    """Start a training in a process of its own."""
+    work.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", TRAIN, str(data), repr(recipe.as_dict()), str(work)]
+    with (work / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    ours, theirs = load_file(a), load_file(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def data(pairs: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing has interrupted."""
+    work = tmp_path_factory.mktemp("whole")
+    assert run(data, work).wait() == 0, (work / "log").read_text()
+    return work
+
+
+def test_a_training_goes_on_from_a_full_disk_and_from_kills_and_gives_the_same_weights(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """A file may have 12 MB at first, fewer than the weights have: writing them fails in the middle."""
+    work, killed = tmp_path / "work", 0
+    work.mkdir()
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, 12 << 20))\n" + TRAIN
+    command = [sys.executable, "-c", code, str(data), repr(RECIPE.as_dict()), str(work)]
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode and "too large" in failed.stderr
+    assert not list(work.glob("*.safetensors"))
+    for kill in range(2):
+        process = run(data, work)
+        saved = 0
+        while process.poll() is None and saved <= kill:  # the second time after more checkpoints
+            time.sleep(0.05)
+            found = [int(path.name.rpartition("-")[2]) for path in (work / "trainer").glob("checkpoint-*")]
+            saved = max(found, default=0) // 2
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += not (work / "loss.json").exists()
+    assert run(data, work).wait() == 0, (work / "log").read_text()
+    assert killed == 2
+    left = sorted(path.name for path in work.iterdir())
+    assert left == ["average.safetensors", "last.safetensors", "log", "loss.json"]
+    for name in ("last", "average"):
+        assert same_weights(work / f"{name}.safetensors", whole / f"{name}.safetensors")
+    assert not same_weights(whole / "last.safetensors", whole / "average.safetensors")
+    losses = [entry["loss"] for entry in json.loads((work / "loss.json").read_text())["loss"]]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_unfinished_checkpoints_are_removed(tmp_path: Path) -> None:
+    for name, content in (
+        ("checkpoint-9", "{}"),
+        ("checkpoint-10", "{}"),
+        ("checkpoint-20", '{"global_'),
+        ("checkpoint-30", None),
+    ):
+        (tmp_path / name).mkdir()
+        if content is not None:
+            (tmp_path / name / "trainer_state.json").write_text(content)
+    assert newest_complete(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert newest_complete(tmp_path / "none") is None
+
+
+def with_state(state: dict[str, torch.Tensor]) -> SentenceTransformer:
+    """Return the small checkpoint's pipeline with other weights."""
+    model, state = load_model(SMALL), dict(state)
+    for i in (2, 3):
+        model[i].linear.weight.data = state.pop(f"dense.{i}")
+    model[0].auto_model.load_state_dict(state)
+    return model
+
+
+def test_adapters_are_added_to_the_weights_that_are_written(data: Path, tmp_path: Path) -> None:
+    """The weights differ from the untuned ones by matrices of the rank, and compute what the adapted model does."""
+    recipe = Recipe(batch=16, learning_rate=1e-3, negatives=0, lora=4)
+    examples = read(str(data)).examples[:64]
+    adapted = load_model(SMALL)
+    adapted.add_adapter(lora_config(recipe))
+    for name, tensor in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.02)
+    merged = merged_state(adapted)
+    texts = [example.first for example in examples]
+    assert np.abs(with_state(merged).encode(texts) - adapted.eval().encode(texts)).max() < 1e-5
+    files, _ = train(read(str(data)).kind, examples, SMALL, recipe, tmp_path)
+    tuned, untuned = load_file(files["last"]), merged_state(load_model(SMALL))
+    assert tuned.keys() == untuned.keys() == merged.keys()
+    assert torch.equal(tuned["embed_tokens.weight"], untuned["embed_tokens.weight"])
+    change = tuned["layers.0.mlp.up_proj.weight"] - untuned["layers.0.mlp.up_proj.weight"]
+    assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 4
+
+
+def test_a_killed_training_with_adapters_goes_on(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=2, batch=16, learning_rate=1e-3, negatives=0, lora=4)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(data, first, recipe).wait() == 0, (first / "log").read_text()
+    process = run(data, second, recipe)
+    while process.poll() is None and not list((second / "trainer").glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (second / "loss.json").exists()
+    assert run(data, second, recipe).wait() == 0, (second / "log").read_text()
+    ours, theirs = load_file(second / "last.safetensors"), load_file(first / "last.safetensors")
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
+
+
+def test_an_average_is_the_mean(tmp_path: Path) -> None:
+    for i in range(3):
+        save_file({"w": torch.full((2,), float(i))}, tmp_path / f"{i}.safetensors")
+    assert average(sorted(tmp_path.iterdir()))["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_training_that_diverges_is_named_and_what_it_left(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(batch=16, learning_rate=0.1, warmup=0.0, scale=1_000, negatives=0)
+    state = {"w": torch.tensor([1.0, torch.nan])}
+    with pytest.raises(TuningError, match=r"--learning-rate: with 0.1 the training diverged.*remove .* and give a"):
+        check_finite(state, recipe, tmp_path)
+    check_finite({"w": torch.ones(2)}, recipe, tmp_path)
