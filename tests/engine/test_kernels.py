@@ -44,11 +44,16 @@ pytestmark = pytest.mark.usefixtures("interpreter")
 needs_triton = pytest.mark.skipif(not AVAILABLE, reason="needs Triton")
 
 
+# The programs of these take several tokens; of the others each token has its own, whatever comes after it.
+IN_BLOCKS = ("geglu", "segment_mean")
+
+
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 13, 64])
 @pytest.mark.parametrize("shape", SHAPES, ids=["official", "odd"])
-@pytest.mark.parametrize("name", TRITON)
+@pytest.mark.parametrize(
+    ("name", "tokens"), [(name, n) for name in TRITON for n in (1, 13, 64) if n < 64 or name in IN_BLOCKS]
+)
 def test_a_fused_kernel_computes_what_pytorch_does(name: str, shape: Any, tokens: int, dtype: torch.dtype) -> None:
     assert Samples(shape, dtype, DEVICE, tokens).error(name, getattr(FUSED, name), getattr(PLAIN, name)) <= 1
 
@@ -262,16 +267,6 @@ def test_flash_attention_needs_16_bit_and_no_triton(monkeypatch: pytest.MonkeyPa
 def test_kernels_are_described_in_words() -> None:
     assert describe(FUSED) == "6 of 6 kernels fused"
     assert describe(replace(FUSED, geglu=PLAIN.geglu)) == "5 of 6 kernels fused"
-
-
-def test_a_cpu_does_not_import_triton() -> None:
-    code = "import sys, engine.packed; print('triton' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
-    )
-    assert run.stdout.strip() == "False"
 
 
 def test_positions_beyond_the_limit_have_angles_too() -> None:
