@@ -1,6 +1,7 @@
 """Real things to test with: the small checkpoint, one of random weights in the official layout, a predictor."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # Clients of other APIs have environments of their own: make test-clients.
 collect_ignore = ["clients"]
 
+EVALUATION = Path(__file__).parent / "lab" / "evaluation"
 # Files whose tests import sentence-transformers, which takes seven seconds of a core: one worker has them all.
 REFERENCE = {
     "tests/test_selfcheck.py", "tests/test_weights.py", "tests/engine/test_number_formats.py",
@@ -42,6 +44,13 @@ REFERENCE = {
     "tests/lab/checkpoints/test_small.py", "tests/lab/judging/test_activations.py",
     "tests/lab/judging/test_variants.py", "tests/lab/benchmarks/test_embedders.py", "tests/test_service.py",
 }  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out tests/lab/evaluation where no mark asks for it: to import mteb takes five seconds in each worker."""
+    marks = str(config.option.markexpr)
+    asked = not marks or re.search(r"(?<!not )\bevaluation\b", marks)
+    return None if asked or collection_path != EVALUATION else True
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -11,6 +11,7 @@ import pytest
 
 import encoding
 from predict import Predictor
+from settings import SettingError
 from settings.version import NAMED
 from tasks import PROMPTS
 from tests.support.predictions import Predict
@@ -218,4 +219,8 @@ def test_fifty_million_characters_take_about_as_long_as_the_tokens_kept(predict:
 def test_setup_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     monkeypatch.setenv("WEIGHTS", "./nowhere")
     with pytest.raises(WeightsError, match=r"WEIGHTS=\./nowhere: no such directory"):
+        Predictor().setup()
+    monkeypatch.setenv("WEIGHTS", str(checkpoint))
+    monkeypatch.setenv("CACHE_MB", "-1")
+    with pytest.raises(SettingError, match=r"^CACHE_MB is '-1'; set it to a whole number, or leave it unset for"):
         Predictor().setup()

@@ -1,12 +1,15 @@
-"""How long a client may take to send a request: a timer runs while a part of one is missing."""
+"""The port of the APIs: who may use it, and how long a client may take to send a request."""
 
 import http.client
+import logging
 import socket
 
 import httpx
 import pytest
 
-from api.server import LimitedProtocol
+from api.server import ApiServer, LimitedProtocol
+from container.server import free_port
+from service import Service
 from tests.support.servers import eventually
 
 
@@ -50,3 +53,30 @@ def test_only_a_request_that_comes_in_parts_starts_a_timer(
             send(connection, part)
         assert started.count(connections[0]) == 1 + timers  # the first is the new connection's
         assert (connections[0]._timer is not None) == (parts[-1] == b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"),
+    [("0.0.0.0", "", True), ("0.0.0.0", "a secret", False), ("127.0.0.1", "", False), ("localhost", "", False)],
+)
+def test_who_may_embed_is_said_where_other_machines_reach_the_server(
+    service: Service,
+    host: str,
+    key: str,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("API_KEY", key)
+    port = free_port()
+    with caplog.at_level(logging.WARNING):
+        apis = ApiServer(service, host, port)
+    try:
+        said = f"anyone who can reach {host}:{port} may use it, as API_KEY is not set"
+        assert (said in caplog.text) == warned == bool(caplog.records)
+        asked = {"origin": "https://page.example", "access-control-request-method": "POST"}
+        reached = host.replace("0.0.0.0", "127.0.0.1")
+        answer = httpx.options(f"http://{reached}:{port}/v1/embeddings", headers=asked)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    finally:
+        apis.close()

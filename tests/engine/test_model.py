@@ -264,18 +264,18 @@ from pathlib import Path
 from engine.checkpoint import load_network, read_architecture
 from engine.model import FORMATS
 def peak(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-architecture = read_architecture(Path(sys.argv[1]))
+architecture, before = read_architecture(Path(sys.argv[1])), peak()
 network = load_network(Path(sys.argv[1]), architecture, FORMATS[sys.argv[2]], torch.device("cpu"))
 torch.nn.functional.embedding(torch.arange(5), network.embedding.table)
-print(peak())
+print(peak() - before)
 """
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Full width and vocabulary, two layers: the table is where a second copy would show."""
+    """Full width, a quarter of the vocabulary, two layers: the table is where a second copy would show."""
     directory = tmp_path_factory.mktemp("wide") / "wide"
-    make_random_checkpoint.make(directory, layers=2, vocab_size=262144)
+    make_random_checkpoint.make(directory, layers=2, vocab_size=65536)
     return directory
 
 
@@ -286,6 +286,6 @@ def test_loading_makes_no_second_copy(dtype: str, wide: Path) -> None:
         [sys.executable, "-c", MEMORY, str(wide), dtype], capture_output=True, text=True, check=True,
         cwd=SMALL.parent.parent,
     )  # fmt: skip
-    weights = (262144 * 768 + 2 * 4_230_000 + 4_718_592) * getattr(torch, dtype).itemsize
-    print(f"{dtype}: peak {int(run.stdout) / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights")
-    assert int(run.stdout) < 1.3 * weights + 500e6
+    weights = (65536 * 768 + 2 * 4_230_000 + 4_718_592) * getattr(torch, dtype).itemsize
+    print(f"{dtype}: peak {int(run.stdout) / 1e6:.0f} MB more for {weights / 1e6:.0f} MB of weights")
+    assert int(run.stdout) < 1.3 * weights + 50e6

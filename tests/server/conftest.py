@@ -1,6 +1,7 @@
 """The real servers on the small checkpoint: coglet, one for all tests here, and the other APIs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,8 +11,15 @@ from tests.support.apis import running_apis
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    with running_server("small", settings={"FILE_ADDRESSES": "public,127.0.0.1"}) as running:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which `server` keeps temporary files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="session")
+def server(temporary: Path) -> Iterator[Server]:
+    settings = {"FILE_ADDRESSES": "public,127.0.0.1", "TMPDIR": str(temporary)}
+    with running_server("small", settings=settings) as running:
         yield running
 
 

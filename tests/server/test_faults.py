@@ -21,7 +21,7 @@ from container import probe
 from container.make_openapi import ROOT
 from container.prediction_folders import FOLDER, PredictionFolders
 from container.server import Server, running_server
-from tests.support.servers import STUB, eventually, held, is_gone, order, tree
+from tests.support.servers import STUB, eventually, held, is_gone, order, tree, wait_until_begun
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,9 @@ def test_what_the_server_leaves_of_predictions_can_be_found_and_removed(server: 
 
 
 def put(server: Server, name: str, texts: list[str]) -> dict[str, Any]:
-    """Ask for a prediction with an id, whose folder appears when it begins."""
+    """Ask for a prediction with an id."""
     answer = httpx.put(f"{server.url}/predictions/{name}", json={"id": name, "input": {"texts": texts}}, timeout=120)
     return dict(answer.json())
-
-
-def wait_until_begun(*names: str) -> None:
-    eventually(lambda: all((FOLDER / name).is_dir() for name in names), f"{names} have begun")
 
 
 def test_queued_and_running_predictions_are_cancelled(faulty: Server, fault: Path) -> None:
@@ -147,14 +143,21 @@ def test_a_dead_engine_thread_is_reported(faulty: Server, fault: Path) -> None:
     eventually(lambda: all(map(is_gone, processes)), "no process is left")
 
 
-def test_overload_is_said_at_once_and_passes(fault: Path) -> None:
-    settings = STUB | {"FAULT": str(fault), "MAX_WAITING_TOKENS": "1000"}
-    with running_server("small", settings=settings) as server, ThreadPoolExecutor(41) as pool:
+@pytest.fixture(scope="module")
+def limited(fault: Path) -> Iterator[Server]:
+    """A server in which little may wait; the last of its tests ends it."""
+    settings = STUB | {"FAULT": str(fault), "CACHE_MB": "0", "MAX_WAITING_TOKENS": "1000"}
+    with running_server("small", settings=settings) as running:
+        yield running
+
+
+def test_overload_is_said_at_once_and_passes(limited: Server, fault: Path) -> None:
+    with ThreadPoolExecutor(41) as pool:
         with held(fault):
-            first = pool.submit(ask, server, text="This one keeps the engine busy.")
+            first = pool.submit(ask, limited, text="This one keeps the engine busy.")
             eventually(lambda: not fault.exists(), "the batch begins")
             many = [[f"text {i} of request {number}" for i in range(10)] for number in range(40)]
-            asked = [pool.submit(server.predict, {"texts": texts}) for texts in many]
+            asked = [pool.submit(limited.predict, {"texts": texts}) for texts in many]
             eventually(lambda: sum(one.done() for one in asked) >= 20, "requests are answered while the engine is busy")
             at_once = [one.result() for one in asked if one.done()]
         answers = [one.result() for one in asked]
@@ -162,26 +165,25 @@ def test_overload_is_said_at_once_and_passes(fault: Path) -> None:
         assert 0 < len(refused) < 40 and all(answer in refused for answer in at_once)
         assert all("busy: requests under way" in one["error"] and "try again" in one["error"] for one in refused)
         assert first.result().shape == (768,)
-        assert_answers_rightly(server)
+        assert_answers_rightly(limited)
 
 
-def test_a_term_signal_lets_accepted_work_finish(fault: Path) -> None:
-    settings = STUB | {"FAULT": str(fault), "CACHE_MB": "0"}
-    with running_server("small", settings=settings) as server, ThreadPoolExecutor(32) as pool:
+def test_a_term_signal_lets_accepted_work_finish(limited: Server, fault: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
         with held(fault):
-            names = [f"accepted-{server.process.pid}-{i}" for i in range(32)]
-            work = [pool.submit(put, server, name, [f"finish what you began, {name}"]) for name in names]
+            names = [f"accepted-{limited.process.pid}-{i}" for i in range(16)]
+            work = [pool.submit(put, limited, name, [f"finish, {name}"]) for name in names]
             wait_until_begun(*names)
-            server.process.send_signal(signal.SIGTERM)
+            limited.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
-            assert server.process.poll() is None
-        assert server.process.wait(120) == 0
+            assert limited.process.poll() is None
+        assert limited.process.wait(120) == 0
         assert all(encoding.decode(one.result()["output"]).shape == (1, 768) for one in work)
 
 
 async def singles_beside(server: Server, other: dict[str, Any], times: int) -> tuple[list[float], list[float]]:
     """Return the latencies of single texts without and with `other` requests beside them."""
-    alone = await asyncio.to_thread(latencies_ms, server, 1)
+    alone = await asyncio.to_thread(latencies_ms, server, 0.5)
     stop = threading.Event()
 
     def disturb() -> None:
@@ -190,7 +192,7 @@ async def singles_beside(server: Server, other: dict[str, Any], times: int) -> t
                 assert server.predict(other)["status"] == "succeeded"
 
     disturbing = asyncio.create_task(asyncio.to_thread(disturb))
-    beside = await asyncio.to_thread(latencies_ms, server, 2.5)
+    beside = await asyncio.to_thread(latencies_ms, server, 2)
     stop.set()
     await disturbing
     return alone, beside

@@ -121,6 +121,7 @@ def serving(image: Path, weights: str, module: str = "cog.server.http") -> Itera
         "PORT": str(port),
         "WEIGHTS": weights,
         "HF_ENDPOINT": "http://127.0.0.1:9",
+        "OMP_WAIT_POLICY": "passive",  # the tests need the cores, too
     }
     with (image.parent / "log").open("wb") as log:
         process = subprocess.Popen(

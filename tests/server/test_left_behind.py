@@ -38,13 +38,6 @@ def site() -> Iterator[Site]:
         yield running
 
 
-@pytest.fixture
-def temporary(tmp_path: Path) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    return folder
-
-
 def ids(count: int) -> list[str]:
     return [f"left-{uuid4().hex}" for _ in range(count)]
 
@@ -66,32 +59,30 @@ def test_cog_fetches_nothing_by_itself_and_no_internal_address_is_asked(site: Si
         assert (site.heads, other.heads) == ([], [])
 
 
-def test_broken_downloads_and_gone_clients_leave_no_file(site: Site, temporary: Path) -> None:
-    settings = {"FILE_ADDRESSES": "127.0.0.1", "TMPDIR": str(temporary)}
-    with running_server("small", settings=settings) as server:
-        before = sorted(temporary.rglob("*"))
-        broken, gone = ids(4), ids(4)
-        for each, path in zip(broken, ("cut.txt", "cut-chunk.txt", "none.txt", "in.txt"), strict=True):
-            answer = _ask(server, each, f"{site.url}/{path}")
-            assert answer["status"] == ("succeeded" if path == "in.txt" else "failed"), answer
-        for each, path in zip(gone, ("trickle.txt", "trickle-head.txt", "silent.txt", "endless.txt"), strict=True):
-            _ask_and_leave(server, each, f"{site.url}/{path}", site)
-        for _ in (*broken, *gone):
-            assert site.ended.acquire(timeout=15), "the download goes on"
-        answers = {FOLDER / broken[-1] / "embeddinggemma"}  # which is sent, and removed when it surely was
-        eventually(
-            lambda: all(path.parents[1] in answers for path in files_of(broken + gone)), "no download is left behind"
-        )
-        assert sorted(temporary.rglob("*")) == before
-        assert server.predict({"text": "still here"})["status"] == "succeeded"
+def test_broken_downloads_and_gone_clients_leave_no_file(site: Site, server: Server, temporary: Path) -> None:
+    before = sorted(temporary.rglob("*"))
+    broken, gone = ids(4), ids(4)
+    for each, path in zip(broken, ("cut.txt", "cut-chunk.txt", "none.txt", "in.txt"), strict=True):
+        answer = _ask(server, each, f"{site.url}/{path}")
+        assert answer["status"] == ("succeeded" if path == "in.txt" else "failed"), answer
+    for each, path in zip(gone, ("trickle.txt", "trickle-head.txt", "silent.txt", "endless.txt"), strict=True):
+        _ask_and_leave(server, each, f"{site.url}/{path}", site)
+    for _ in (*broken, *gone):
+        assert site.ended.acquire(timeout=15), "the download goes on"
+    answers = {FOLDER / broken[-1] / "embeddinggemma"}  # which is sent, and removed when it surely was
+    eventually(
+        lambda: all(path.parents[1] in answers for path in files_of(broken + gone)), "no download is left behind"
+    )
+    assert sorted(temporary.rglob("*")) == before
+    assert server.predict({"text": "still here"})["status"] == "succeeded"
 
 
 @pytest.mark.fuzz
-def test_what_a_killed_server_was_fetching_is_removed_by_the_next(site: Site, temporary: Path) -> None:
-    settings = {"FILE_ADDRESSES": "127.0.0.1", "TMPDIR": str(temporary)}
+def test_what_a_killed_server_was_fetching_is_removed_by_the_next(site: Site, tmp_path: Path) -> None:
+    settings = {"FILE_ADDRESSES": "127.0.0.1", "TMPDIR": str(tmp_path)}
     [killed] = ids(1)
     with running_server("small", settings=settings) as server, ThreadPoolExecutor(1) as pool:
-        before = sorted(temporary.rglob("*"))
+        before = sorted(tmp_path.rglob("*"))
         asked = pool.submit(_ask, server, killed, f"{site.url}/trickle.txt")
         eventually(lambda: files_of([killed]), "the download has begun")
         for process in reversed(tree(server.process.pid)):
@@ -99,20 +90,20 @@ def test_what_a_killed_server_was_fetching_is_removed_by_the_next(site: Site, te
                 process.send_signal(signal.SIGKILL)
         with pytest.raises(httpx.HTTPError):
             asked.result()
-    assert files_of([killed]) and sorted(temporary.rglob("*")) == before
+    assert files_of([killed]) and sorted(tmp_path.rglob("*")) == before
     os.utime(FOLDER / killed, (time.time() - GRACE_S - 1,) * 2)
     with running_server("small", settings=settings):
         eventually(lambda: not (FOLDER / killed).exists(), "its folder is gone")
 
 
-def test_an_id_that_leads_elsewhere_fails_its_prediction_and_leaves_nothing(server: Server, temporary: Path) -> None:
+def test_an_id_that_leads_elsewhere_fails_its_prediction_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
     for large in (False, True):  # of which Cog's server writes both question and answer to files
         texts = [f"text {i} {'of many words ' * 2_000 * large}" for i in range(500)] if large else ["a"]
-        body = {"id": str(temporary / "elsewhere"), "input": {"texts": texts}}
+        body = {"id": str(tmp_path / "elsewhere"), "input": {"texts": texts}}
         answer = httpx.post(f"{server.url}/predictions", json=body, timeout=60)
         if answer.status_code == 200:  # the front has not refused it
             assert "IdRefused: id: it leads out of the folder of predictions; give one of" in answer.json()["error"]
-        assert list(temporary.iterdir()) == []
+        assert list(tmp_path.iterdir()) == []
 
 
 def _ask(server: Server, name: str, url: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A server in bfloat16 beside one in float32: near vectors, and a name for each."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,31 @@ from tests.support.vectors import FULL, errors
 TEXTS = ["Mars is red.", "Which planet is known as the Red Planet?", "red planet " * 300]
 
 
-def test_the_answer_and_the_log_say_which_format_computed(server: Server) -> None:
+@pytest.fixture(scope="module")
+def coarse() -> Iterator[Server]:
+    """A server in bfloat16, with what orchestrators and secrets put in the environment."""
+    settings = {"API_PORT": "tcp://10.96.0.12:80", "API_HOST": " ", "CACHE_MB": " 8\n", "DTYPE": "bfloat16\r\n"}
+    with running_server("small\n", settings=settings) as running:
+        yield running
+
+
+def test_the_answer_and_the_log_say_which_format_computed(server: Server, coarse: Server) -> None:
     exact = server.predict({"texts": TEXTS})["output"]
-    with running_server("small", settings={"DTYPE": "bfloat16"}) as coarse:
-        output = coarse.predict({"texts": TEXTS})["output"]
-        log = coarse.log.read_text(encoding="utf-8")
+    output = coarse.predict({"texts": TEXTS})["output"]
+    log = coarse.log.read_text(encoding="utf-8")
     assert exact["model"].endswith("+float32")
     assert output["model"] == exact["model"].replace("+float32", "+bfloat16")
     assert "packed, bfloat16, cpu" in log
     cosine, _ = errors(encoding.decode(output), encoding.decode(exact))
     print(f"1 - cosine {cosine:.1e}")
     assert 1e-9 < cosine < (2e-5 if supports(FULL, BFLOAT16) else 1e-4)
+
+
+def test_what_orchestrators_and_secrets_put_in_the_environment_does_not_keep_a_server_from_starting(
+    coarse: Server,
+) -> None:
+    assert coarse.predict({"text": "hello"})["output"]["model"].endswith("+bfloat16")
+    assert "set it in the pod's env, or enableServiceLinks: false" in coarse.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.fuzz

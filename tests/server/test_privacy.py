@@ -54,7 +54,7 @@ class Watched:
     cache: Path
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["behind the front", "alone"])
+@pytest.fixture(scope="module", params=["behind the front", "alone"])
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder, cache = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("weights")
     with tarfile.open(folder / "model.tar", "w") as archive:
@@ -65,7 +65,7 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         address = hub.url.replace("//", f"//user:{SECRET}@") + f"/model.tar?X-Amz-Signature={SECRET}/{SECRET}.tar"
         settings = {"API_PORT": str(port), "API_KEY": SECRET, "WEIGHTS_CACHE": str(cache), "HF_TOKEN": f"hf_{SECRET}"}
         settings |= {"LOG_LEVEL": "debug", "LOG_FORMAT": "json"}
-        with running_server(address, settings=settings, front=request.param) as server:
+        with running_server(address, settings=settings, front=request.param != "alone") as server:
             yield Watched(server, f"http://127.0.0.1:{port}", cache)
 
 
@@ -144,6 +144,7 @@ def _bad_urls() -> Iterator[str]:
     yield from (CANARY, f"ftp://{CANARY}/", f"/etc/{CANARY}", f"https://127.0.0.1:1/{CANARY}.csv", f"http://[{CANARY}")
 
 
+@pytest.mark.parametrize("watched", ["alone"], indirect=True)  # the front reads no file
 def test_errors_of_files_are_not_logged(watched: Watched) -> None:
     table = pa.table({"text": ["a", "", CANARY, None], "id": [CANARY] * 4, CANARY: [1, 2, 3, 4]})
     sink = io.BytesIO()
@@ -177,6 +178,7 @@ def _spoilt(body: Any) -> Iterator[Any]:
 FIELDS = ("model", "encoding_format", "dimensions", "input_type", "task", "truncate", "title", "tokenizer", "options")
 
 
+@pytest.mark.parametrize("watched", ["alone"], indirect=True)  # the front is not before them
 def test_errors_of_other_apis_are_not_logged(watched: Watched) -> None:
     seen: set[int] = set()
     key = JSON | {"authorization": f"Bearer {SECRET}"}

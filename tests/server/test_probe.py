@@ -13,7 +13,8 @@ from container import server as servers
 from container.make_openapi import ROOT
 from container.probe import end
 from container.server import Server, running_server
-from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_ready, worker_of
+from tests.support.fronts import TOY
+from tests.support.servers import eventually, is_gone, order, tree, wait_until_begun, wait_until_ready, worker_of
 
 
 def probe(url: str, *options: str) -> tuple[int, str]:
@@ -41,7 +42,7 @@ def test_a_server_that_sets_up_is_live_and_not_ready(tmp_path: Path) -> None:
     order(fault, "wait")
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
-    process = servers.start(port, "small", tmp_path / "log", settings=STUB | {"FAULT": str(fault)})
+    process = servers.start(port, None, tmp_path / "log", settings=TOY | {"FAULT": str(fault)})
     try:
         eventually(lambda: probe(url)[1] != "NO ANSWER", "the server listens")
         assert probe(url) == (1, "STARTING")
@@ -54,9 +55,11 @@ def test_a_server_that_sets_up_is_live_and_not_ready(tmp_path: Path) -> None:
 
 
 def test_a_failed_setup_must_be_started_again(tmp_path: Path) -> None:
+    fault = tmp_path / "fault"
+    order(fault, "raise")
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
-    process = servers.start(port, str(tmp_path / "nothing"), tmp_path / "log")
+    process = servers.start(port, None, tmp_path / "log", settings=TOY | {"FAULT": str(fault)})
     try:
         eventually(lambda: probe(url)[1] == "SETUP_FAILED", "the setup fails")
         assert probe(url, "--live") == (1, "SETUP_FAILED")
@@ -67,7 +70,7 @@ def test_a_failed_setup_must_be_started_again(tmp_path: Path) -> None:
 
 
 def test_a_server_without_its_worker_must_be_started_again_and_the_probe_ends_it() -> None:
-    with running_server("small", front=False) as lost:
+    with running_server(None, settings=TOY, front=False) as lost:
         worker_of(lost.process.pid).kill()
         eventually(lambda: health(lost.url) == "UNHEALTHY", "the dead worker is noticed")
         assert probe(lost.url) == probe(lost.url, "--live") == (1, "UNHEALTHY")
@@ -81,19 +84,15 @@ def test_a_server_without_its_worker_must_be_started_again_and_the_probe_ends_it
         assert probe(lost.url) == (1, "NO ANSWER")
 
 
-def test_the_probe_leaves_a_server_that_finishes_its_last_requests(tmp_path: Path) -> None:
-    fault = tmp_path / "fault"
-    with (
-        running_server("small", settings=STUB | {"FAULT": str(fault)}, front=False) as server,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        order(fault, "sleep 5")
-        accepted = pool.submit(server.predict, {"text": "finish what you began"})
-        eventually(lambda: not fault.exists(), "the batch begins")
+def test_the_probe_leaves_a_server_that_finishes_its_last_requests() -> None:
+    with running_server(None, settings=TOY, front=False) as server, ThreadPoolExecutor(1) as pool:
+        body = {"id": f"last-{server.process.pid}", "input": {"text": "sleep 5"}}
+        accepted = pool.submit(httpx.put, f"{server.url}/predictions/{body['id']}", json=body, timeout=60)
+        wait_until_begun(str(body["id"]))
         server.process.terminate()
         eventually(lambda: probe(server.url)[1] == "NO ANSWER", "the server no longer listens")
         assert probe(server.url, "--end", str(server.process.pid)) == (1, "NO ANSWER")
-        assert accepted.result()["status"] == "succeeded"
+        assert accepted.result().json()["status"] == "succeeded"
 
 
 def test_a_proxy_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +101,10 @@ def test_a_proxy_is_not_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ending_a_server_does_not_wait_for_a_worker_that_hangs() -> None:
-    with running_server("small", front=False) as server, ThreadPoolExecutor(1) as pool:
+    with running_server(None, settings=TOY, front=False) as server, ThreadPoolExecutor(1) as pool:
         processes = tree(server.process.pid)
         worker_of(server.process.pid).suspend()
-        asked = pool.submit(server.predict, {"text": "for ever"}, timeout_s=60)
+        asked = pool.submit(server.predict, {"text": "sleep 0"}, timeout_s=60)
         time.sleep(0.5)
         end(server.process.pid)
         assert server.process.wait(20) == 0

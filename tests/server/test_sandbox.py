@@ -85,6 +85,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psut
     settings = {name: str(value).replace("/cache", "/mnt/cache") for name, value in COMPOSED["environment"].items()}
     settings |= {"PATH": "/mnt/venv/bin:/usr/bin:/bin", "PYTHONPATH": "/mnt/hooks", "PORT": str(port)}
     settings |= {"WEIGHTS": "small", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    settings |= {"OMP_WAIT_POLICY": "passive"}  # the tests need the cores, too
     places = {"IMAGE": str(image), "HOOKS": str(hooks), "VENV": sys.prefix, "BASE": sys.base_prefix}
     places |= {"HIDDEN": hidden_ancestor(sys.base_prefix)}
     command = [*NAMESPACE, "sh", "-c", ENTER, "sh", *RESTRICTED, "env", "-i"]

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ import pytest
 
 from container.make_openapi import ROOT
 from container.server import free_port
-from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_ready, worker_of
-from tests.support.storage import running_storage
+from tests.support.fronts import TOY
+from tests.support.servers import STUB, eventually, is_gone, order, tree, wait_until_begun, wait_until_ready, worker_of
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, command: list[str], weights: str = "small") -> Iterator[Served]:
+def served(
+    folder: Path, command: list[str], weights: str = "small", predictor: Mapping[str, str] = STUB
+) -> Iterator[Served]:
     """Run a command with PORT and WEIGHTS set, and a log in the folder; in the end kill what is left of it."""
     port = free_port()
     fault = folder / "fault"
-    environment = os.environ | STUB | {"FAULT": str(fault), "CACHE_MB": "0", "PORT": str(port), "WEIGHTS": weights}
+    environment = os.environ | predictor | {"FAULT": str(fault), "CACHE_MB": "0", "PORT": str(port), "WEIGHTS": weights}
     with (folder / "log").open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -115,29 +117,24 @@ def test_make_serve_listens_where_its_command_line_says_and_nowhere_else() -> No
     assert "-m scripts.server --host 0.0.0.0\n" in command("HOST=0.0.0.0")
 
 
-def test_files_are_uploaded_where_the_command_says(tmp_path: Path) -> None:
-    with running_storage() as storage, served(tmp_path, [*MODULE, "--upload-url", storage.url]) as running:
-        wait_until_ready(running.url)
-        inputs = {"file": "data:text/plain,one"}
-        answer = httpx.post(f"{running.url}/predictions", json={"input": inputs}, timeout=60).json()
-        assert answer["output"] == f"{storage.url}/vectors.parquet"
-
-
 def test_a_second_signal_does_not_wait_for_requests(tmp_path: Path) -> None:
-    with served(tmp_path, MODULE) as running, ThreadPoolExecutor(1) as pool:
+    with served(tmp_path, MODULE, predictor=TOY) as running, ThreadPoolExecutor(1) as pool:
         wait_until_ready(running.url)
         processes = tree(running.process.pid)
-        accepted = running.ask_slowly(pool, seconds=60)
+        body = {"id": f"second-{running.process.pid}", "input": {"text": "sleep 60"}}
+        accepted = pool.submit(httpx.put, f"{running.url}/predictions/{body['id']}", json=body, timeout=120)
+        wait_until_begun(str(body["id"]))
         for _ in range(2):
             running.process.terminate()
             time.sleep(0.2)
         assert running.process.wait(30) == 0
-        assert isinstance(accepted.exception(), httpx.TransportError) or accepted.result() == "failed"
+        lost = isinstance(accepted.exception(), httpx.TransportError)
+        assert lost or accepted.result().json()["status"] == "failed"
         eventually(lambda: all(map(is_gone, processes)), "no process is left")
 
 
 def test_a_killed_command_leaves_no_server_behind(tmp_path: Path) -> None:
-    with served(tmp_path, MODULE) as running:
+    with served(tmp_path, MODULE, predictor=TOY) as running:
         wait_until_ready(running.url)
         processes = tree(running.process.pid)
         running.process.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from container import probe
+from container.prediction_folders import FOLDER
 
 # With it a server does what the file says that the variable FAULT names.
 STUB = {"COG_PREDICT_TYPE_STUB": "tests/support/faulty_predictor.py:Predictor"}
@@ -44,6 +45,11 @@ def eventually(holds: Callable[[], object], what: str) -> None:
 def wait_until_ready(url: str) -> None:
     """Wait until a server takes predictions."""
     eventually(lambda: probe.status(url) in probe.SERVES, f"{url} is ready")
+
+
+def wait_until_begun(*ids: str) -> None:
+    """Wait until Cog's server has begun predictions: it makes a folder for each."""
+    eventually(lambda: all((FOLDER / each).is_dir() for each in ids), f"{ids} have begun")
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -1,7 +1,13 @@
-"""A predictor for seeing what Cog's server does by itself. Its texts are commands."""
+"""A predictor for seeing what Cog's server does by itself. Its texts are commands, and FAULT may name a file.
+
+While that file says `wait`, the setup does not end, and where it says `raise`, the setup fails.
+"""
 
 import asyncio
+import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,15 @@ from cog import BaseRunner, Input
 
 
 class Predictor(BaseRunner):
+    def setup(self) -> None:
+        """Do what the file of FAULT says."""
+        fault = Path(os.environ.get("FAULT", os.devnull))
+        with suppress(FileNotFoundError):
+            while says := fault.read_text(encoding="utf-8"):
+                if says == "raise":
+                    raise RuntimeError("injected")
+                time.sleep(0.05)
+
     @cog.concurrent(max=4)
     async def run(self, text: str = Input(description="The command.", default="")) -> Any:
         """Do what the text says: `path`, `path in an object`, or `sleep SECONDS`."""
