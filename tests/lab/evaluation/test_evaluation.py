@@ -19,7 +19,7 @@ from container.make_openapi import ROOT
 from container.server import running_server
 from lab.evaluation.__main__ import arguments, evaluate
 from lab.evaluation.results import CARD, card_rows, page
-from lab.evaluation.run import CHUNKINGS, Scorer, fill, lines_for, load, tables_of, tasks_named
+from lab.evaluation.run import CHUNKINGS, MANY_DOCUMENTS, Scorer, fill, lines_for, load, tables_of, tasks_named
 from lab.evaluation.sources import EvaluationError
 from lab.evaluation.store import Store
 
@@ -58,11 +58,28 @@ def embedded(output: str) -> int:
 
 @pytest.fixture(scope="module")
 def tables(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """All rows for the bundled tasks, of which a few are scored, on the two searches alone."""
-    tables = tables_of(store, {})
+    """All rows for the bundled tasks, of which a few are scored, on the two searches alone and on a part of each."""
+    tables, tasks = tables_of(store, {}), tasks_named("quick")[2:]
     tables.forms, tables.rescored, tables.chunks = tables.forms[:2], tables.rescored[:1], tables.chunks[2:5]
-    fill(tables, store, tasks_named("quick")[2:], Scorer(tmp_path_factory.mktemp("scores")), {})
+    for task, documents in zip(tasks, (MANY_DOCUMENTS, 2), strict=True):
+        keep_first(task, documents)
+    fill(tables, store, tasks, Scorer(tmp_path_factory.mktemp("scores")), {})
     return tables
+
+
+def keep_first(task: Any, documents: int) -> None:
+    """Let a search have so few documents, and the queries that they answer."""
+    load_all = task.load_data
+
+    def load_data(**options: Any) -> None:
+        load_all(**options)
+        search = task.dataset["default"]["test"]
+        search["corpus"] = search["corpus"].select(range(documents))
+        kept = set(search["corpus"]["id"])
+        search["relevant_docs"] = {query: of for query, of in search["relevant_docs"].items() if kept >= of.keys()}
+        search["queries"] = search["queries"].filter(lambda query: query["id"] in search["relevant_docs"])
+
+    task.load_data = load_data
 
 
 def test_an_own_folder_gives_a_page_figures_and_plots_and_the_second_time_at_once(

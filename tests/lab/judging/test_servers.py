@@ -56,6 +56,8 @@ def test_sentence_transformers_served_is_right(small_vectors: Expected, small: A
         assert judgement.is_right, judgement.found
         assert "has no prompts for" not in " ".join(judgement.remarks)
         assert ("short texts, against a right server", 24) in [step[:2] for step in judgement.steps]
+        if dtype == "bfloat16":  # through which API, does not matter to rounding
+            return
         judgement = judge(Client(url, "openai"), small_vectors, client_prompts=True)
         assert judgement.is_right, judgement.found
         judgement = judge(Client(url, "openai"), small_vectors)
