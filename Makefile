@@ -105,8 +105,9 @@ test-evaluation: $(VENV)/.evaluation ## the parts of make evaluate that need its
 test-tuning: $(VENV)/.tuning ## the parts of make tune that need its packages
 	$(PYTEST) $(IN_TWO) -m tuning tests/lab/tuning
 
+# The longest files come first.
 test-lab: $(VENV)/.tuning ## both of these at once
-	$(PYTEST) $(IN_TWO) -m "evaluation or tuning" tests/lab/evaluation tests/lab/judging tests/lab/tuning
+	$(PYTEST) $(IN_TWO) -m "evaluation or tuning" tests/lab/tuning tests/lab/evaluation tests/lab/judging
 
 test-ray: $(READY) ## embed a corpus on a Ray cluster
 	@$(INSTALL) -r requirements/ray.txt >&2

@@ -35,10 +35,8 @@ READ = {"dictionary-of-loads.parquet", "list.parquet", "width.parquet", "documen
 
 @pytest.fixture(scope="module")
 def bombs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bombs")
-    for name, make in BOMBS.items():
-        make(folder / name)
-    return folder
+    """A folder for the files, each made when it is first read: a process may have one mode alone."""
+    return tmp_path_factory.mktemp("bombs")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +56,11 @@ def test_memory_stays_under_the_bound(bombs: Path, tmp_path: Path, monkeypatch: 
     watched = Watched("tests.support.bomb_runs", *mode.split())
     peaks: dict[str, int] = {}
     try:
-        for name in BOMBS:
+        for name, make in BOMBS.items():
             if (mode == "run" and name.startswith("blank")) or (mode.endswith("256") and "wide" not in name):
                 continue
+            if not (bombs / name).exists():
+                make(bombs / name)
             (tmp_path / name).mkdir()
             (said, seconds), peak = watched.ask([str(bombs / name), str(tmp_path / name / "v.parquet")])
             peaks[name] = peak >> 10
