@@ -23,7 +23,7 @@ PROPERTIES = {
 PROPERTIES["file"] = {"enum": ["data:text/plain,one%0Atwo", "data:text/plain,one%0A%0A", "data:,one"]}
 FIELDS = ("text", "title", "precision", *PROPERTIES)
 # The same examples in every run: a failure here is a failure everywhere.
-THOROUGH = settings(max_examples=1_000, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+THOROUGH = settings(max_examples=600, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=50),
