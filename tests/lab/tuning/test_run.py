@@ -1,6 +1,7 @@
 """The command from rows to a checkpoint that is served, or rejected."""
 
 import json
+import os
 import random
 import re
 import shlex
@@ -28,6 +29,7 @@ from lab.tuning.split import split
 from tasks import PROMPTS
 from tests.lab.tuning.conftest import Rows, write_rows
 from tests.support.files import flip_bit
+from tests.support.tuning_runs import start_command
 from tests.support.vectors import errors
 from weights import SMALL
 
@@ -35,14 +37,14 @@ pytestmark = pytest.mark.tuning
 
 OPTIONS = ["--weights", "small", "--learning-rate", "1e-3", "--epochs", "2"]
 EXACT = {"DTYPE": "float32"}
+# A file may have no more: nothing can be kept, the weights do not fit, or the trainer's state does not.
+FULL_DISKS_MIB = (0, 12, 30)
 # Of the untuned checkpoint; the window of 257 tokens is passed.
 TEXTS = ["a", "What is the meaning of life?", "The bridge was painted green in spring. " * 60]
 
 
-def start(data: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-    """Start the command in a process of its own."""
-    arguments = [sys.executable, "-m", "lab.tuning", "--data", str(data), "--out", str(out), *OPTIONS, *options]
-    return subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def arguments_of(data: Path, out: Path, *options: str) -> list[str]:
+    return ["--data", str(data), "--out", str(out), *OPTIONS, *options]
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +53,58 @@ def data(labelled: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that has learnt the labels, by a command that was killed while it measured."""
-    out = tmp_path_factory.mktemp("tuned") / "tuned"
-    process = start(data, out)
-    while process.poll() is None and not (out.with_name("tuned.work") / "vectors.sqlite").exists():
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tuned") / "tuned"
+
+
+@pytest.fixture(scope="module")
+def attempts(data: Path, out: Path) -> dict[str, tuple[int | None, str]]:
+    """The same command again and again: on full disks, killed while it measures, beside another, and at last whole.
+
+    For each the exit status and what it said. The last one starts as users start it, and goes on from all the others.
+    """
+    given = arguments_of(data, out)
+    said = {f"{mib} MiB": start_command(given, most_bytes=mib << 20).end() for mib in FULL_DISKS_MIB}
+    first = start_command(given)
+    while first.process.is_alive() and not (out.with_name("tuned.work") / "vectors.sqlite").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    os.kill(first.process.pid or 0, signal.SIGSTOP)  # so that it cannot be over before the second one begins
+    said["second"] = start_command(given).end()
+    first.process.kill()
+    first.end()
     assert not out.exists()
-    _, said = (process := start(data, out)).communicate()
-    assert process.returncode == 0, said
-    assert "Going on with what is in" in said and f"\n{out}\n" in said
+    last = subprocess.run([sys.executable, "-m", "lab.tuning", *given], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return said | {"last": (last.returncode, last.stderr)}
+
+
+@pytest.fixture(scope="module")
+def tuned(attempts: dict[str, tuple[int | None, str]], out: Path) -> Path:
+    """A checkpoint that has learnt the labels."""
+    status, said = attempts["last"]
+    assert status == 0, said
+    return out
+
+
+def test_the_command_goes_on_and_shows_how_far_it_is(attempts: dict[str, tuple[int | None, str]], out: Path) -> None:
+    status, said = attempts["last"]
+    assert status == 0 and "Going on with what is in" in said and f"\n{out}\n" in said, said
     bars = {line.partition(":")[0].strip() for line in re.split("[\r\n]", said) if "%|" in line}
     assert {bar for bar in bars if not bar.startswith("embedding, ")} <= {f"{i}%" for i in range(101)}  # the trainer's
-    return out
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_work(
+    attempts: dict[str, tuple[int | None, str]], out: Path
+) -> None:
+    refusal = f"{out}.work: another run is at work there; wait for it, or name another OUT\n"
+    assert attempts["second"] == (1, refusal)
+
+
+@pytest.mark.parametrize("mib", FULL_DISKS_MIB)
+def test_a_full_disk_is_told_in_a_sentence(attempts: dict[str, tuple[int | None, str]], mib: int) -> None:
+    status, said = attempts[f"{mib} MiB"]
+    assert status == 1 and "Traceback" not in said, said
+    last = said.splitlines()[-1]
+    assert "make room" in last and "the same command goes on" in last, said
 
 
 def figures(directory: Path) -> dict[str, Any]:
@@ -134,42 +173,16 @@ def test_labels_at_random_are_rejected_with_the_reason(labelled: Rows, tmp_path:
     rng.shuffle(labels)
     rows = [row | {"label": label} for row, label in zip(labelled, labels, strict=True)]
     out = tmp_path / "tuned"
-    process = start(write_rows(tmp_path / "random.jsonl", rows), out, "--epochs", "1", "--learning-rate", "1e-5")
-    _, said = process.communicate()
-    assert process.returncode == 3, said
+    data = write_rows(tmp_path / "random.jsonl", rows)
+    options = ["--epochs", "1", "--learning-rate", "1e-5", "--distill", "0"]
+    status, said = start_command(arguments_of(data, out, *options), general=["similarity"]).end()
+    assert status == 3, said
     rejected = tmp_path / "tuned.rejected"
     assert not out.exists() and rejected.is_dir() and not (tmp_path / "tuned.work").exists()
     card = (rejected / "README.md").read_text(encoding="utf-8")
     assert "**Rejected:** held-out at 768 dimensions is not shown to be better" in card
     assert "Rejected:\nheld-out at 768 dimensions is not shown to be better" in said
     assert weights.resolve(str(rejected)).canaries
-
-
-def test_a_second_run_is_refused_while_the_first_is_at_work(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "tuned"
-    first = start(data, out)
-    while first.poll() is None and not (tmp_path / "tuned.work" / "asked.json").exists():
-        time.sleep(0.05)
-    _, said = (second := start(data, out)).communicate()
-    assert second.returncode == 1
-    assert said == f"{out}.work: another run is at work there; wait for it, or name another OUT\n"
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-
-
-@pytest.mark.parametrize("mib", [0, 12, 30])
-def test_a_full_disk_is_told_in_a_sentence(data: Path, tmp_path: Path, mib: int) -> None:
-    """A file may have so many MiB: the trainer's state, the weights or the computed vectors do not fit."""
-    code = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({mib} << 20, {mib} << 20)); import sys; "
-        "from lab.tuning.__main__ import main; main()"
-    )
-    options = ["--data", str(data), "--out", str(tmp_path / "tuned"), *OPTIONS, "--epochs", "1", "--distill", "0"]
-    run = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
-    last = run.stderr.splitlines()[-1]
-    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
-    assert "make room" in last and "the same command goes on" in last, run.stderr
-    assert not (tmp_path / "tuned").exists()
 
 
 def test_the_command_is_told_in_words_of_make(data: Path) -> None:

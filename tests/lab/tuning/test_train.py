@@ -1,9 +1,6 @@
 """Training: equal seeds give equal weights, also after kills and with adapters, and bad settings are named."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,34 +10,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from container.make_openapi import ROOT
 from lab.tuning.data import read
 from lab.tuning.recipe import Recipe, TuningError
 from lab.tuning.train import average, check_finite, load_model, lora_config, merged_state, newest_complete, train
 from tests.lab.tuning.conftest import Rows, write_rows
+from tests.support.tuning_runs import start_training
 from weights import SMALL
 
 pytestmark = pytest.mark.tuning
 
 RECIPE = Recipe(epochs=2, batch=16, learning_rate=3e-4, negatives=0)
-TRAIN = """
-import sys
-from pathlib import Path
-from lab.tuning.data import read
-from lab.tuning.recipe import Recipe
-from lab.tuning.train import train
-from weights import SMALL
-data = read(sys.argv[1])
-train(data.kind, data.examples[:96], SMALL, Recipe(**eval(sys.argv[2])), Path(sys.argv[3]))
-"""
 
 
-def run(data: Path, work: Path, recipe: Recipe = RECIPE) -> subprocess.Popen[bytes]:
-    """Start a training in a process of its own."""
-    work.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", TRAIN, str(data), repr(recipe.as_dict()), str(work)]
-    with (work / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+def train_whole(data: Path, work: Path, recipe: Recipe) -> None:
+    status, said = start_training(data, work, recipe.as_dict()).end()
+    assert status == 0, said
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -57,7 +41,7 @@ def data(pairs: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training that nothing has interrupted."""
     work = tmp_path_factory.mktemp("whole")
-    assert run(data, work).wait() == 0, (work / "log").read_text()
+    train_whole(data, work, RECIPE)
     return work
 
 
@@ -66,26 +50,23 @@ def test_a_training_goes_on_from_a_full_disk_and_from_kills_and_gives_the_same_w
 ) -> None:
     """A file may have 12 MB at first, fewer than the weights have: writing them fails in the middle."""
     work, killed = tmp_path / "work", 0
-    work.mkdir()
-    code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, 12 << 20))\n" + TRAIN
-    command = [sys.executable, "-c", code, str(data), repr(RECIPE.as_dict()), str(work)]
-    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode and "too large" in failed.stderr
+    status, said = start_training(data, work, RECIPE.as_dict(), most_bytes=12 << 20).end()
+    assert status and "too large" in said
     assert not list(work.glob("*.safetensors"))
     for kill in range(2):
-        process = run(data, work)
+        run = start_training(data, work, RECIPE.as_dict())
         saved = 0
-        while process.poll() is None and saved <= kill:  # the second time after more checkpoints
+        while run.process.is_alive() and saved <= kill:  # the second time after more checkpoints
             time.sleep(0.05)
             found = [int(path.name.rpartition("-")[2]) for path in (work / "trainer").glob("checkpoint-*")]
             saved = max(found, default=0) // 2
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        run.process.kill()
+        run.end()
         killed += not (work / "loss.json").exists()
-    assert run(data, work).wait() == 0, (work / "log").read_text()
+    train_whole(data, work, RECIPE)
     assert killed == 2
     left = sorted(path.name for path in work.iterdir())
-    assert left == ["average.safetensors", "last.safetensors", "log", "loss.json"]
+    assert left == ["average.safetensors", "last.safetensors", "loss.json"]
     for name in ("last", "average"):
         assert same_weights(work / f"{name}.safetensors", whole / f"{name}.safetensors")
     assert not same_weights(whole / "last.safetensors", whole / "average.safetensors")
@@ -140,14 +121,14 @@ def test_adapters_are_added_to_the_weights_that_are_written(data: Path, tmp_path
 def test_a_killed_training_with_adapters_goes_on(data: Path, tmp_path: Path) -> None:
     recipe = Recipe(epochs=2, batch=16, learning_rate=1e-3, negatives=0, lora=4)
     first, second = tmp_path / "first", tmp_path / "second"
-    assert run(data, first, recipe).wait() == 0, (first / "log").read_text()
-    process = run(data, second, recipe)
-    while process.poll() is None and not list((second / "trainer").glob("checkpoint-*/trainer_state.json")):
+    train_whole(data, first, recipe)
+    run = start_training(data, second, recipe.as_dict())
+    while run.process.is_alive() and not list((second / "trainer").glob("checkpoint-*/trainer_state.json")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run.process.kill()
+    run.end()
     assert not (second / "loss.json").exists()
-    assert run(data, second, recipe).wait() == 0, (second / "log").read_text()
+    train_whole(data, second, recipe)
     ours, theirs = load_file(second / "last.safetensors"), load_file(first / "last.safetensors")
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
 
