@@ -15,7 +15,7 @@ from engine.graphs import Run, buckets, cuda_capture
 from engine.kernels import FUSED, TILED, Kernels
 from engine.kernels.qkv_attention import supports, tiling, with_tiles
 from engine.kernels.rotary import Rotation
-from engine.measurements import kept_ratio
+from engine.measurements import kept_ratio, times_as_fast
 from engine.model import Layer, Network
 from engine.packing import Segments, layout_of
 
@@ -28,7 +28,6 @@ SHOWN_ON: frozenset[tuple[int, int]] = frozenset()
 WORTH = 1.3
 # What is timed: all layers' attention in a full pass, of texts of each of these lengths.
 TOKENS, LENGTHS = 16_384, (30, 120, 500)
-ROUNDS = 3
 
 
 @torch.inference_mode()
@@ -49,9 +48,8 @@ def with_faster_attention(
     tiled = replace(kernels, qkv_attention=TILED.qkv_attention)
 
     def ratio() -> float:
-        turns = (kernels, tiled, tiled, kernels)  # a GPU is slower while it wakes up
-        seconds = [_seconds(each, network, capture or cuda_capture()) for each in turns]
-        return min(seconds[0], seconds[3]) / min(seconds[1:3])
+        fused_pass, tiled_pass = (_captured(each, network, capture or cuda_capture()) for each in (kernels, tiled))
+        return times_as_fast(fused_pass, tiled_pass, WORTH, time.perf_counter)
 
     try:
         faster = kept_ratio(kept, _circumstances(network), ratio)
@@ -62,9 +60,9 @@ def with_faster_attention(
     return tiled if faster >= WORTH else kernels
 
 
-def _seconds(kernels: Kernels, network: Network, capture: Callable[[Run], Run]) -> float:
-    """Return the least that all layers' attention takes, on random projections of texts of all LENGTHS in turn."""
-    a, device, seconds = network.architecture, network.embedding.table.device, 0.0
+def _captured(kernels: Kernels, network: Network, capture: Callable[[Run], Run]) -> Callable[[], None]:
+    """Return a pass through all layers' attention, on random projections of texts of all LENGTHS in turn."""
+    a, device, replays = network.architecture, network.embedding.table.device, list[tuple[Run, Run]]()
     for length in LENGTHS:
         texts = [[0] * length] * (TOKENS // length)
         exact = layout_of([length] * len(texts), None)
@@ -74,13 +72,13 @@ def _seconds(kernels: Kernels, network: Network, capture: Callable[[Run], Run]) 
         qkv = torch.randn(shape, device=device).to(network.numbers.dtype)
         attend = partial(_attend, kernels, network, qkv, segments)
         attend()  # compiles, which a capture forbids
-        replay, times = capture(attend), []
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
+        replays.append((capture(attend), attend))  # which keeps the tensors that the replay reads
+
+    def run() -> None:
+        for replay, _ in replays:
             replay()[-1, -1, -1].item()  # waits for the device
-            times.append(time.perf_counter() - start)
-        seconds += min(times)
-    return seconds
+
+    return run
 
 
 def _attend(kernels: Kernels, network: Network, qkv: Tensor, segments: Segments) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import engine
-from engine import faster_attention
+from engine import faster_attention, measurements
 from engine.checkpoint import read_architecture
 from engine.faster_attention import WORTH, with_faster_attention
 from engine.graphs import Run
@@ -36,7 +36,7 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(faster_attention, "TOKENS", 6)
     monkeypatch.setattr(faster_attention, "LENGTHS", (3, 5))
-    monkeypatch.setattr(faster_attention, "ROUNDS", 1)
+    monkeypatch.setattr(measurements, "MOST_ROUNDS", 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "GPU of the tests")
 
 
@@ -77,11 +77,11 @@ def test_what_is_faster_is_chosen_and_kept(
     clock = Clock(seconds, monkeypatch)
     assert with_faster_attention(FUSED, network, kept, clock.capture) == expected
     [(circumstances, ratio)] = json.loads(kept.read_text()).items()
-    assert ratio == pytest.approx(seconds) and "GPU of the tests" in circumstances and clock.captured == 8
+    assert ratio == pytest.approx(seconds) and "GPU of the tests" in circumstances and clock.captured == 4
     other = Clock(1 / seconds, monkeypatch)
     assert with_faster_attention(FUSED, network, kept, other.capture) == expected and other.captured == 0
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "another GPU")
-    assert with_faster_attention(FUSED, network, kept, other.capture) == FUSED and other.captured == 8
+    assert with_faster_attention(FUSED, network, kept, other.capture) == FUSED and other.captured == 4
 
 
 def test_what_cannot_run_costs_nothing(

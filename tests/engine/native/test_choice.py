@@ -1,4 +1,4 @@
-"""Which number format a CPU computes in, and that a wrong binary is refused."""
+"""That a wrong binary is refused, and that everything works without one."""
 
 import json
 import logging
@@ -11,19 +11,16 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import engine
 from engine.checkpoint import read_architecture
 from engine.model import BFLOAT16, FLOAT32, FORMATS, NumberFormat
-from engine.native import choice, library
-from engine.native.choice import ALLOWED, WORTH, disagreement, faster_format, trial
-from engine.native.encoder import Encoder, supports
+from engine.native import library
+from engine.native.choice import ALLOWED, disagreement, trial
+from engine.native.encoder import supports
 from engine.native.library import NotAvailable
 from engine.packed import PackedEngine
 from tests.support.vectors import errors, random_ids
@@ -41,79 +38,6 @@ def binary() -> str:
         return library.load()
     except NotAvailable as reason:
         pytest.skip(f"no extension on this machine: {reason}")
-
-
-@pytest.fixture
-def bfloat16(binary: str) -> None:
-    """Skip the test where the processor cannot multiply in bfloat16 at all."""
-    if not supports(ARCHITECTURE, BFLOAT16):
-        pytest.skip("oneDNN has no matmul in bfloat16 for this processor")
-
-
-def slow_in(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Let the extension seem to take twice as long in one format; return the formats of the calls that follow."""
-    calls, compute, now = [], Encoder.__call__, 0.0
-
-    def slowed(encoder: Encoder, *inputs: Any) -> torch.Tensor:
-        nonlocal now
-        calls.append(encoder._network.numbers.dtype)
-        now += 2 if calls[-1] == dtype else 1
-        return compute(encoder, *inputs)
-
-    monkeypatch.setattr(Encoder, "__call__", slowed)
-    monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: now))
-    return calls
-
-
-@pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize(("slow", "chosen"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float32")])
-def test_the_faster_format_is_chosen_and_kept(
-    slow: torch.dtype, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("DTYPE", "auto")
-    calls, kept = slow_in(slow, monkeypatch), tmp_path / "new folder" / "formats.json"
-    assert engine.number_format(SMALL, measured=kept) == chosen
-    assert calls.count(torch.float32) == calls.count(torch.bfloat16) > 0
-    [ratio] = json.loads(kept.read_text()).values()
-    assert (ratio >= WORTH) == (chosen == "bfloat16")
-    timed = len(calls)
-    with caplog.at_level(logging.INFO):
-        loaded = engine.load(SMALL, measured=kept)
-    assert loaded.number_format == chosen and f"packed, {chosen}, cpu, C++ encoder_" in loaded.description
-    assert f"bfloat16 takes 1/{ratio:.2f} of float32's time" in caplog.text
-    assert len(calls) <= timed + 2  # only the comparisons with PyTorch
-
-
-@pytest.mark.usefixtures("bfloat16")
-def test_what_is_kept_decides_under_the_same_circumstances_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = tmp_path / "formats.json"
-    for ratio, chosen in ((WORTH, BFLOAT16), (WORTH - 0.01, FLOAT32)):
-        kept.write_text(json.dumps({choice._circumstances(ARCHITECTURE, library.load()): ratio, "another": 1.0}))
-        assert faster_format(ARCHITECTURE, kept) == chosen
-    calls = slow_in(torch.float32, monkeypatch)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")
-    faster_format(ARCHITECTURE, kept)
-    assert calls == []
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")  # too late for oneDNN, but another circumstance
-    assert faster_format(ARCHITECTURE, kept) == BFLOAT16
-    assert calls and len(json.loads(kept.read_text())) == 3
-
-
-@pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": "b"}', "\xff"])
-def test_an_unreadable_file_is_measured_anew(content: str, tmp_path: Path) -> None:
-    kept = tmp_path / "formats.json"
-    kept.write_text(content, encoding="latin-1")
-    faster_format(ARCHITECTURE, kept)
-    assert all(ratio > 0 for ratio in json.loads(kept.read_text()).values())
-
-
-@pytest.mark.usefixtures("bfloat16")
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert faster_format(ARCHITECTURE, tmp_path / "file" / "formats.json") in (FLOAT32, BFLOAT16)
 
 
 @pytest.fixture
