@@ -28,6 +28,10 @@ PLAIN = {
     "pre_tokenizer": {"BertPreTokenizer", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"},
     "decoder": {"ByteFallback", "Fuse", "Strip"},
 }
+BPE_OPTIONS = {
+    *("type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback"),
+    "ignore_merges",
+}
 STEPS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 MODELS = {"BPE", "Unigram", "WordLevel", "WordPiece"}
 
@@ -78,7 +82,7 @@ def load(path: Path, vocab_size: int | None = None) -> tokenizers.Tokenizer:
             _check_ids(file.model, vocab_size)
             if any(token.id >= vocab_size for token in file.added_tokens):
                 content = _without(content, vocab_size)
-        return tokenizers.Tokenizer.from_buffer(content)
+        return _gemmas(content, file.model) or tokenizers.Tokenizer.from_buffer(content)
     except TokenizerError:
         raise
     except _Unfit as unfit:
@@ -113,6 +117,37 @@ def _without(content: bytes, vocab_size: int) -> bytes:
     added = msgspec.json.decode(raw["added_tokens"], type=list[dict[str, Any]])
     raw["added_tokens"] = msgspec.Raw(msgspec.json.encode([each for each in added if each["id"] < vocab_size]))
     return msgspec.json.encode(raw)
+
+
+def _gemmas(content: bytes, model: _Model) -> tokenizers.Tokenizer | None:
+    """Return what `from_buffer` does of a file of Gemma's kind, in two thirds of its time and memory; None of others.
+
+    `from_buffer` copies the vocabulary and its merges twice on the way, so the model is made of Python's objects. The
+    rest of the file is read beside a vocabulary of the added tokens alone, as an added token has its id from there.
+    """
+    if msgspec is None or not isinstance(model.vocab, dict):
+        return None
+    try:
+        parts = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        of_model = msgspec.json.decode(parts["model"], type=dict[str, msgspec.Raw])
+        added = {token.content: token.id for token in msgspec.json.decode(parts["added_tokens"], type=list[_Added])}
+        if any(model.vocab.get(token) != number for token, number in added.items()):
+            return None
+        options = {name: msgspec.json.decode(of_model[name]) for name in of_model.keys() - {"vocab", "merges"}}
+        if options.keys() - BPE_OPTIONS or options.pop("type") != "BPE":
+            return None
+        merges = msgspec.json.decode(of_model["merges"], type=list[tuple[str, str]])
+        given = {name: value for name, value in options.items() if value is not None}
+        byte_pairs = tokenizers.models.BPE(model.vocab, merges, **given)
+        of_model |= {"vocab": msgspec.Raw(msgspec.json.encode(added)), "merges": msgspec.Raw(b"[]")}
+        parts["model"] = msgspec.Raw(msgspec.json.encode(of_model))
+        tokenizer = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(parts))
+    except MemoryError:
+        raise
+    except Exception:  # `from_buffer` says what is wrong with the file
+        return None
+    tokenizer.model = byte_pairs
+    return tokenizer
 
 
 def _check_ids(model: _Model, vocab_size: int) -> None:

@@ -3,7 +3,10 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +185,121 @@ def test_an_added_token_without_a_row_in_the_table_is_text_like_any_other(
     with pytest.raises(ValueError, match="has the id"):
         Tokenizer(copy).decode([rows])
     assert np.isfinite(PackedEngine(copy, "cpu").embed(ids)).all()
+
+
+def written(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def content(small: Path) -> dict[str, Any]:
+    """The small checkpoint's tokenizer.json."""
+    read: dict[str, Any] = json.loads((small / "tokenizer.json").read_text(encoding="utf-8"))
+    return read
+
+
+def unchanged(content: dict[str, Any]) -> None:
+    pass
+
+
+def added_in_another_order(content: dict[str, Any]) -> None:
+    content["added_tokens"].sort(key=lambda token: token["content"])
+
+
+def other_options(content: dict[str, Any]) -> None:
+    content["model"] |= {"fuse_unk": False, "ignore_merges": True, "unk_token": None}
+
+
+@pytest.mark.parametrize("change", [unchanged, added_in_another_order, other_options])
+def test_a_file_of_gemmas_kind_is_read_as_the_library_reads_it(
+    content: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    change(content)
+    path = written(tmp_path, content)
+    ours, library = tokenizer_file.load(path), tokenizers.Tokenizer.from_file(str(path))
+    assert ours.to_str() == library.to_str()
+    assert ours.get_added_tokens_decoder() == library.get_added_tokens_decoder()
+    texts = [*TEXTS, "a<mask>b <unused5> <bos>", "🎉\n\n\n  今天天气"]
+    assert [(each.ids, each.offsets) for each in ours.encode_batch(texts)] == [
+        (each.ids, each.offsets) for each in library.encode_batch(texts)
+    ]
+
+
+# Reads a file and prints by how many kilobytes that raised the most memory that the process has had.
+PEAK = """
+import sys, tokenizers
+from pathlib import Path
+from engine import tokenizer_file
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+path, before = Path(sys.argv[2]), peak()
+if sys.argv[1] == "ours":
+    tokenizer_file.load(path)
+else:
+    tokenizers.Tokenizer.from_buffer(path.read_bytes())
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux tells it")
+def test_it_takes_less_memory_than_the_library_s_own_way(content: dict[str, Any], tmp_path: Path) -> None:
+    vocabulary = content["model"]["vocab"]
+    letters = [token for token in vocabulary if len(token) == 1][:300]
+    for a in letters:  # as many merges as a tenth of Gemma's
+        for b in letters[:200]:
+            vocabulary.setdefault(a + b, len(vocabulary))
+            content["model"]["merges"].append([a, b])
+    path = written(tmp_path, content)
+    command = [sys.executable, "-c", PEAK]
+    ours, library = (int(subprocess.check_output([*command, way, path], text=True)) for way in ("ours", "library"))
+    assert 0 < ours < 0.9 * library
+
+
+def merge_of_unknown_pieces(content: dict[str, Any]) -> None:
+    content["model"]["merges"].append(["no such piece", "a"])
+
+
+def merges_as_numbers(content: dict[str, Any]) -> None:
+    content["model"]["merges"] = [1, 2]
+
+
+@pytest.mark.parametrize("change", [merge_of_unknown_pieces, merges_as_numbers])
+def test_a_file_that_the_library_refuses_is_refused_in_its_words(
+    content: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    change(content)
+    path = written(tmp_path, content)
+    with pytest.raises(ValueError, match="Cannot instantiate Tokenizer from buffer") as library:
+        tokenizers.Tokenizer.from_buffer(path.read_bytes())
+    with pytest.raises(TokenizerError) as ours:
+        tokenizer_file.load(path)
+    assert str(ours.value) == f"{path}: not a tokenizer that can be read: {str(library.value)[:200]}"
+
+
+def merges_as_older_files_write_them(content: dict[str, Any]) -> None:
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+
+
+def an_added_token_without_a_piece(content: dict[str, Any]) -> None:
+    content["added_tokens"].append(content["added_tokens"][4] | {"id": 16_384, "content": "<new>"})
+
+
+def an_option_of_another_library(content: dict[str, Any]) -> None:
+    content["model"]["speed"] = "fast"
+
+
+@pytest.mark.parametrize(
+    "change", [merges_as_older_files_write_them, an_added_token_without_a_piece, an_option_of_another_library]
+)
+def test_files_of_other_kinds_are_left_to_the_library(
+    content: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    change(content)
+    path = written(tmp_path, content)
+    library = tokenizers.Tokenizer.from_file(str(path))
+    assert tokenizer_file.load(path).to_str() == library.to_str()
 
 
 @pytest.mark.parametrize(
