@@ -1,7 +1,9 @@
 """Cog's API: passes the inputs of a prediction to the service, and answers with the vectors."""
 
+import asyncio
 import functools
 import gc
+import importlib
 import inspect
 import json
 import logging
@@ -20,7 +22,7 @@ import encoding
 import settings
 from batching.pools import NUMBERS, run
 from container.prediction_folders import PredictionFolders, keep_answer
-from corpus.prediction import InputFile, check_beside_file, check_settings, embed_file
+from corpus.asked_file import InputFile, check_beside_file, check_settings
 from corpus.rows import Columns
 from engine.tokenizer import Truncate
 from fetching.input_file import InputFiles
@@ -250,6 +252,10 @@ class Predictor(BaseRunner):
 
     async def embed_file(self, source: InputFile, options: Options, folder: Path) -> Path:
         """Fetch the file of a prediction and return its answer, in `folder`. Raises FileRefused, CorpusError."""
+        # The first file imports what reads files, in a thread, as it takes a fifth of a second.
+        await asyncio.to_thread(importlib.import_module, "corpus.prediction")
+        from corpus.prediction import embed_file
+
         self.service.check(options)
         tokenizer, model = self.service.engine.tokenizer, self.service.model
         async with self.files.fetched(str(source.path), folder) as fetched:

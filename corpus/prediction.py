@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 
-import settings
 from batching.errors import Busy
 from batching.request import Cost
+from corpus.asked_file import InputFile, answer_bytes, places_set
 from corpus.blocks import BlockLimits, blocks_of
 from corpus.compute import PreparedBlock, finish, prepare_block
-from corpus.limits import MB, Limits
+from corpus.limits import MB
 from corpus.output_files import OutputFiles
 from corpus.readers import Reader, UnknownFormat
-from corpus.rows import BadRow, Columns, CorpusError, UnfitRow
+from corpus.rows import BadRow, CorpusError, UnfitRow
 from corpus.sources import reason
 from engine.contract import Ranges, TokenIds
 from engine.tokenizer import Tokenizer
@@ -46,31 +46,9 @@ SKIPPED_LOGGED = 100
 SKIPPED_MOST = 1_000_000
 # How long a corpus waits when the queue is full: it has time.
 BUSY_WAIT_S = 0.2
-ANSWER_MB = 16_384
-FILES_AT_ONCE = 2
-FILES_WAITING = 64
 SMALL_FILE_BYTES = 4 * MB
 
 EmbedAsync = Callable[[Sequence[TokenIds], Ranges | None], Awaitable[tuple[np.ndarray, Cost]]]
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """The file of a prediction: its URL, or the path that it was fetched to, and the inputs that describe it.
-
-    `file_format` is `auto` where the name tells.
-    """
-
-    path: Path | str
-    file_format: str
-    columns: Columns
-    skip: bool
-    output_format: str
-
-    def open(self) -> Reader:
-        """Open the file. Raises CorpusError, which quotes nothing of it, as servers log what they answer."""
-        columns = replace(self.columns, quotes=False)
-        return Reader(str(self.path), columns, None if self.file_format == "auto" else self.file_format, "file")
 
 
 @dataclass(slots=True)
@@ -102,34 +80,12 @@ class FileProgress:
             logger.warning("and %d more rows were skipped", self.skipped - SKIPPED_LOGGED)
 
 
-def check_beside_file(**inputs: object) -> None:
-    """Raise ValueError for texts and titles that are given beside a file."""
-    if given := [name for name, value in inputs.items() if value is not None]:
-        raise ValueError(f"file, {', '.join(given)}: give a file, whose columns have texts and titles, or give texts")
-
-
 def _check_rows_identified(file: InputFile, options: Options) -> None:
     """Raise ValueError if a file of nothing but vectors would not tell which rows they belong to."""
     reasons = {"chunk": options.chunking, "on_error 'skip'": file.skip, "id_column": file.columns.id}
     reason = next((name for name, given in reasons.items() if given), None)
     if file.output_format == "npy" and reason:
         raise ValueError(f"output_file: 'npy' has no ids to tell rows by, with {reason}; use 'parquet' or 'jsonl'")
-
-
-def check_settings() -> None:
-    """Raise SettingError for an impossible value of a setting of files."""
-    Limits.of_settings()
-    _places_set()
-    _answer_bytes()
-
-
-def _places_set() -> tuple[int, int]:
-    """Return how many files are worked on at once, and how many may wait. Raises SettingError."""
-    return settings.count("FILES_AT_ONCE", FILES_AT_ONCE), settings.count("FILES_WAITING", FILES_WAITING)
-
-
-def _answer_bytes() -> int:
-    return settings.count("FILE_ANSWER_MB", ANSWER_MB) * MB
 
 
 @dataclass
@@ -147,7 +103,7 @@ _places: WeakKeyDictionary[asyncio.AbstractEventLoop, _Places] = WeakKeyDictiona
 @asynccontextmanager
 async def turn(size: int) -> AsyncIterator[None]:
     """Wait for the turn of a file of `size` bytes, which lasts for the block. Raises Busy if too many files wait."""
-    loop, (at_once, most) = asyncio.get_running_loop(), _places_set()
+    loop, (at_once, most) = asyncio.get_running_loop(), places_set()
     if loop not in _places:
         _places[loop] = _Places(asyncio.Semaphore(at_once), asyncio.Semaphore(max(1, at_once - 1)))
     here = _places[loop]
@@ -203,7 +159,7 @@ async def _embed_file(
         files = opened.enter_context(OutputFiles(output, model, options, output.parent))
         progress = FileProgress()
         read = partial(next, _prepared_blocks(reader, tokenizer, options, file.skip), None)
-        store = partial(_store, files, _answer_bytes(), progress, options)
+        store = partial(_store, files, answer_bytes(), progress, options)
         await _embed_blocks(in_thread, read, embed, store, progress, reader.stop)
         await in_thread(files.finish)
     finally:

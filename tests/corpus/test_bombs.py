@@ -15,7 +15,8 @@ import pytest
 
 from batching.errors import Busy
 from corpus import parquet, prediction
-from corpus.prediction import InputFile, embed_file
+from corpus.asked_file import InputFile
+from corpus.prediction import embed_file
 from corpus.readers import Reader
 from corpus.rows import BadRow, Columns, CorpusError, Row
 from engine.tokenizer import Tokenizer

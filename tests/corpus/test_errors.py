@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batching.request import Cost
+from corpus.asked_file import InputFile
 from corpus.output_files import check_output
-from corpus.prediction import InputFile, embed_file
+from corpus.prediction import embed_file
 from corpus.rows import Columns, CorpusError
 from corpus.shards import shards_path
 from engine.packed import PackedEngine

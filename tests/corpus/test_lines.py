@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batching.request import Cost
+from corpus.asked_file import InputFile
 from corpus.lines import DECOMPRESSORS, zstd
-from corpus.prediction import InputFile, embed_file
+from corpus.prediction import embed_file
 from corpus.readers import Reader
 from corpus.rows import Columns, CorpusError, Row
 from engine.packed import PackedEngine

@@ -12,8 +12,9 @@ import pytest
 from batching.errors import Busy
 from batching.request import Cost
 from corpus import prediction
+from corpus.asked_file import InputFile
 from corpus.blocks import BlockLimits
-from corpus.prediction import FileProgress, InputFile
+from corpus.prediction import FileProgress
 from corpus.rows import Columns, CorpusError
 from engine.contract import Ranges
 from engine.packed import PackedEngine

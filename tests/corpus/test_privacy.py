@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus.prediction import InputFile, embed_file
+from corpus.asked_file import InputFile
+from corpus.prediction import embed_file
 from corpus.readers import Reader
 from corpus.rows import BadRow, Columns, CorpusError
 from engine.tokenizer import Tokenizer

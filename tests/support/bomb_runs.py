@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from batching.request import Cost
-from corpus import prediction
+from corpus import asked_file, prediction
 from corpus.blocks import BlockLimits
 from corpus.pipeline import Pipeline
 from corpus.readers import Reader
@@ -41,7 +41,7 @@ async def embed(token_ids: Sequence[Sequence[int]], ranges: Ranges | None = None
 
 def predict(path: Path, output: Path, options: Options, tokenizer: Tokenizer) -> int:
     columns = Columns() if ".txt" in path.name else Columns(id="id")
-    source = prediction.InputFile(path, "auto", columns, True, "parquet")
+    source = asked_file.InputFile(path, "auto", columns, True, "parquet")
     return asyncio.run(prediction.embed_file(source, output, options, tokenizer, embed, "none")).rows
 
 
