@@ -5,9 +5,11 @@ async with Service("small") as service:
 """
 
 import asyncio
+import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -104,6 +106,14 @@ class Service:
         self._limits = Limits(MAX_CHUNKS, settings.number("MAX_REQUEST_TOKENS", MAX_REQUEST_TOKENS))
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
+        with uncollected():
+            self._load(checkpoint)
+        self.started = True
+        seconds = time.perf_counter() - started
+        logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
+
+    def _load(self, checkpoint: weights.Checkpoint) -> None:
+        """Load the checkpoint and prove it right."""
         self.engine = engine.load(checkpoint.directory, measured=weights.measurements())
         self._remembered = lru_cache(REMEMBERED_TEXTS)(self._prepare_one)
         self.name = checkpoint.name.partition("@")[0]
@@ -117,9 +127,6 @@ class Service:
         self.batcher = Batcher(self.engine, max_waiting_tokens, settings.number("CACHE_MB", CACHE_MB) << 20)
         allowed_error = selfcheck.allowed_error(self.engine.number_format)
         self._health = Health(self.batcher, canary_ids, canary_vector, allowed_error)
-        self.started = True
-        seconds = time.perf_counter() - started
-        logger.info("%s ready in %.1f s: %s", checkpoint.name, seconds, self.engine.description)
 
     def close(self) -> None:
         """End the engine's thread. Requests that still wait raise EngineStopped."""
@@ -171,6 +178,21 @@ class Service:
 
     def _prepare_one(self, text: str, options: Options) -> Prepared:
         return prepare(self.engine.tokenizer, [text], [None], options, self._limits)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage in the block, as torch is imported in it.
+
+    The collector would look through torch's thousand modules again and again, which takes an eighth of the import.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _estimated_tokens(texts: Sequence[str], max_tokens: int, options: Options) -> int:

@@ -1,6 +1,7 @@
 """The service from plain Python: without Cog and without HTTP."""
 
 import asyncio
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,30 @@ def test_the_reference_engine_refuses_late_chunking(monkeypatch: pytest.MonkeyPa
 def test_weights_that_are_not_there_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such directory"):
         Service(str(tmp_path / "nothing")).start()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_while_it_starts(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collections of torch's modules take long. Whether it is started or fails, the collector is left as it was."""
+    seen = []
+
+    def load(*given: Any, **named: Any) -> None:
+        seen.append(gc.isenabled())
+        raise OSError("no file")
+
+    was = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        service = Service("small")
+        service.start()
+        assert gc.isenabled() == collects
+        service.close()
+        monkeypatch.setattr("engine.load", load)
+        with pytest.raises(OSError, match="no file"):
+            Service("small").start()
+        assert gc.isenabled() == collects and seen == [False]
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_a_single_short_text_is_prepared_once_for_the_same_options(monkeypatch: pytest.MonkeyPatch) -> None:
