@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -34,28 +34,28 @@ class Run:
 
 def start_command(arguments: Sequence[str], most_bytes: int | None = None, general: Sequence[str] | None = None) -> Run:
     """Start `python -m lab.tuning`. No file may have more than `most_bytes`; `general` replaces the general tasks."""
-    return _start(most_bytes, "command", list(arguments), general)
+    return _start(most_bytes, _command, list(arguments), general)
 
 
 def start_training(data: Path, work: Path, recipe: dict[str, Any], most_bytes: int | None = None) -> Run:
     """Start a training alone, on the first EXAMPLES rows of a file."""
-    return _start(most_bytes, "training", data, work, recipe)
+    return _start(most_bytes, _training, data, work, recipe)
 
 
-def _start(most_bytes: int | None, *given: Any) -> Run:
+def _start(most_bytes: int | None, do: Callable[..., None], *given: Any) -> Run:
     ours, theirs = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_run, args=(theirs, most_bytes, *given))
+    process = CONTEXT.Process(target=_run, args=(theirs, most_bytes, do, *given))
     process.start()
     theirs.close()
     return Run(process, ours)
 
 
-def _run(pipe: Connection, most_bytes: int | None, kind: str, *given: Any) -> None:
+def _run(pipe: Connection, most_bytes: int | None, do: Callable[..., None], *given: Any) -> None:
     os.dup2(pipe.fileno(), sys.stderr.fileno())
     pipe.close()
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    {"command": _command, "training": _training}[kind](*given)
+    do(*given)
 
 
 def _command(arguments: list[str], general: Sequence[str] | None) -> None:
