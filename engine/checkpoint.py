@@ -4,7 +4,7 @@ A checkpoint whose vectors would differ from EmbeddingGemma's is refused, in a s
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Parameter
 
-from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
+from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, TokenIds
+from engine.int8 import quantise
 from engine.model import Architecture, Network, NumberFormat
+from engine.packing import packed
 
 PIPELINE = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
 USE_REFERENCE = "; ENGINE=reference can run it"
@@ -231,8 +233,11 @@ def load_network(
     numbers: NumberFormat,
     device: torch.device,
     table: Parameter | None = None,
+    calibration: Sequence[TokenIds] = (),
 ) -> Network:
     """Return the network with the checkpoint's weights, on `device`; `table` is another network's embedding table.
+
+    In 8 bits, the texts of `calibration` show how large activations are.
 
     On a CPU the embedding table stays in the mapped file, and only the rows that texts need are read; the file must not
     be overwritten while the network lives. Raises CheckpointError when a file does not match the configs.
@@ -245,6 +250,8 @@ def load_network(
     for module, dense in zip(_read_modules(directory)[1:], network.dense, strict=True):
         _copy_tensors(module / "model.safetensors", {"linear.weight": dense.get_parameter("weight")})
     network.finish()
+    if numbers.int8:
+        quantise(network, *packed(calibration, device), torch.ops.embeddinggemma.int8_levels()[0])
     return network
 
 

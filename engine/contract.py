@@ -35,7 +35,7 @@ class Engine(ABC):
 
     tokenizer: Tokenizer
     number_format: str
-    """What the layers compute in: float32, float16 or bfloat16."""
+    """What the layers' matmuls compute in: float32, float16, bfloat16 or int8."""
     description: str
     """Engine, number format and device in words, for the logs."""
     batch_tokens: int

@@ -1,9 +1,10 @@
-"""Checks, before a checkpoint is loaded, that this process may have the memory for it.
+"""Checks, before a checkpoint is loaded, that this process may have the memory for it; gives back what loading freed.
 
 Where memory is limited, the libraries do not raise errors: the tokenizer's ends the process when it is refused memory,
 and the limit of a control group ends it from outside.
 """
 
+import ctypes
 import json
 import os
 import sys
@@ -49,6 +50,12 @@ def check(directory: Path) -> None:
                 f"loading {directory} takes at least {least} of memory, and {left} are left ({room.limit}); give it "
                 "more, or use a smaller checkpoint"
             )
+
+
+def give_back() -> None:
+    """Return freed memory to the system, which glibc keeps for this process; elsewhere do nothing."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _needed(directory: Path) -> tuple[int, int]:

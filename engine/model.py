@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.kernels import PLAIN, Kernels
+from engine.kernels import PLAIN, Kernels, int8
 from engine.kernels.norms import RMSNorm
 from engine.kernels.qkv_attention import with_tiles
 from engine.kernels.rotary import Rotation
@@ -47,13 +47,21 @@ class NumberFormat:
     dtype: torch.dtype
     stream: torch.dtype
     shift: int = 0
+    int8: bool = False
+    """Whether the layers' matmuls are of 8-bit integers, with activations in `dtype` between them."""
+
+    @property
+    def name(self) -> str:
+        """What DTYPE and an engine's `number_format` call it."""
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
 
 
 FLOAT32 = NumberFormat(torch.float32, torch.float32)
 # With the stream in bfloat16 too, the error on trained weights would be thirty times as large.
 BFLOAT16 = NumberFormat(torch.bfloat16, torch.float32)
 FLOAT16 = NumberFormat(torch.float16, torch.float16, shift=7)
-FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+INT8 = NumberFormat(torch.float32, torch.float32, int8=True)
+FORMATS = {numbers.name: numbers for numbers in (FLOAT32, BFLOAT16, FLOAT16, INT8)}
 
 
 class Linear(nn.Module):
@@ -64,11 +72,21 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, columns, dtype=dtype), requires_grad=False)
         self.packed: Tensor | None = None
         """The weight in oneDNN's layout, once `pack` has made it."""
+        self.quantised: int8.QuantisedMatrix | None = None
+        """The weight in 8 bits, once `engine.int8.quantise` has made it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.quantised is not None:
+            return int8.linear(x, self.quantised)
         if self.packed is None:
             return F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+    def tensors(self) -> list[Tensor]:
+        """Return what the extension takes: the packed weight, or the tensors of the quantised one."""
+        if self.quantised is not None:
+            return self.quantised.tensors
+        return [] if self.packed is None else [self.packed]
 
     def pack(self) -> None:
         """Replace a weight on a CPU by oneDNN's layout of it, if it has one; no digit changes.
@@ -235,6 +253,7 @@ class Network(nn.Module):
     def finish(self) -> None:
         """Turn the checkpoint's norm weights into gains and pack every matrix; to be called once, after loading.
 
+        Matrices that `engine.int8.quantise` is to quantise stay as they are.
         On a GPU the two Dense layers become one; on a CPU no bit of a vector should change.
         1 + w is what the formula computes anyway, and a power of two changes no digit: both are exact in float32.
         Gains are not folded into the matmuls, as that would round products which the reference never forms.
@@ -246,7 +265,7 @@ class Network(nn.Module):
                 module.share_gains()
             elif isinstance(module, RMSNorm):
                 module.gain.add_(1.0).mul_(module.scale)
-            elif isinstance(module, Linear):
+            elif isinstance(module, Linear) and not (self.numbers.int8 and module not in self.dense):
                 module.pack()
 
     @torch.no_grad()

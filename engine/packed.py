@@ -17,9 +17,10 @@ from engine.contract import DeviceError, Engine, Ranges, TokenIds, split_by_toke
 from engine.device import check_format, choose_device
 from engine.faster_attention import with_faster_attention
 from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
+from engine.int8 import CALIBRATION
 from engine.kernels import Kernels
-from engine.model import BFLOAT16, FLOAT16, FLOAT32, Network, NumberFormat
-from engine.native.choice import encoder_of
+from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, Network, NumberFormat
+from engine.native.choice import encoder_of, int8_refused, require_int8
 from engine.native.encoder import PART_TOKENS, Encoder
 from engine.native.library import NotAvailable
 from engine.packing import Layout, layout_of, spans_of
@@ -71,11 +72,11 @@ class PackedEngine(Engine):
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.tokenizer = Tokenizer(directory)
-        self._load = partial(load_network, directory, read_architecture(directory), device=self.device)
+        self._architecture = read_architecture(directory)
+        self._load = partial(load_network, directory, self._architecture, device=self.device)
         self._measured = measured
         self.network = self._install(numbers, kernels)
-        dtype = self.network.numbers.dtype
-        self.number_format = str(dtype).removeprefix("torch.")
+        self.number_format = self.network.numbers.name
         self.encoder = self._native() if native and not self._on_gpu else None
         """The extension, which computes instead of the network where it can be used."""
         self.batch_tokens = self._budget()
@@ -98,6 +99,8 @@ class PackedEngine(Engine):
         """Return the network with its kernels; without `numbers` in a format that suits device and checkpoint."""
         chosen = numbers or AUTO[self.device.type]
         check_format(chosen.dtype, self.device)
+        if chosen.int8:
+            return self._in_8_bits()
         network = self._load(chosen)
         if kernels is not None:
             network.kernels = kernels
@@ -108,11 +111,19 @@ class PackedEngine(Engine):
             return self._install(BFLOAT16, kernels)
         return network
 
+    def _in_8_bits(self) -> Network:
+        """Return the network with quantised matrices. Raises DeviceError where only slower formats can be computed."""
+        require_int8(self._architecture, self._on_gpu)
+        texts = [text.ids for text in self.tokenizer.encode([""] * len(CALIBRATION), CALIBRATION)]
+        return self._load(INT8, calibration=texts)
+
     def _native(self) -> Encoder | None:
         """Return the extension's form of the network; where it cannot be used, None and a line in the log."""
         try:
             return encoder_of(self.network)
         except NotAvailable as reason:
+            if self.network.numbers.int8:
+                raise int8_refused(reason) from reason
             logger.info("without the C++ extension, which is faster: %s", reason)
             return None
 

@@ -128,6 +128,13 @@ def layout_of(lengths: Sequence[int], ranges: Ranges | None) -> Layout:
     return Layout(sum(lengths), len(lengths), vectors, max(lengths))
 
 
+def packed(token_ids: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Segments]:
+    """Return texts as a batch on the device, for `Network`; two empty texts follow them."""
+    lengths = [len(ids) for ids in token_ids]
+    layout = Layout(sum(lengths), len(lengths) + 2, len(lengths) + 2, max(lengths))
+    return layout.segments(layout.pack(token_ids).to(device), lengths)
+
+
 def spans_of(lengths: Sequence[int], ranges: Ranges | None) -> list[tuple[int, int]]:
     """Return the tokens of each vector in the batch: those of its text, or of its range of a text."""
     bounds = list(accumulate(lengths, initial=0))

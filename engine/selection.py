@@ -14,7 +14,7 @@ from engine.kernels.norms import RMSNorm
 from engine.kernels.qkv_attention import with_tiles
 from engine.kernels.rotary import Rotation
 from engine.model import Architecture, Network
-from engine.packing import Layout, Segments
+from engine.packing import Segments, packed
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def attention_error(attention: Callable[..., Tensor], network: Network, lengths:
     """
     a, dtype, device = network.architecture, network.numbers.dtype, network.embedding.table.device
     inputs = [x.to(device, dtype) for x in _drawn_to_the_ends(a, lengths)]
-    _, segments = _packed([[0] * length for length in lengths], device)
+    _, segments = packed([[0] * length for length in lengths], device)
     return _largest_error(
         lambda window: attention(*inputs, segments, window, a.attention_scale),
         lambda window: PLAIN.attention(*(x.float() for x in inputs), segments, window, a.attention_scale),
@@ -111,7 +111,7 @@ def qkv_attention_error(kernel: Callable[..., Tensor], network: Network, lengths
     """Return the same for norm, rotation and attention in one; only the attention that it is compared to is float32."""
     a, dtype, device = network.architecture, network.numbers.dtype, network.embedding.table.device
     qkv = torch.cat(_drawn_to_the_ends(a, lengths), dim=1).to(device, dtype)
-    _, segments = _packed([[0] * length for length in lengths], device)
+    _, segments = packed([[0] * length for length in lengths], device)
     heads = [a.heads, a.kv_heads, a.kv_heads]
     norm = RMSNorm(sum(heads[:2]), a.head_dim, eps=a.eps).to(device)
     norm.gain.copy_(torch.linspace(1.25, 1.75, sum(heads[:2]))[:, None])  # no two heads alike
@@ -145,13 +145,7 @@ def random_batch(network: Network, lengths: Sequence[int]) -> tuple[Tensor, Segm
     generator = torch.Generator().manual_seed(0)
     vocabulary = network.architecture.vocab_size
     texts = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
-    return _packed(texts, network.embedding.table.device)
-
-
-def _packed(texts: list[list[int]], device: torch.device) -> tuple[Tensor, Segments]:
-    lengths = [len(ids) for ids in texts]
-    layout = Layout(sum(lengths), len(lengths) + 2, len(lengths) + 2, max(lengths))
-    return layout.segments(layout.pack(texts).to(device), lengths)
+    return packed(texts, network.embedding.table.device)
 
 
 def _drawn_to_the_ends(a: Architecture, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -171,16 +171,20 @@ def test_a_weight_that_no_canary_uses_is_refused_by_its_hash(right: Path, tmp_pa
     assert all(comparison.ok for comparison in canaries.verify(resolve(str(copy))))
 
 
-def test_a_16_bit_engine_is_allowed_its_rounding_and_no_more(right: Path) -> None:
-    expected = selfcheck.read(right / "canaries.json")
+@pytest.mark.parametrize(
+    ("number_format", "usual", "wrong"), [("bfloat16", 0.014, 0.06), ("float16", 0.014, 0.06), ("int8", 0.05, 0.12)]
+)
+def test_a_coarse_engine_is_allowed_its_rounding_and_no_more(
+    right: Path, number_format: str, usual: float, wrong: float
+) -> None:
+    expected, allowed = selfcheck.read(right / "canaries.json"), selfcheck.allowed_error(number_format)
     exact = np.stack([canary.vector for canary in expected.texts if canary.vector is not None])
     noise = np.random.default_rng(0).normal(size=exact.shape)
     noise *= np.linalg.norm(exact, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
-    for error, ok in ((0.014, True), (0.1, False)):
-        comparisons = selfcheck.compare_vectors(exact + error * noise, expected, selfcheck.COARSE_ERROR)
+    for error, ok in ((usual, True), (wrong, False)):
+        comparisons = selfcheck.compare_vectors(exact + error * noise, expected, allowed)
         assert {comparison.ok for comparison in comparisons} == {ok}
-    comparisons = selfcheck.compare_vectors(exact * np.nan, expected, selfcheck.COARSE_ERROR)
-    assert not any(comparison.ok for comparison in comparisons)
+    assert not any(comparison.ok for comparison in selfcheck.compare_vectors(exact * np.nan, expected, allowed))
 
 
 def test_the_official_models_canaries_are_consistent_and_refuse_random_vectors() -> None:

@@ -13,13 +13,16 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from engine.contract import EFFECTIVE_WINDOW
+from engine.contract import EFFECTIVE_WINDOW, DeviceError
+from engine.int8 import matrices, quantise
+from engine.kernels import int8
 from engine.measurements import kept_ratio, times_as_fast
-from engine.model import BFLOAT16, FLOAT32, Architecture, Attention, Network, NumberFormat
+from engine.model import BFLOAT16, FLOAT32, INT8, Architecture, Attention, Layer, Network, NumberFormat
 from engine.native.encoder import Encoder, supports
 from engine.native.library import NotAvailable, load
 from engine.selection import random_batch, relative_error
@@ -29,12 +32,17 @@ logger = logging.getLogger(__name__)
 VOCABULARY = 256
 # Tokens of the texts that are compared: the shortest text, lengths that fill no block, and a text beyond the window.
 LENGTHS = (1, 2, 37, 130, 600)
+# Rows whose 8-bit products are compared: two tiles of six and one of one.
+ROWS = 13
 # The largest relative error of a vector. float32 differs by the order of sums; bfloat16 also by a product that PyTorch
 # rounds once more.
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-# How many times as fast bfloat16 must be to be worth its rounding errors. With AVX512-BF16 it is 1.2 to 1.3
-# times as fast on the small checkpoint, 1.7 times on the official shape (docs/decisions.md), so neither is close.
+ALLOWED = {FLOAT32: 1e-5, BFLOAT16: 3e-2, INT8: 2e-2}
+# How many times as fast bfloat16 must be to be worth its rounding errors. With AVX512-BF16 it is 1.7 to 1.8 times as
+# fast on the official shape (docs/decisions.md).
 WORTH = 1.5
+# A narrower network computes in float32 without timing, but with AMX: matmuls are a small part of its time, and what it
+# measures beside other programs is luck.
+WIDE = 512
 # Tokens of the text that is timed: the fewest that a thread computes alone.
 TOKENS = 128
 CPUINFO = Path("/proc/cpuinfo")
@@ -47,13 +55,60 @@ SURELY_FASTER = "amx_bf16"
 def encoder_of(network: Network) -> Encoder:
     """Return the extension's form of the network. Raises NotAvailable without it, or if it disagrees with PyTorch."""
     if not supports(network.architecture, network.numbers):
-        raise NotAvailable(f"it does not compute such a network in {network.numbers.dtype} on this processor")
+        raise NotAvailable(f"it does not compute such a network in {network.numbers.name} on this processor")
     load()
-    for numbers in dict.fromkeys((FLOAT32, network.numbers)):  # bfloat16 alone would hide small faults
-        error, allowed = disagreement(trial(network.architecture, numbers)), ALLOWED[numbers.dtype]
+    for numbers in dict.fromkeys((FLOAT32, network.numbers)):  # coarser formats alone would hide small faults
+        tried = trial(network.architecture, numbers)
+        if numbers.int8 and not multiplies_exactly(tried):
+            raise NotAvailable("its sums of products of 8-bit integers are wrong: build it again")
+        error, allowed = disagreement(tried), ALLOWED[numbers]
         if not error <= allowed:  # also refuses NaN
             raise NotAvailable(f"its vectors are {error:.1e} off PyTorch's, {allowed:.1e} is allowed: build it again")
     return Encoder(network)
+
+
+def require_int8(a: Architecture, on_gpu: bool) -> None:
+    """Raise DeviceError, which says what to do, on a GPU and where `check_int8` raises."""
+    try:
+        if on_gpu:
+            raise NotAvailable("it is for CPUs")
+        check_int8(a)
+    except NotAvailable as reason:
+        raise int8_refused(reason) from reason
+
+
+def int8_refused(reason: NotAvailable) -> DeviceError:
+    """Return the error for users who ask for 8 bits where only slower formats can be computed."""
+    return DeviceError(
+        f"DTYPE is int8, which cannot be computed here: {reason}; set DTYPE to auto, float32 or bfloat16"
+    )
+
+
+def check_int8(a: Architecture) -> None:
+    """Raise NotAvailable where the extension has no fast matmul of 8-bit integers for such a network."""
+    load()
+    if not torch.ops.embeddinggemma.int8_levels():
+        raise NotAvailable("the processor has no instructions that multiply 8-bit integers")
+    if not supports(a, INT8):
+        raise NotAvailable("the checkpoint's sizes are not those that 8-bit matmuls are written for")
+
+
+@torch.inference_mode()
+def multiplies_exactly(network: Network, instructions: int = 0) -> bool:
+    """Return whether the extension's 8-bit products are PyTorch's to the bit, for the matrices of the first layer.
+
+    `instructions` counts the processor's sets of instructions, the fastest first.
+    """
+    levels, generator = torch.ops.embeddinggemma.int8_levels()[instructions], torch.Generator().manual_seed(0)
+    for linear in matrices(cast(Layer, network.layers[0])):
+        assert linear.quantised is not None
+        matrix = replace(linear.quantised, levels=levels, paired=False)
+        x = torch.randn(ROWS, 4 * matrix.panels.shape[1], generator=generator)
+        x[0], x[1, 7], x[2], x[3, 5] = 0.0, torch.nan, x[2] * 1e-30, 300.0
+        product = torch.ops.embeddinggemma.linear_int8(x, matrix.tensors, instructions)
+        if not torch.equal(product.nan_to_num(-1.0), int8.linear(x, matrix).nan_to_num(-1.0)):
+            return False
+    return True
 
 
 def faster_format(a: Architecture, kept: Path | None = None) -> NumberFormat:
@@ -68,7 +123,7 @@ def faster_format(a: Architecture, kept: Path | None = None) -> NumberFormat:
         binary = load()
     except NotAvailable:
         return FLOAT32
-    if certain := _certain_format():
+    if certain := _certain_format() or (FLOAT32 if a.hidden < WIDE else None):
         return certain
     ratio = kept_ratio(kept, _circumstances(a, binary), lambda: _ratio(a))
     logger.info("bfloat16 takes 1/%.2f of float32's time on this CPU; from 1/%.2f on it is used", ratio, WORTH)
@@ -90,6 +145,8 @@ def trial(a: Architecture, numbers: NumberFormat) -> Network:
         if isinstance(module, Attention):
             module.qk_norm.gain.add_(1.5)  # the scores of random tokens then have a deviation of 6
     network.finish()
+    if numbers.int8:
+        quantise(network, *random_batch(network, LENGTHS), torch.ops.embeddinggemma.int8_levels()[0])
     return network
 
 

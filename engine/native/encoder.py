@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.kernels.int8 import PANEL
 from engine.kernels.rotary import Rotation
-from engine.model import BFLOAT16, FLOAT32, Architecture, Layer, Network, NumberFormat
+from engine.model import BFLOAT16, FLOAT32, INT8, Architecture, Layer, Network, NumberFormat
 from engine.native import library
 from engine.packing import Segments
 
@@ -28,7 +29,8 @@ def supports(a: Architecture, numbers: NumberFormat) -> bool:
     if numbers.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     in_steps = all(size % STEP == 0 for size in (a.hidden, a.intermediate, a.head_dim // 2))
-    return numbers in (FLOAT32, BFLOAT16) and a.kv_heads == 1 and in_steps
+    in_panels = (2 * a.intermediate) % PANEL == a.hidden % PANEL == (a.heads + 2) * a.head_dim % PANEL == 0
+    return numbers in (FLOAT32, BFLOAT16, INT8) and a.kv_heads == 1 and in_steps and (in_panels or not numbers.int8)
 
 
 class Encoder:
@@ -42,6 +44,7 @@ class Encoder:
         self._windows = [-1 if window is None else window for window in a.windows]
         self._sizes = [a.hidden, a.heads, a.head_dim, a.intermediate]
         self._scalars = [a.eps, a.attention_scale, network.embedding.scale]
+        self._int8 = network.numbers.int8
         self._in_bfloat16 = network.numbers.dtype == torch.bfloat16
 
     def __call__(self, token_ids: Tensor, segments: Segments) -> Tensor:
@@ -54,7 +57,7 @@ class Encoder:
         pooled = torch.ops.embeddinggemma.encode(
             x, positions, segments.lengths, split(segments.lengths, torch.get_num_threads()),
             segments.starts, segments.ends, self._tensors, self._windows, angles, network.norm.gain, self._sizes,
-            self._scalars, self._in_bfloat16,
+            self._scalars, self._in_bfloat16, self._int8,
         )  # fmt: skip
         for dense in network.dense:
             pooled = dense(pooled)
@@ -64,9 +67,9 @@ class Encoder:
 def _tensors(layer: Layer) -> list[Tensor]:
     """Return a layer's tensors in the order of `Layer` in encoder.cpp."""
     attention, mlp = layer.attention, layer.mlp
-    matrices = [linear.packed for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down)]
+    matrices = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
     norms = (attention.qk_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
-    return [*(matrix for matrix in matrices if matrix is not None), *(norm.gain for norm in norms)]
+    return [*(tensor for matrix in matrices for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
 
 
 def split(lengths: Sequence[int], threads: int) -> list[int]:

@@ -96,8 +96,8 @@ void add_norm(float* x, const T* y, const float* post, const float* pre, double 
 }
 
 // One head: its norm, rotated. The first half of it pairs with the second.
-template <typename T>
-void norm_rotate(const T* in, const float* gain, const float* cos, const float* sin, double eps, int64_t n, T* out) {
+template <typename T, typename Out>
+void norm_rotate(const T* in, const float* gain, const float* cos, const float* sin, double eps, int64_t n, Out* out) {
   const int64_t half = n / 2;
   Floats squares{};
   for (int64_t i = 0; i < n; i += STEP) squares += load(in + i) * load(in + i);
@@ -111,8 +111,8 @@ void norm_rotate(const T* in, const float* gain, const float* cos, const float* 
 }
 
 // gelu(gate) * up, gelu in its tanh form: (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u)); 1.5957... is 2 sqrt(2 / pi).
-template <typename T>
-void geglu(const T* gate, const T* up, int64_t n, T* out) {
+template <typename T, typename Out>
+void geglu(const T* gate, const T* up, int64_t n, Out* out) {
   for (int64_t i = 0; i < n; i += STEP) {
     const Floats g = load(gate + i);
     const Floats gelu = g / (exponential((g * g * g * 0.044715f + g) * -1.5957691216057308f) + 1.0f);

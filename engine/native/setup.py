@@ -23,7 +23,7 @@ extensions = [
     Extension(
         f"embeddinggemma_native.encoder_{name}",
         ["encoder.cpp"],
-        depends=["rows.h"],
+        depends=sorted(path.name for path in Path(__file__).parent.glob("*.h")),
         include_dirs=[str(root / "include")],
         define_macros=[("TORCH_TARGET_VERSION", TARGET)],
         library_dirs=[str(root / "lib")],

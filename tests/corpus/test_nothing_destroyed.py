@@ -10,6 +10,7 @@ import pytest
 from corpus import output_files
 from corpus.output_files import OutputFiles, side_file, side_files
 from corpus.shards import ShardFolder, lock_folder, shards_path
+from engine.native import choice, library
 from scripts import embed_corpus
 from tests.support.corpora import output_rows, texts, write
 
@@ -213,9 +214,27 @@ def test_a_whole_output_of_other_options_is_not_taken_for_this_runs(
     words = "task: it is 'clustering', and the run to go on with had 'retrieval_document'; run it with that"
     assert words in run(output, "--task", "clustering")
     with monkeypatch.context() as patch:
-        patch.setenv("DTYPE", "bfloat16")
-        assert "dtype: it is 'bfloat16', and the run to go on with had 'float32'; run it with" in run(output)
+        patch.setattr(choice, "check_int8", lambda _: None)  # whatever this machine has
+        for dtype in ("bfloat16", "int8"):
+            patch.setenv("DTYPE", dtype)
+            assert f"dtype: it is '{dtype}', and the run to go on with had 'float32'; run it with" in run(output)
     assert output.read_bytes() == content and shards_path(output).exists()
+
+
+def test_a_format_that_cannot_be_computed_here_leaves_nothing_behind(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DTYPE", "int8")
+    monkeypatch.setenv("ENGINE", "reference")
+    before = [*files(tmp_path)]
+    words = "embed_corpus: DTYPE is int8, which ENGINE=reference does not have; use bfloat16, or ENGINE=packed"
+    assert run(tmp_path / "v.parquet") == words and [*files(tmp_path)] == before
+    monkeypatch.setenv("ENGINE", "packed")
+    library.load.cache_clear()
+    monkeypatch.setattr(library, "_folders", list)  # as on a machine without a compiler
+    words = "embed_corpus: DTYPE is int8, which cannot be computed here: no binary for "
+    assert run(tmp_path / "v.parquet").startswith(words) and [*files(tmp_path)] == before
+    library.load.cache_clear()
 
 
 def test_the_same_command_again_says_that_the_output_is_there(run: Run, tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def test_dtype_chooses_for_the_reference_too(dtype: str, chosen: str, monkeypatc
 
 @pytest.mark.parametrize(
     ("name", "dtype", "words"),
-    [("packed", "fp16", "DTYPE is 'fp16'; set it to float32, float16, bfloat16 or auto, or leave it unset for auto"),
-     ("reference", "int8", "DTYPE is 'int8'; set it to"),
+    [("packed", "fp16", "DTYPE is 'fp16'; set it to float32, float16, bfloat16, int8 or auto, or leave it unset"),
+     ("reference", "int8", "DTYPE is int8, which ENGINE=reference does not have; use bfloat16, or ENGINE=packed"),
      ("reference", "float16", "DTYPE is float16, in which ENGINE=reference overflows; use bfloat16, or ENGINE=packed")],
 )  # fmt: skip
 def test_another_dtype_is_refused(name: str, dtype: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

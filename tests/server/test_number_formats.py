@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import encoding
-from container.server import Server, running_server
+from container.server import Server, ServerError, running_server
 from engine.model import BFLOAT16
 from engine.native.encoder import supports
 from engine.native.library import NotAvailable, load
@@ -40,6 +40,22 @@ def test_what_orchestrators_and_secrets_put_in_the_environment_does_not_keep_a_s
 ) -> None:
     assert coarse.predict({"text": "hello"})["output"]["model"].endswith("+bfloat16")
     assert "set it in the pod's env, or enableServiceLinks: false" in coarse.log.read_text(encoding="utf-8")
+
+
+def test_int8_is_named_or_refused_in_a_sentence(server: Server) -> None:
+    """A machine without the extension refuses it."""
+    exact = server.predict({"texts": TEXTS})["output"]
+    if not extension_is_here():
+        words = r"DTYPE is int8, which cannot be computed here: .*; set DTYPE to auto"
+        with pytest.raises(ServerError, match=words), running_server("small", settings={"DTYPE": "int8"}):
+            pass
+        return
+    with running_server("small", settings={"DTYPE": "int8"}) as coarse:
+        output = coarse.predict({"texts": TEXTS})["output"]
+        log = coarse.log.read_text(encoding="utf-8")
+    assert output["model"] == exact["model"].replace("+float32", "+int8") and "packed, int8, cpu, C++ " in log
+    cosine, _ = errors(encoding.decode(output), encoding.decode(exact))
+    assert 1e-9 < cosine < 5e-4
 
 
 @pytest.mark.fuzz

@@ -17,7 +17,7 @@ import pytest
 
 import engine
 from engine.checkpoint import read_architecture
-from engine.model import BFLOAT16, FLOAT32, FORMATS, NumberFormat
+from engine.model import BFLOAT16, FLOAT32, FORMATS, INT8, NumberFormat
 from engine.native import library
 from engine.native.choice import ALLOWED, disagreement, trial
 from engine.native.encoder import supports
@@ -63,7 +63,9 @@ def test_without_a_binary_everything_is_as_before(
     texts = [random_ids(length) for length in (3, 40, 300)]
     expected = PackedEngine(SMALL, "cpu", native=False).embed(texts)
     assert np.array_equal(loaded.embed(texts), expected)
-    for name, numbers in FORMATS.items():  # each can be asked for
+    for name, numbers in FORMATS.items():  # each can be asked for, but int8
+        if numbers.int8:
+            continue
         assert errors(engine.load(SMALL, name).embed(texts), expected)[0] <= (1e-9 if numbers is FLOAT32 else 5e-5)
 
 
@@ -76,13 +78,13 @@ def test_a_binary_that_cannot_be_loaded_is_named(tmp_path: Path, caplog: pytest.
     assert "abi3.so cannot be loaded: " in caplog.text
 
 
-@pytest.mark.parametrize("numbers", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("numbers", [FLOAT32, BFLOAT16, INT8], ids=lambda numbers: numbers.name)
 def test_a_right_binary_agrees_by_a_wide_margin(numbers: NumberFormat, binary: str) -> None:
     if not supports(ARCHITECTURE, numbers):
         pytest.skip("oneDNN has no matmul in bfloat16 for this processor")
     found = disagreement(trial(ARCHITECTURE, numbers))
-    print(f"{numbers.dtype}: {found:.1e}, {ALLOWED[numbers.dtype]:.1e} allowed")
-    assert found <= ALLOWED[numbers.dtype] / 2
+    print(f"{numbers.name}: {found:.1e}, {ALLOWED[numbers]:.1e} allowed")
+    assert found <= ALLOWED[numbers] / 2
 
 
 # The source file, the right expression and a wrong one.
@@ -93,8 +95,8 @@ FAULTS = {
         "second * load(cos + i) + first * load(sin + i)",
         "second * load(cos + i) - first * load(sin + i)",
     ),
-    "window": ("encoder.cpp", "distance > window", "distance > window + 1"),
-    "padding": ("encoder.cpp", "key >= group.lengths[text + i]", "false"),
+    "window": ("attention.h", "window < 0 ? length : window", "window < 0 ? length : window + 1"),
+    "keys beyond the text": ("attention.h", "std::min(length, i + reach + 1) - first_key", "stride"),
     "pooling": (
         "encoder.cpp",
         "std::max(end_rows[v] - first_rows[v], 1)",
@@ -102,12 +104,22 @@ FAULTS = {
     ),
     "nan": ("rows.h", "p * (Floats)(((Words)shifted + 127u) << 23)", "Floats{} + NAN"),
 }
+# Of 8-bit integers alone.
+INT8_FAULTS = {
+    "zero of activations": ("int8.h", "x.by.zero * matrix.sums[first + i]", "0"),
+    "scales of columns": ("int8.h", "matrix.scales[first + i] * scale", "scale"),
+    "levels": ("int8.h", "most / float(levels)", "most / float(levels + 1)"),
+    "not finite": ("int8.h", "sum(none)", "0.0f"),
+    "last rows": ("int8.h", "x.by.tiles[count - 1]", "x.by.tiles[0]"),
+    "pairs": ("encoder.cpp", "first / 2", "(first ^ PANEL) / 2"),
+}
 NO_FAULT = "none"
-# Loads the engine in float32 and bfloat16 for each fault that is named, and prints what was logged and the engines.
+# Loads the engine in each format for each fault that is named; prints what was logged, the engines and the refusals.
 LOADS = """
 import json, logging, os, sys
 from pathlib import Path
-from engine.model import BFLOAT16, FLOAT32
+from engine.contract import DeviceError
+from engine.model import BFLOAT16, FLOAT32, INT8
 from engine.native import library
 from engine.packed import PackedEngine
 from weights import SMALL
@@ -122,6 +134,10 @@ printed = {}
 for number, fault in enumerate(sys.argv[2:]):
     os.environ["FAULT"], lines = str(number), []
     lines += [PackedEngine(SMALL, "cpu", numbers).description for numbers in (FLOAT32, BFLOAT16)]
+    try:
+        lines.append(PackedEngine(SMALL, "cpu", INT8).description)
+    except DeviceError as error:
+        lines.append(f"refused: {error}")
     printed[fault] = "\\n".join(lines)
 print(json.dumps(printed))
 """
@@ -130,8 +146,8 @@ print(json.dumps(printed))
 def copied(folder: Path, level: str) -> Path:
     """Copy the sources to a folder, to be built for one level of the processor alone, and to compile fast."""
     folder.mkdir()
-    for name in ("setup.py", "encoder.cpp", "rows.h"):
-        shutil.copy(SOURCE / name, folder)
+    for source in (SOURCE / "setup.py", SOURCE / "encoder.cpp", *SOURCE.glob("*.h")):
+        shutil.copy(source, folder)
     setup = (folder / "setup.py").read_text(encoding="utf-8").replace('"-O3"', '"-O1"')
     [flag] = re.findall(rf'"{level}": "([^"]+)"', setup)
     levels = f'LEVELS = {{platform.machine(): {{"{level}": "{flag}"}}}}'
@@ -148,7 +164,7 @@ def replace_once(path: Path, old: str, new: str) -> None:
 
 def insert_faults(folder: Path) -> None:
     """Make the sources compute with the fault whose number, from 1, is in the variable FAULT; 0 is none."""
-    for number, (file, right, wrong) in enumerate(FAULTS.values(), 1):
+    for number, (file, right, wrong) in enumerate((FAULTS | INT8_FAULTS).values(), 1):
         replace_once(folder / file, right, f"(fault == {number} ? {wrong} : {right})")
     replace_once(folder / "rows.h", "namespace {", "namespace {\n\nint fault;")
     replace_once(
@@ -194,13 +210,13 @@ def installed(wheel: Path) -> Path:
 @pytest.fixture(scope="module")
 def loaded(installed: Path) -> dict[str, str]:
     """What loading the engine prints, by fault."""
-    printed: dict[str, str] = json.loads(run("-c", LOADS, installed / library.PACKAGE, NO_FAULT, *FAULTS))
+    printed: dict[str, str] = json.loads(run("-c", LOADS, installed / library.PACKAGE, NO_FAULT, *FAULTS, *INT8_FAULTS))
     return printed
 
 
 def formats_here() -> int:
-    """Return how many of float32 and bfloat16 the extension computes on this processor."""
-    return 2 if supports(ARCHITECTURE, BFLOAT16) else 1
+    """Return how many of float32, bfloat16 and int8 the extension computes on this processor."""
+    return 3 if supports(ARCHITECTURE, BFLOAT16) else 2
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -208,11 +224,19 @@ def test_a_wrong_binary_is_refused_at_load(fault: str, loaded: dict[str, str]) -
     said = loaded[fault]
     assert said.count("off PyTorch's") == said.count("build it again") == formats_here(), said
     assert "C++ encoder_" not in said and said.count("packed, ") == 2, said
+    assert "refused: DTYPE is int8, which cannot be computed here: its vectors are " in said, said
+
+
+@pytest.mark.parametrize("fault", INT8_FAULTS)
+def test_a_wrong_product_of_8_bit_integers_is_refused_at_load(fault: str, loaded: dict[str, str]) -> None:
+    said = loaded[fault]
+    assert said.count("C++ encoder_") == formats_here() - 1 and said.count("build it again") == 1, said
+    assert "refused: DTYPE is int8, which cannot be computed here: its " in said, said
 
 
 def test_a_binary_without_a_fault_is_used(loaded: dict[str, str]) -> None:
     said = loaded[NO_FAULT]
-    assert "off PyTorch's" not in said and said.count("packed, ") == 2, said
+    assert "off PyTorch's" not in said and said.count("packed, ") == 3, said
     assert said.count("C++ encoder_") == formats_here(), said
 
 

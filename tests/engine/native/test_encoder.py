@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.contract import Ranges
-from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
+from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, NumberFormat
 from engine.native.encoder import Encoder, split, supports
 from engine.native.library import NotAvailable, load
 from engine.packed import PackedEngine
@@ -20,11 +20,11 @@ from weights import SMALL
 LENGTHS = [1, 2, 3, 15, 16, 17, 31, 33, 64, 100, 128, 200, 255, 256, 257, 258, 259, 385, 512, 513, 700, 2048]
 # Of the official width the same pass takes ten times as long.
 FEWER_LENGTHS = [1, 3, 17, 33, 100, 256, 257, 259, 513]
-FORMATS = [FLOAT32, BFLOAT16]
+FORMATS = [FLOAT32, BFLOAT16, INT8]
 # 1 - cosine and the relative error of the length. Random weights enlarge both what the order of additions changes in
 # float32, which differs with the processor (4e-11 with AVX2, 7e-12 with AVX-512), and the rounding of gelu's product,
 # once more in PyTorch's bfloat16 than in the extension's; on the small checkpoint they are 4e-13 and 1e-6.
-ALLOWED = {FLOAT32: (2e-10, 3e-6), BFLOAT16: (1e-3, 2e-2)}
+ALLOWED = {FLOAT32: (2e-10, 3e-6), BFLOAT16: (1e-2, 3e-2), INT8: (1e-3, 1e-2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +35,7 @@ def binary() -> None:
         pytest.skip(f"no extension on this machine: {reason}")
 
 
-@pytest.fixture(scope="module", params=FORMATS, ids=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=FORMATS, ids=lambda numbers: numbers.name)
 def numbers(request: pytest.FixtureRequest) -> NumberFormat:
     """Both formats in turn."""
     if not supports(FULL, request.param):
@@ -176,7 +176,7 @@ def test_wrong_tensors_are_an_error_and_not_a_crash() -> None:
     engine = PackedEngine(SMALL, "cpu", FLOAT32)
     assert isinstance(engine.encoder, Encoder)
     engine.encoder._tensors.pop()
-    with pytest.raises(ValueError, match="expected 9 tensors a layer"):
+    with pytest.raises(ValueError, match="not as many as expected"):
         engine.embed([random_ids(9)])
 
 

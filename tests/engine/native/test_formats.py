@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path.write_text("model name\t: CPU of the tests\nflags\t\t: fpu avx512f avx512_bf16\n")
     monkeypatch.setattr(choice, "CPUINFO", path)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(choice, "WIDE", ARCHITECTURE.hidden)
     return path
 
 
@@ -133,6 +135,11 @@ def test_what_instructions_leave_open_is_timed(
         with monkeypatch.context() as patch:
             calls = slow_in(slow, patch)
             assert faster_format(ARCHITECTURE) == chosen and calls
+
+
+def test_a_narrow_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = slow_in(torch.float32, monkeypatch)
+    assert faster_format(replace(ARCHITECTURE, hidden=ARCHITECTURE.hidden - 16)) == FLOAT32 and calls == []
 
 
 def test_one_thread_is_timed_and_all_compute_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
