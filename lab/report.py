@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "torch", "triton", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy"
+    "torch", "triton", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy",
+    "openvino", "nncf", "onnx", "onnxruntime",
 )  # fmt: skip
 
 # What decides how fast a CPU multiplies matrices, best first: a name and its flag in /proc/cpuinfo.

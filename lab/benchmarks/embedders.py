@@ -11,7 +11,7 @@ import torch
 import engine
 import weights
 from engine.contract import Engine
-from engine.model import FLOAT32
+from engine.model import BFLOAT16, FLOAT32, INT8
 from engine.packed import PackedEngine
 
 Embedder = Callable[[list[str], int], np.ndarray]
@@ -68,9 +68,9 @@ def errors(vectors: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.nd
 LOADERS: dict[str, Callable[[Path], Loaded]] = {
     "packed": load_packed,
     "packed-float32": partial(load_packed, numbers=FLOAT32),
+    "packed-bfloat16": partial(load_packed, numbers=BFLOAT16),
+    "packed-int8": partial(load_packed, numbers=INT8),
     "plain": partial(load_packed, numbers=FLOAT32, native=False),  # PyTorch's own operators
     "reference": load_reference,
     "reference-bfloat16": partial(load_reference, dtype=torch.bfloat16),
 }
-BATCHED = ("reference", "reference-bfloat16", "openvino", "llama-cpp")
-"""The engines that take a batch size, those of `lab.benchmarks.peers` too; each is measured at its own best."""

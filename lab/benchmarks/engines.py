@@ -28,19 +28,22 @@ import torch
 from engine.checkpoint import read_architecture
 from engine.tokenizer import Tokenizer
 from lab import report
-from lab.benchmarks import engines_report
-from lab.benchmarks.embedders import BATCHED, LOADERS, Loaded, errors
-from lab.benchmarks.peers import load_llama_cpp, load_openvino, missing
+from lab.benchmarks import engines_report, peers
+from lab.benchmarks.embedders import LOADERS, Loaded, errors
+from lab.benchmarks.peers import BATCHED
 from lab.benchmarks.texts import MIXED, Scenario, make_scenarios
 from weights import SMALL
 
 logger = logging.getLogger(__name__)
 
-ENGINES = LOADERS | {"openvino": load_openvino, "llama-cpp": load_llama_cpp}
+ENGINES = LOADERS | peers.LOADERS
 DEFAULT = ("packed", "plain", "reference", "reference-bfloat16")
 DEFAULT_BATCH_SIZE = 32  # sentence-transformers' own
 MOST_EXACT = ("plain", "packed-float32")
 """Errors are measured against the first of these that runs, or else against the first engine."""
+
+# A program's idle threads wait for work for some milliseconds, in which they take the processor from the next engine.
+SETTLE_S = 0.05
 
 Args = ParamSpec("Args")
 Answer = TypeVar("Answer")
@@ -115,6 +118,7 @@ def measure(processes: list[EngineProcess], scenario: Scenario, sizes: list[int]
     for turn in range(rounds):
         first = turn % len(processes)
         for process in processes[first:] + processes[:first]:
+            time.sleep(SETTLE_S)
             taken_s = process.run(embed_s, scenario.texts, scenario.batch_size[process.engine])
             scenario.seconds[process.engine].append(taken_s)
     logger.info("%s: done", scenario.name)
@@ -191,7 +195,7 @@ def main() -> None:
     sizes = f"tried for {' and '.join(BATCHED)}"
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4, 8, 16, 32, 64, 128, 256], help=sizes)
     args = parser.parse_args()
-    if lacking := [reason for engine in args.engines if (reason := missing(engine))]:
+    if lacking := [reason for engine in args.engines if (reason := peers.missing(engine))]:
         parser.error("--engines: " + "; ".join(lacking))
     args.rounds = args.rounds or (3 if args.quick else 7)
     args.repeats = args.repeats or (20 if args.quick else 100)

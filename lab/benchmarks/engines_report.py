@@ -4,8 +4,27 @@ from pathlib import Path
 from typing import Any
 
 from lab import report
-from lab.benchmarks.embedders import BATCHED
+from lab.benchmarks.peers import BATCHED
+from lab.benchmarks.texts import MIXED
 from lab.report import in_words, table
+
+TARGETED = (MIXED, "8 texts of 128", "one text of 16", "one text of 64", "one text of 512")
+AHEAD = (1.0,) * len(TARGETED)
+TARGETS: dict[str, dict[str, tuple[float, ...]]] = {
+    "AVX512-BF16": {
+        "packed-float32": (2.8, 3.0, 2.2, 2.4, 2.6),
+        "packed-bfloat16": (1.5, 1.6, 1.2, 1.3, 1.4),
+        "reference": (5.0, 5.0, 3.0, 3.0, 3.0),
+        "openvino-int8": AHEAD,
+        "openvino-int8-weights": AHEAD,
+        "onnxruntime-int8": AHEAD,
+    },
+    "AMX": {"packed-bfloat16": (1.3, 1.3, 1.2, 1.2, 1.3)},
+}
+"""By the processor's instructions: how many times as fast as an engine packed-int8 should be, in the TARGETED texts.
+
+Its errors should be smaller than those of the engines that it should merely be AHEAD of.
+"""
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -22,7 +41,7 @@ def markdown(results: dict[str, Any]) -> str:
     facts = [f"- {name}: {engine['description']}" for name, engine in engines.items()]
     machine = in_words(results["machine"] | results["versions"] | results["architecture"])
     tables = [_throughput(results), _latency(results), _costs(engines), _errors(results["errors"])]
-    return "\n\n".join([machine, "\n".join(facts), *tables]) + "\n"
+    return "\n\n".join([machine, "\n".join(facts), *tables, *_targets(results)]) + "\n"
 
 
 def _throughput(results: dict[str, Any]) -> str:
@@ -64,6 +83,31 @@ def _errors(errors: dict[str, Any]) -> str:
     return table([f"1 - cosine against {errors['against']}, {errors['texts']}", "median", "worst"], rows)
 
 
+def _targets(results: dict[str, Any]) -> list[str]:
+    """Return a caption and a table, [] unless the results are of what the targets are for."""
+    shape, machine, (first, *others) = results["architecture"], results["machine"], results["engines"]
+    targets = TARGETS.get(machine["instructions"], {})
+    against = [engine for engine in others if engine in targets]
+    if (first, shape["layers"], machine["cores"], machine["gpu"]) != ("packed-int8", 24, 2, None) or not against:
+        return []
+    rows = []
+    for scenario in (s for s in results["scenarios"] if s["name"] in TARGETED):
+        wanted = {engine: targets[engine][TARGETED.index(scenario["name"])] for engine in against}
+        ratios = ((scenario["speedup"][engine], wanted[engine]) for engine in against)
+        cells = [f"{ratio:.2f}x of {target:.1f}x, {_verdict(ratio >= target)}" for ratio, target in ratios]
+        rows.append([scenario["name"], *cells])
+    errors: dict[str, dict[str, float]] = results["errors"]["engines"]
+    smaller = {engine: all(errors[first][key] < errors[engine][key] for key in errors[first]) for engine in against}
+    cells = [_verdict(smaller[engine]) if targets[engine] == AHEAD else "" for engine in against]
+    rows.append(["smaller errors, median and worst", *cells])
+    caption = f"Targets for {first}, on two cores with {machine['instructions']} and the full shape:"
+    return [caption, table(["texts", *(f"vs {engine}" for engine in against)], rows)]
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "missed"
+
+
 def plot(results: dict[str, Any], out: Path) -> None:
     """Draw tokens a second and, beside it, latency: a bar for each engine."""
     from lab.plots import bars, figure
@@ -76,5 +120,5 @@ def plot(results: dict[str, Any], out: Path) -> None:
             engines = {name: [s["engines"][name][key] for s in scenarios] for name in results["engines"]}
             bars(axis, names, engines, shown)
             axis.set_ylabel(label)
-        axes[0].legend(ncols=len(results["engines"]), loc="lower left", bbox_to_anchor=(0, 1))
+        axes[0].legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
         axes[1].set_title(results["machine"]["gpu"] or results["machine"]["cpu"], fontsize=9)

@@ -1,6 +1,6 @@
 """Count which number format first starts choose on a CPU whose cores other programs use too.
 
-python -m lab.benchmarks.first_starts checkpoints/small
+python -m lab.benchmarks.first_starts /tmp/random
 python -m lab.benchmarks.first_starts /tmp/random --starts 40 --busy 4
 """
 

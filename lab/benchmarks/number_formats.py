@@ -1,4 +1,4 @@
-"""Measure what 16-bit arithmetic costs: vectors in each number format against the packed engine's in float32.
+"""Measure what number formats of 16 and 8 bits cost: vectors in each against the packed engine's in float32.
 
 python -m lab.benchmarks.number_formats checkpoints/small
 python -m lab.benchmarks.number_formats checkpoints/small --pairs stsb-en-test.csv
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
+from engine.contract import DeviceError
+from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, NumberFormat
 from engine.packed import PackedEngine
 from engine.reference import ReferenceEngine
 from engine.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 FORMATS: dict[str, NumberFormat | None] = {
     "bfloat16": BFLOAT16,
     "bfloat16, the residual stream too": NumberFormat(torch.bfloat16, torch.bfloat16),
+    "int8": INT8,
     "float16, rescaled": FLOAT16,
     "float16, as it is": NumberFormat(torch.float16, torch.float16),
     "sentence-transformers, bfloat16": None,
@@ -51,6 +53,18 @@ def read_pairs(path: Path, tokenizer: Tokenizer) -> tuple[list[list[int]], list[
     return [list(text.ids) for text in encoded], [float(row[2]) for row in rows]
 
 
+def embed(
+    checkpoint: Path, device: str | None, numbers: NumberFormat | None, texts: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Return the texts' vectors in a format, by sentence-transformers in bfloat16 without one; float32 [n, 768].
+
+    Raises DeviceError where the device does not compute in the format.
+    """
+    if numbers is None:
+        return ReferenceEngine(checkpoint, device, "bfloat16").embed(texts)
+    return PackedEngine(checkpoint, device, numbers).embed(texts)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -66,16 +80,18 @@ def main() -> None:
     if args.pairs:
         texts, grades = read_pairs(args.pairs, exact.tokenizer)
     expected = exact.embed(texts)
-    rows = [["float32", "", "", "", *([spearman(expected, grades)] if grades else [])]]
+    rows = [["float32", *[""] * 4, *([spearman(expected, grades)] if grades else [])]]
     for name, numbers in FORMATS.items():
-        if numbers:
-            vectors = PackedEngine(args.checkpoint, args.device, numbers).embed(texts)
-        else:
-            vectors = ReferenceEngine(args.checkpoint, args.device, "bfloat16").embed(texts)
+        try:
+            vectors = embed(args.checkpoint, args.device, numbers, texts)
+        except DeviceError as error:
+            logger.info("%s: %s", name, error)
+            continue
         cosine, norm = errors(vectors, expected)
-        figures = [f"{error:.2e}" for error in (np.median(cosine), cosine.max(), norm.max())]
+        figures = [f"{error:.2e}" for error in (*np.quantile(cosine, (0.5, 0.99, 1.0)), norm.max())]
         rows.append([name, *figures, *([spearman(vectors, grades)] if grades else [])])
-    head = ["", "1-cos, median", "1-cos, worst", "norm, worst", *(["Spearman x 100"] if grades else [])]
+    head = ["", *(f"1-cos, {which}" for which in ("median", "p99", "worst")), "norm, worst"]
+    head += ["Spearman x 100"] if grades else []
     logger.info("%d texts\n%s", len(texts), table(head, rows))
 
 

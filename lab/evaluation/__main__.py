@@ -34,7 +34,7 @@ from tasks import PROMPTS
 logger = logging.getLogger("evaluation")
 
 WORK = Path("evaluation-work")
-FORMATS = ("auto", "float32", "bfloat16", "float16")
+FORMATS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ def judge(evidence: Evidence, asked: Sequence[Probe], vectors: np.ndarray) -> Hy
         median, worst = evidence.expected.noise
         judgement.remarks.append(
             f"The differences are those of 16-bit arithmetic: bfloat16 gives {median:.1e} (median) and {worst:.1e} "
-            "(worst) here. Weights of 8 bits in a scheme that the judge does not know would look the same."
+            "(worst) here. Weights of 8 bits in a scheme that the judge does not know would look the same, and so does "
+            "a server of this project with DTYPE=int8, which says +int8 in the name of its model."
         )
     return best
 

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import encoding
+from engine.contract import DeviceError
+from engine.model import INT8
+from engine.packed import PackedEngine
 from lab.clients import DIALECTS
 from lab.judging.faults import FAULTS, cut
 from lab.judging.judgement import Judgement
@@ -218,6 +222,16 @@ def test_sixteen_bits_are_right_and_said_so(judged: Judged) -> None:
     judgement = judged("openai", variant=Variant(weights="bfloat16"))
     assert judgement.is_right
     assert any("16-bit arithmetic: bfloat16 gives" in remark for remark in judgement.remarks)
+
+
+def test_a_server_of_ours_in_8_bits_is_right_and_said_so(judged: Judged, small: Path) -> None:
+    try:
+        engine = PackedEngine(small, "cpu", INT8)
+    except DeviceError as reason:
+        pytest.skip(str(reason))
+    judgement = judged("openai", vectors=lambda ids, vectors: engine.embed(ids))
+    assert judgement.is_right, judgement.found
+    assert any("DTYPE=int8, which says +int8 in the name of its model" in remark for remark in judgement.remarks)
 
 
 def test_every_fault_has_a_test() -> None:
