@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Clients of other APIs have environments of their own: make test-clients.
 collect_ignore = ["clients"]
 
-EVALUATION = Path(__file__).parent / "lab" / "evaluation"
+OF_A_FILE = re.compile(r"^pytestmark = pytest\.mark\.(evaluation|tuning)$", re.MULTILINE)
 # Files whose tests import sentence-transformers, which takes seven seconds of a core: one worker has them all.
 REFERENCE = {
     "tests/test_selfcheck.py", "tests/test_weights.py", "tests/engine/test_number_formats.py",
@@ -47,10 +47,12 @@ REFERENCE = {
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out tests/lab/evaluation where no mark asks for it: to import mteb takes five seconds in each worker."""
-    marks = str(config.option.markexpr)
-    asked = not marks or re.search(r"(?<!not )\bevaluation\b", marks)
-    return None if asked or collection_path != EVALUATION else True
+    """Leave out files whose every test has a mark of the lab's that is not asked for: their imports take seconds."""
+    asked = str(config.option.markexpr)
+    if not asked or collection_path.suffix != ".py":
+        return None
+    mark = OF_A_FILE.search(collection_path.read_text(encoding="utf-8"))
+    return True if mark and not re.search(rf"(?<!not )\b{mark[1]}\b", asked) else None
 
 
 @pytest.hookimpl(optionalhook=True)
