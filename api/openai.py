@@ -7,7 +7,7 @@ import msgspec
 
 import encoding
 from api import names
-from api.fields import SIDES, Whole, agreed, cut_end, dimensions_of, one_of, token_limit
+from api.fields import SIDES, Whole, agreed, cut_end, dimensions_of, one_of, token_limit, whole
 from api.operations import Answer, Api, Call, Operation, base64s, numbers, texts_of
 from api.refusal import Refusal
 from batching.pools import TOKEN_IDS, run_in_pieces
@@ -15,7 +15,7 @@ from engine.pieces import Pieces
 from engine.tokenizer import Truncate
 from service import Service, TooLong
 from texts.limits import MAX_TEXTS
-from texts.options import Options
+from texts.options import Options, chunking_of
 from texts.request import Names, Texts, check_count
 
 # The names that Jina and Voyage give to tasks.
@@ -65,6 +65,8 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     return_multivector: bool = False
 
     tokenizer: str | None = None  # the model whose token ids `input` has
+    chunk: Whole | None = None
+    overlap: Whole = 0
 
     # What `_choices` does not read.
     titles: list[str | None] | None = None
@@ -87,12 +89,16 @@ class Usage(msgspec.Struct):
 
 
 class EmbeddingsAnswer(msgspec.Struct):
-    """The vectors in the order of the input; `model` says which weights computed them."""
+    """The vectors in the order of the input; `model` says which weights computed them.
+
+    With `chunk` in the request, `chunks` has [text, start, end] of each vector: characters of that text of the input.
+    """
 
     data: list[Embedding]
     model: str
     usage: Usage
     object: str = "list"
+    chunks: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(msgspec.Struct):
@@ -135,7 +141,9 @@ async def embeddings(call: Call) -> Answer:
     def write() -> EmbeddingsAnswer:
         vectors = (base64s if is_base64 else numbers)(embedded.vectors)
         data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
-        return EmbeddingsAnswer(data, call.service.model, Usage(embedded.tokens, embedded.tokens))
+        usage = Usage(embedded.tokens, embedded.tokens)
+        chunks = msgspec.UNSET if embedded.chunks is None else embedded.chunks
+        return EmbeddingsAnswer(data, call.service.model, usage, chunks=chunks)
 
     return Answer(write, [embedded])
 
@@ -211,8 +219,9 @@ def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
 
 
 def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
-    if asked.late_chunking:
-        raise ValueError("late_chunking: it is not in this API; leave it out, or send 'chunk' to Cog's /predictions")
+    chunk = whole("chunk", asked.chunk)
+    if chunk is not None and asked.truncate_prompt_tokens is not None:
+        raise ValueError("truncate_prompt_tokens: chunks are not cut; leave it out, or leave 'chunk' out")
     if asked.return_multivector:
         raise ValueError("return_multivector: this model has one vector for a text; leave it out")
     if asked.tokenizer not in (None, served, *names.ALIASES):
@@ -224,6 +233,7 @@ def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
         normalize=asked.normalized,
         precision=precision,
         truncate=_truncate(asked),
+        chunking=chunking_of(chunk, whole("overlap", asked.overlap) or 0, asked.late_chunking),
         max_tokens=token_limit("truncate_prompt_tokens", _tokens(asked)),
     )
 

@@ -117,7 +117,14 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "truncation": (True, LONG), "truncate_prompt_tokens": (40, MEDIUM), "truncation_side": ("left", LONG),
     "max_tokens": (40, MEDIUM), "options.num_ctx": (40, MEDIUM), "autoTruncate": (False, LONG),
     "truncation_direction": ("left", LONG), "add_special_tokens": (False,),
+    "chunk": (40, MEDIUM), "overlap": (8, MEDIUM), "late_chunking": (True, MEDIUM),
 }  # fmt: skip
+# What some fields need beside them.
+NEEDS: dict[str, dict[str, Any]] = {
+    "truncation_side": {"truncate": True},
+    "overlap": {"chunk": 40},
+    "late_chunking": {"chunk": 40},
+}
 TRUNCATE = {"OpenAI": True, "Cohere": "NONE"}
 
 
@@ -160,7 +167,7 @@ def before(path: str, field: str, service: Service) -> dict[str, Any]:
         return {}
     if name == "truncate" or len(CHANGES.get(name, ())) == 2:
         body = with_text(path, body, LONG if name == "truncate" else CHANGES[name][1])
-    return body | ({"truncate": True} if name == "truncation_side" else {})
+    return body | NEEDS.get(name, {})
 
 
 def answer_of(answer: httpx.Response) -> tuple[int, Any]:

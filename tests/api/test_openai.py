@@ -11,6 +11,7 @@ from api.openai import _choices
 from service import Service
 from tasks import PROMPTS
 from tests.api.conftest import Expected
+from texts.chunking import Chunking
 
 LONG = "word " * 3000
 
@@ -179,7 +180,13 @@ def test_token_ids_are_refused_unless_they_are_said_to_be_this_models(
         ({"input": "a", "return_multivector": True}, "return_multivector: this model has one vector for a text"),
         ({"input": "a", "tokenizer": "cl100k_base"}, "tokenizer: 'cl100k_base' is another model's; send texts, or"),
         ({"input": "a", "output_dtype": "base64"}, "output_dtype: 'base64' is unknown; use one of float, float32"),
-        ({"input": "a", "late_chunking": True}, "late_chunking: it is not in this API; leave it out, or send 'chunk'"),
+        ({"input": "a", "late_chunking": True}, "late_chunking: it needs 'chunk'; give the tokens of a chunk"),
+        ({"input": "a", "overlap": 8}, "overlap: it needs 'chunk'; give the tokens of a chunk"),
+        ({"input": "a", "chunk": 32.5}, "chunk: 32.5 is not a whole number; give one without a fraction"),
+        (
+            {"input": "a", "chunk": 32, "truncate_prompt_tokens": 64},
+            "truncate_prompt_tokens: chunks are not cut; leave it out",
+        ),
         ({"input": "a", "dimension": 128}, "dimension: this API has no such field; leave it out"),
         (
             {"messages": [], "model": "small"},
@@ -193,6 +200,24 @@ def test_errors_name_field_problem_and_remedy(client: httpx.Client, body: dict[s
     assert refused.json()["error"] | {"message": ""} == {
         "message": "", "type": "invalid_request_error", "param": message.partition(":")[0], "code": None
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+def test_chunks_have_vectors_of_their_own_and_say_where_they_are(
+    client: httpx.Client, expected: Expected, late: bool
+) -> None:
+    texts = ["short", "\U0001f469 one two three four " * 20]
+    fields = {"chunk": 48, "overlap": 8, "late_chunking": late}
+    answer = post(client, input=texts, **fields, truncate="start", dimensions=256)
+    chunks = answer.json()["chunks"]
+    assert chunks[0] == [0, 0, len("short")] and len(chunks) > 3 and chunks[-1][2] == len(texts[1])
+    wanted = expected(*texts, embedding_dim=256, chunking=Chunking(48, 8, late))
+    np.testing.assert_array_equal(vectors_of(answer), wanted, strict=True)
+    if not late:
+        cut = [texts[text][start:end] for text, start, end in chunks]
+        np.testing.assert_allclose(vectors_of(answer), expected(*cut, embedding_dim=256), atol=1e-5)
+    assert post(client, input=texts[0], **fields).json()["chunks"] == [[0, 0, 5]]
+    assert "chunks" not in post(client, input=texts).json()
 
 
 def test_what_is_not_json_is_refused(client: httpx.Client) -> None:
