@@ -29,7 +29,7 @@ IN_THREE = -n 3 --dist loadfile
 VERSION = $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' settings/version.py)
 
 .DEFAULT_GOAL = help
-.PHONY: help predict embed serve api native load evaluate tune tune-named tune-checked test test-fuzz test-abuse test-clients \
+.PHONY: help predict embed serve api native load evaluate tune tune-named tune-checked test test-fuzz test-abuse test-page test-clients \
 	test-clients-newest test-clients-held test-gpu-compile test-evaluation test-tuning test-lab test-ray clients lint format openapi lock bake build push named wheel clean
 
 help:
@@ -85,6 +85,9 @@ test-fuzz: $(READY) ## odd bodies, files and checkpoints by the thousand; long r
 
 test-abuse: $(READY) ## hostile clients, and what others notice: ABUSE_SECONDS=2
 	$(PYTEST) -q -m abuse tests/abuse
+
+test-page: $(VENV)/.page ## the page in a real browser (needs chromium and chromedriver)
+	$(PYTEST) $(IN_TWO) -m page tests/api/page
 
 # In environments of their own, against a server from $(VENV).
 test-clients: test-clients-newest test-clients-held ## the clients of the other APIs (needs npm)
@@ -172,6 +175,10 @@ $(READY): requirements/local.lock requirements/local.txt requirements/dev.txt py
 	@# Python finds the modules from any folder.
 	@echo "$(CURDIR)" > "$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/embeddinggemma.pth"
 	@$(NATIVE) >&2
+	@touch $@
+
+$(VENV)/.page: $(READY) requirements/page.txt
+	@$(INSTALL) --no-deps -r requirements/page.txt >&2
 	@touch $@
 
 $(VENV)/.evaluation: $(READY) requirements/evaluate.txt

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import cohere, gemini, ollama, openai, page, status, tei
+from api import cohere, docs, gemini, ollama, openai, page, status, tei
 from api.endpoint import JSON, Endpoint, Host, error_response
 from api.openapi import document
 from api.operations import Api, Operation
@@ -36,15 +36,18 @@ SITE_HEADERS = {*OF_BROWSERS, b"host", b"x-forwarded-host"}
 
 def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
     """Return the application. Pages of other sites may call it from a browser only if their `origins` are listed."""
-    routes, fixed = [], {}
+    routes: list[Route] = []
+    fixed: dict[tuple[str, str], ASGIApp] = {}
     for each in OPERATIONS:
-        endpoint = Endpoint(each, host)
+        endpoint: ASGIApp = Endpoint(each, host)
+        if (each.method, each.path) == ("GET", "/"):
+            endpoint = page.ForBrowsers(endpoint)
         # A redirect would lose a proxy's https:// and prefix. The slash comes first, as {model:path} would match it.
         for path in dict.fromkeys((f"{each.path.rstrip('/')}/", each.path)):
             routes.append(Route(path, endpoint, methods=[each.method]))
             if "{" not in path:
                 fixed[each.method, path] = endpoint
-    routes += [Route("/openapi.json", _openapi), *page.ROUTES]
+    routes += [Route("/openapi.json", _openapi), *docs.ROUTES, *page.ROUTES]
     cors = Middleware(
         CORSMiddleware,
         allow_origins=origins,

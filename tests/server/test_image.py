@@ -185,6 +185,8 @@ def test_every_module_of_the_served_rooms_is_in_the_image(checkout: Path) -> Non
     kept = exclude_paths(str(checkout), [line for line in lines if line and not line.startswith("#")])
     rooms = ("settings", "api", "container", "texts", "batching", "engine", "corpus", "fetching")
     modules = {path.relative_to(checkout).as_posix() for room in rooms for path in (checkout / room).rglob("*.py")}
+    page = {path.relative_to(checkout).as_posix() for path in (checkout / "api" / "page").rglob("*") if path.is_file()}
+    assert page <= kept and {"api/page/index.html", "api/page/vendor/LICENSE"} <= page
     assert modules <= kept and {"predict.py", "service.py", "checkpoints/manifests/embeddinggemma-300m.json"} <= kept
 
 
