@@ -86,7 +86,7 @@ test-fuzz: $(READY) ## odd bodies, files and checkpoints by the thousand; long r
 test-abuse: $(READY) ## hostile clients, and what others notice: ABUSE_SECONDS=2
 	$(PYTEST) -q -m abuse tests/abuse
 
-test-page: $(VENV)/.page ## the page in a real browser (needs chromium and chromedriver)
+test-page: $(VENV)/.page ## the page in a browser (needs chromium and chromedriver)
 	$(PYTEST) $(IN_TWO) -m page tests/api/page
 
 # In environments of their own, against a server from $(VENV).

@@ -1,5 +1,5 @@
-// Matmuls of 8-bit integers: rows quantised as they are written, their products with a matrix summed in 32 bits, and the
-// scales applied to the sums. engine/int8.py defines what is computed, and packs the matrices.
+// Matmuls of 8-bit integers: rows are quantised, their products with a matrix are summed in 32 bits, and the scales are
+// applied to the sums. engine/int8.py defines what is computed, and packs the matrices.
 
 #pragma once
 
