@@ -155,7 +155,9 @@ def test_the_workflows_run_targets_that_make_has() -> None:
 
 def test_plain_make_lists_the_targets_on_one_page() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     groups = re.findall(r"^(\w+)$", shown, re.MULTILINE)
     assert groups == ["Try", "Serve", "Measure", "Test", "Ship"]
     listed = set(re.findall(r"^  ([a-z-]+)  ?", shown, re.MULTILINE))
