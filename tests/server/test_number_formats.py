@@ -8,6 +8,7 @@ import pytest
 import encoding
 from container.server import Server, ServerError, running_server
 from engine.model import BFLOAT16
+from engine.native.choice import _certain_format
 from engine.native.encoder import supports
 from engine.native.library import NotAvailable, load
 from tests.support.vectors import FULL, errors
@@ -59,15 +60,15 @@ def test_int8_is_named_or_refused_in_a_sentence(server: Server) -> None:
 
 
 @pytest.mark.fuzz
-def test_auto_times_once_and_remembers(tmp_path: Path) -> None:
+def test_auto_times_once_and_remembers(random_weights: Path, tmp_path: Path) -> None:
     cache = {"DTYPE": "auto", "WEIGHTS_CACHE": str(tmp_path)}
     models, kept = [], []
     for _ in range(2):
-        with running_server("small", settings=cache) as server:
+        with running_server(str(random_weights), settings=cache) as server:
             models.append(server.predict({"text": "a"})["output"]["model"])
             kept.append([(path.stat().st_mtime_ns, path.read_text()) for path in tmp_path.glob("number-formats.json")])
     assert models[0] == models[1] and kept[0] == kept[1]
-    assert bool(kept[0]) == (extension_is_here() and supports(FULL, BFLOAT16))
+    assert bool(kept[0]) == (extension_is_here() and supports(FULL, BFLOAT16) and _certain_format() is None)
 
 
 def extension_is_here() -> bool:
