@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.int8 import matrices
 from engine.kernels.int8 import PANEL
 from engine.kernels.rotary import Rotation
 from engine.model import BFLOAT16, FLOAT32, INT8, Architecture, Layer, Network, NumberFormat
@@ -66,10 +67,8 @@ class Encoder:
 
 def _tensors(layer: Layer) -> list[Tensor]:
     """Return a layer's tensors in the order of `Layer` in encoder.cpp."""
-    attention, mlp = layer.attention, layer.mlp
-    matrices = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
-    norms = (attention.qk_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
-    return [*(tensor for matrix in matrices for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
+    norms = (layer.attention.qk_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
+    return [*(tensor for matrix in matrices(layer) for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
 
 
 def split(lengths: Sequence[int], threads: int) -> list[int]:

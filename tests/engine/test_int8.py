@@ -1,8 +1,6 @@
 """8-bit integers: exact sums by every set of instructions, vectors that no company changes, and what is refused."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,15 +126,6 @@ def test_moved_scales_change_no_bit_of_a_float32_vector(monkeypatch: pytest.Monk
         for channel, (linear, weight) in enumerate(zip(matrices(layer), weights, strict=True), 5):
             assert not torch.equal(linear.get_parameter("weight")[:, channel], weight[:, channel])
     assert torch.equal(network(*texts), before)
-
-
-@pytest.fixture
-def no_binary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No folder has a binary."""
-    library.load.cache_clear()
-    monkeypatch.setattr(library, "_folders", lambda: [tmp_path])
-    yield
-    library.load.cache_clear()
 
 
 @pytest.mark.usefixtures("no_binary")

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -38,15 +37,6 @@ def binary() -> str:
         return library.load()
     except NotAvailable as reason:
         pytest.skip(f"no extension on this machine: {reason}")
-
-
-@pytest.fixture
-def no_binary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No folder has a binary."""
-    library.load.cache_clear()
-    monkeypatch.setattr(library, "_folders", lambda: [tmp_path])
-    yield
-    library.load.cache_clear()
 
 
 @pytest.mark.usefixtures("no_binary")
