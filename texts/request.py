@@ -82,6 +82,11 @@ class Texts:
         given = next((position for position, title in enumerate(titles) if title is not None), 0)
         name = self.title_name(given).removesuffix(f"[{given}]")
         check_titled(task, name)
+        if self.documents is not None:
+            raise ValueError(
+                f"{name}: chunks of a document have no titles; leave them out, and begin the document with "
+                "'title: ... | text: ' instead"
+            )
         if len(titles) != texts:
             raise ValueError(
                 f"{name}: {len(titles):,} titles for {texts:,} texts; give one for each, '' where there is none"

@@ -10,7 +10,7 @@ from engine.tokenizer import TextRefused, Tokenizer
 from tests.support.predictions import TEXTS
 from texts.chunking import Chunking
 from texts.documents import prepare_documents
-from texts.limits import Limits, TooManyTokens
+from texts.limits import NO_LIMITS, Limits, TooManyTokens
 from texts.options import Options
 from texts.prepare import Prepared, prepare
 from weights import SMALL
@@ -24,7 +24,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(SMALL)
 
 
-def read(tokenizer: Tokenizer, documents: list[list[str]], limits: Limits = Limits(), **options: object) -> Prepared:
+def read(tokenizer: Tokenizer, documents: list[list[str]], limits: Limits = NO_LIMITS, **options: object) -> Prepared:
     """Return what the model reads for documents, given as lists of chunks."""
     texts = [text for document in documents for text in document]
     sizes = list(map(len, documents))
