@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-import encoding
 from api import names
 from api.fields import Whole, chunking_asked, dimensions_of, one_of
+from api.openai import PRECISIONS
 from api.operations import Answer, Api, Call, Operation, base64s, numbers, options_of
 from api.refusal import Refusal
 from service import TooLong
@@ -17,7 +17,6 @@ from texts.options import Options
 from texts.request import Names, Texts, check_count
 
 TASKS: names.Tasks = {"query": "retrieval_query", "document": "retrieval_document", **names.OUR_TASKS}
-PRECISIONS = {"float": "float32"} | {name: name for name in encoding.WIRE_DTYPES}
 CHUNK_SIZE = 512
 """Tokens of a chunk that the server cuts, as Voyage documents it."""
 # What the fields are called that the chunking's own errors name.
@@ -116,7 +115,8 @@ def _options(asked: ContextualizedRequest, served: str) -> Options:
             raise ValueError(
                 f"enable_auto_chunking: it cuts documents, and the task is {task!r}; leave one of them out"
             )
-        chunking = chunking_asked(asked.chunk_size or CHUNK_SIZE, asked.chunk_overlap, late=True)
+        size = CHUNK_SIZE if asked.chunk_size is None else asked.chunk_size
+        chunking = chunking_asked(size, asked.chunk_overlap, late=True)
     elif asked.chunk_size is not None or asked.chunk_overlap is not None:
         field = "chunk_size" if asked.chunk_size is not None else "chunk_overlap"
         raise ValueError(f"{field}: it needs enable_auto_chunking; send that, too, or leave {field} out")
@@ -133,18 +133,18 @@ def _texts(asked: ContextualizedRequest, options: Options) -> Texts:
     """Return the chunks of all documents, or the whole documents that the server cuts."""
     check_count(asked.inputs, "inputs")
     is_query = options.task == "retrieval_query"
+    remedy = "give a list of the document's chunks"
+    if is_query or options.chunking:
+        remedy = f"give each {'query' if is_query else 'document'} as one text"
     documents = [[each] if isinstance(each, str) else each for each in asked.inputs]
     for position, chunks in enumerate(documents):
         name = f"inputs[{position}]"
+        if not chunks or (len(chunks) > 1 and (is_query or options.chunking)):
+            raise ValueError(f"{name}: it is a list of {len(chunks):,} texts; {remedy}")
         if isinstance(asked.inputs[position], str) and not (is_query or options.chunking):
             raise ValueError(
-                f"{name}: it is a string; give a list of the document's chunks, or send enable_auto_chunking, or for "
-                "queries input_type 'query'"
+                f"{name}: it is a string; {remedy}, or send enable_auto_chunking, or for queries input_type 'query'"
             )
-        if len(chunks) != 1 and (is_query or options.chunking or not chunks):
-            remedy = "give each query as a list of its own" if is_query else "give the document as one string"
-            remedy = remedy if is_query or options.chunking else "give the document's chunks"
-            raise ValueError(f"{name}: it is a list of {len(chunks):,} texts; {remedy}")
     if options.chunking:
         return Texts([text for [text] in documents], names=Names(texts="inputs[{}]", titles="inputs[{}]"))
     places = [(document, chunk) for document, chunks in enumerate(documents) for chunk in range(len(chunks))]

@@ -7,13 +7,12 @@ versions, which have a setting for each.
 from typing import Any
 
 import msgspec
-from starlette.responses import Response
 
 from api.fields import Whole, agreed, dimensions_of, one_of
 from api.names import MODEL
 from api.operations import Answer, Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
-from api.status import state
+from api.status import Status, state
 from texts.options import EMBEDDING_DIMS
 from texts.request import Names, Texts
 
@@ -82,12 +81,6 @@ async def vectors(call: Call) -> Answer:
     )
 
 
-async def well_known(call: Call) -> Response:
-    """Answer without a body, or raise Refusal as the server's own operations do."""
-    await state(call)
-    return Response(status_code=204)
-
-
 async def meta(call: Call) -> Meta:
     """Return what is served."""
     return Meta({"name": MODEL, "weights": call.service.model, "dimensions": EMBEDDING_DIMS})
@@ -100,10 +93,7 @@ OPERATIONS = [
     for operation in (
         Operation(API, "POST", f"{base}/vectors", "Embed a text.", vectors, VectorsRequest, VectorsAnswer),
         Operation(API, "GET", f"{base}/meta", "Say what is served.", meta, answers=Meta),
-        Operation(API, "GET", f"{base}/.well-known/ready", "204, or 503 as /ready.", well_known, is_open=True),
-        Operation(
-            API, "GET", f"{base}/.well-known/live", "204, or 503 as /live.", well_known, is_open=True,
-            while_loading=True,
-        ),
+        Operation(API, "GET", f"{base}/.well-known/ready", "As /ready.", state, None, Status, True),
+        Operation(API, "GET", f"{base}/.well-known/live", "As /live.", state, None, Status, True, True),
     )
-]  # fmt: skip
+]
