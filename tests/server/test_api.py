@@ -86,9 +86,11 @@ def test_chunks_of_every_api_are_those_of_predictions(both: tuple[Server, httpx.
     }
     for path, body in asked.items():
         found = client.post(path, json=body).json()
-        rows = found.get("data") or found["embeddings"]
-        rows = [row["embedding"] for row in rows] if path == "/v1/embeddings" else rows
-        rows = rows["float"] if path == "/v2/embed" else rows
+        rows: Any = found.get("data") or found["embeddings"]
+        if path == "/v1/embeddings":
+            rows = [row["embedding"] for row in rows]
+        if path == "/v2/embed":
+            rows = rows["float"]
         np.testing.assert_array_equal(np.array(rows, "f4"), vectors, err_msg=path, strict=True)
         assert found["chunks"] == ranges, path
     cut = [[texts[i][start:end] for owner, start, end in ranges if owner == i] for i in range(len(texts))]
