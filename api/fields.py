@@ -69,14 +69,14 @@ def token_limit(field: str, asked: Whole | None) -> int | None:
 
 
 def chunking_asked(
-    chunk: Whole | None, overlap: Whole | None, late: bool | None, cut: tuple[str, Whole | None] = ("", None)
+    chunk: Whole | None, overlap: Whole | None, late: bool | None, limit: tuple[str, Whole | None] = ("", None)
 ) -> Chunking | None:
     """Return how texts are cut into chunks, None where they are not.
 
-    Raises ValueError for fields that do not fit together, also where the field `cut` limits the tokens of texts.
+    Raises ValueError for fields that do not fit together, also where the field in `limit` cuts texts to some tokens.
     """
-    field, limit = cut
-    if chunk is not None and limit is not None:
+    field, tokens = limit
+    if chunk is not None and tokens is not None:
         raise ValueError(f"{field}: chunks are not cut; leave it out, or leave 'chunk' out")
     return chunking_of(whole("chunk", chunk), whole("overlap", overlap) or 0, bool(late))
 

@@ -162,8 +162,8 @@ async def embed(call: Call) -> Answer:
     asked: EmbedRequest = call.body
     end = cut_end(True if asked.truncate is None else asked.truncate)
     dimensions = dimensions_of(("dimensions", asked.dimensions))
-    cut = ("options.num_ctx", asked.options.num_ctx if asked.options else None)
-    chunking = chunking_asked(asked.chunk, asked.overlap, asked.late_chunking, cut)
+    limit = ("options.num_ctx", asked.options.num_ctx if asked.options else None)
+    chunking = chunking_asked(asked.chunk, asked.overlap, asked.late_chunking, limit)
     texts = texts_of(asked.input, NAMES)
     embedded = await _embed(call, texts, embedding_dim=dimensions, truncate=end, chunking=chunking)
 

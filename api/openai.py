@@ -226,7 +226,7 @@ def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
 
 
 def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
-    cut = ("truncate_prompt_tokens", asked.truncate_prompt_tokens)
+    limit = ("truncate_prompt_tokens", asked.truncate_prompt_tokens)
     if asked.is_one_document and asked.truncate_prompt_tokens is not None:
         raise ValueError("truncate_prompt_tokens: a document's chunks are not cut; leave it out, or late_chunking")
     if asked.return_multivector:
@@ -240,7 +240,7 @@ def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
         normalize=asked.normalized,
         precision=precision,
         truncate=_truncate(asked),
-        chunking=chunking_asked(asked.chunk, asked.overlap, asked.late_chunking and not asked.is_one_document, cut),
+        chunking=chunking_asked(asked.chunk, asked.overlap, asked.late_chunking and not asked.is_one_document, limit),
         max_tokens=token_limit("truncate_prompt_tokens", _tokens(asked)),
     )
 

@@ -220,7 +220,7 @@ class Cutter:
         return tokens
 
     def late_passes(self, plan: list[Chunk]) -> Iterator[list[Pass]]:
-        """Yield passes that hold as many chunks as fit; a chunk that does not fit yields its halves."""
+        """Yield passes that hold as many chunks as fit; a chunk that does not fit is read alone."""
         if len(plan) == 1:
             yield self.alone(plan, 0)
             return

@@ -78,16 +78,14 @@ def _plan(starts: "array[int]", ends: Sequence[int]) -> "tuple[array[int], list[
     A chunk's characters are found by the starts of tokens, and a token may go on where a chunk ends.
     """
     marked = array("I")
-    plan: list[Chunk] = []
+    lasts = [0]
     begin = 0
     for end in ends[:-1]:
         stop = bisect_left(starts, end, begin)
-        first = plan[-1][1] if plan else 0
         marked.extend(starts[begin:stop])
-        plan.append((first, len(marked)))
+        lasts.append(len(marked))
         if stop == len(starts) or starts[stop] != end:
             marked.append(end)
         begin = stop
     marked.extend(starts[begin:])
-    plan.append((plan[-1][1] if plan else 0, len(marked)))
-    return marked, plan
+    return marked, list(pairwise([*lasts, len(marked)]))
