@@ -87,7 +87,7 @@ def test_a_prompt_at_the_beginning_is_the_documents(tokenizer: Tokenizer) -> Non
         read(tokenizer, [["first"], ["title: none | text: The river", " rises."]], task="clustering")
 
 
-@pytest.mark.parametrize("words", [3_000, 400_000])
+@pytest.mark.parametrize("words", [3_000, 60_000])
 def test_a_text_longer_than_the_model_reads_is_refused_or_cut(tokenizer: Tokenizer, words: int) -> None:
     documents = [["one"], ["two", " word" * words, " three", " four"]]
     with pytest.raises(TextRefused, match=r"text 2 has .* tokens with its prompt and the limit is 2,048"):
@@ -97,6 +97,21 @@ def test_a_text_longer_than_the_model_reads_is_refused_or_cut(tokenizer: Tokeniz
     assert prepared.pass_texts == [0, 1, 2, 3] and len(prepared.passes[3].spans) == 2
     [cut] = tokenizer.encode(["title: none | text: "], [" word" * words])
     assert prepared.token_ids[2] == cut.ids and prepared.token_counts[2] == 2048
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized_to_find_that_out(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located: list[int] = []
+    locate = tokenizer.locate
+
+    def watched(prompt: str, text: str) -> object:
+        located.append(len(text))
+        return locate(prompt, text)
+
+    monkeypatch.setattr(tokenizer, "locate", watched)
+    read(tokenizer, [["one", " word" * 10_000, " two", " three"]])
+    assert located and max(located) < 1_000
 
 
 def test_more_tokens_than_a_request_may_have_are_refused(tokenizer: Tokenizer) -> None:
