@@ -49,7 +49,7 @@ serve: $(READY) ## Cog's API, and others on API_PORT: PORT=5000 HOST=0.0.0.0
 	$(RUN) -m scripts.server --host $(HOST)
 
 api: PORT = 8080
-api: $(READY) ## the APIs of OpenAI, Gemini, TEI, Ollama, Cohere: PORT=8080
+api: $(READY) ## the other APIs, OpenAI's and six more: PORT=8080
 	$(RUN) -m scripts.api --host $(HOST)
 
 native: $(READY) ## recompile the C++ extension, which speeds up CPUs

@@ -27,6 +27,7 @@ from batching.request import Cost
 from engine.contract import Engine
 from engine.threads import in_own_thread
 from engine.tokenizer import TextRefused
+from texts.documents import prepare_documents
 from texts.limits import MAX_CHUNKS, MAX_REQUEST_TOKENS, Limits, TooManyTokens
 from texts.options import Options, prompts_in_texts
 from texts.prepare import Prepared, characters_to_read, prepare, prepare_in_pieces
@@ -144,6 +145,8 @@ class Service:
         """
         texts, titles = await run(CHARACTERS, request.characters, request.checked, options.task)
         self.check(options)
+        if request.documents is not None:
+            self.engine.check_late_chunking()
         with self.batcher.claim(_estimated_tokens(texts, self.engine.tokenizer.max_tokens, options)) as claim:
             prepared = await self._prepare(request, texts, titles, options)
             try:
@@ -163,10 +166,14 @@ class Service:
         self, request: Texts, texts: Sequence[str], titles: Sequence[str | None], options: Options
     ) -> Prepared:
         """Tokenize the request's checked texts. Raises ValueError naming the text, or the title, that is refused."""
+        tokenizer, limits = self.engine.tokenizer, self._limits
         try:
-            if len(texts) == 1 and titles[0] is None and len(texts[0]) <= REMEMBERED_CHARS:
+            if request.documents is not None:
+                pieces = prepare_documents(tokenizer, texts, request.documents, options, limits)
+            elif len(texts) == 1 and titles[0] is None and len(texts[0]) <= REMEMBERED_CHARS:
                 return self._remembered(texts[0], options)
-            pieces = prepare_in_pieces(self.engine.tokenizer, texts, titles, options, self._limits)
+            else:
+                pieces = prepare_in_pieces(tokenizer, texts, titles, options, limits)
             return await run_in_pieces(CHARACTERS, characters_to_read(texts, titles, options), pieces)
         except TextRefused as refused:
             name = request.title_name if refused.is_prompt else request.name

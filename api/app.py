@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import cohere, docs, gemini, ollama, openai, page, status, tei
+from api import cohere, docs, gemini, ollama, openai, page, status, tei, voyage, weaviate
 from api.endpoint import JSON, Endpoint, Host, error_response
 from api.openapi import document
 from api.operations import Api, Operation
@@ -27,6 +27,8 @@ OPERATIONS: Sequence[Operation] = [
     *gemini.OPERATIONS,
     *ollama.OPERATIONS,
     *cohere.OPERATIONS,
+    *voyage.OPERATIONS,
+    *weaviate.OPERATIONS,
     *status.OPERATIONS,
 ]
 API_OF = {(each.method, each.path): each.api for each in OPERATIONS}
@@ -123,4 +125,6 @@ def _api_at(path: str) -> Api:
     """Return the API whose clients ask for paths like this."""
     if path.startswith("/v1beta/") or re.fullmatch("/v1/models/.*:.*", path):
         return gemini.API
-    return {"api": ollama.API, "v2": cohere.API}.get(path.split("/")[1], openai.API)
+    if path.startswith("/v1/contextualizedembeddings"):
+        return voyage.API
+    return {"api": ollama.API, "v2": cohere.API, "weaviate": weaviate.API}.get(path.split("/")[1], openai.API)

@@ -8,8 +8,8 @@ import numpy as np
 
 import encoding
 from api import names
-from api.fields import Whole, cut_end, dimensions_of, one_of, token_limit
-from api.operations import Answer, Api, Call, Operation, base64s, numbers, options_of
+from api.fields import Whole, chunking_asked, cut_end, dimensions_of, one_of, token_limit
+from api.operations import Answer, Api, Call, Operation, base64s, chunks_of, numbers, options_of
 from api.refusal import Refusal
 from texts.request import Names, Texts, check_count
 
@@ -37,7 +37,7 @@ class Input(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A list of texts; `input_type` is Cohere's name for a task, or this server's."""
+    """A list of texts; `input_type` is Cohere's name for a task, or ours, as are the last three fields."""
 
     model: str = names.MODEL
     texts: list[str] | None = None
@@ -49,6 +49,9 @@ class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
     max_tokens: Whole | None = None
     images: list[Any] | None = None
     priority: Whole | None = None
+    chunk: Whole | None = None
+    overlap: Whole | None = None
+    late_chunking: bool | None = None
 
 
 class Meta(msgspec.Struct):
@@ -59,13 +62,14 @@ class Meta(msgspec.Struct):
 
 
 class EmbedAnswer(msgspec.Struct):
-    """The vectors in each requested number format."""
+    """The vectors in each requested number format; for `chunks` see /v1/embeddings."""
 
     id: str
     embeddings: dict[str, list[list[float] | str]]
     texts: list[str]
     meta: Meta
     response_type: str = "embeddings_by_type"
+    chunks: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class FirstEmbedAnswer(msgspec.Struct):
@@ -76,6 +80,7 @@ class FirstEmbedAnswer(msgspec.Struct):
     texts: list[str]
     meta: Meta
     response_type: str
+    chunks: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
 
 
 def error(refusal: Refusal, status: int) -> dict[str, Any]:
@@ -96,6 +101,7 @@ async def embed(call: Call, version: str = "2") -> Answer:
         names.task_of(call.service.name, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
         embedding_dim=dimensions_of(("output_dimension", asked.output_dimension)),
         truncate=cut_end(asked.truncate or "END"),
+        chunking=chunking_asked(asked.chunk, asked.overlap, asked.late_chunking, ("max_tokens", asked.max_tokens)),
         max_tokens=token_limit("max_tokens", asked.max_tokens),
     )
     embedded = await call.service.embed(texts, options)
@@ -104,11 +110,12 @@ async def embed(call: Call, version: str = "2") -> Answer:
     def write() -> EmbedAnswer | FirstEmbedAnswer:
         vectors = {kind: _encoded(embedded.vectors, kind) for kind in dict.fromkeys(kinds)}
         facts = (repeated, Meta({"version": version}, {"input_tokens": embedded.tokens}))
+        chunks = chunks_of(embedded)
         if version == "2":
-            return EmbedAnswer(str(uuid.uuid4()), vectors, *facts)
+            return EmbedAnswer(str(uuid.uuid4()), vectors, *facts, chunks=chunks)
         if asked.embedding_types:
-            return FirstEmbedAnswer(str(uuid.uuid4()), vectors, *facts, "embeddings_by_type")
-        return FirstEmbedAnswer(str(uuid.uuid4()), vectors["float"], *facts, "embeddings_floats")
+            return FirstEmbedAnswer(str(uuid.uuid4()), vectors, *facts, "embeddings_by_type", chunks)
+        return FirstEmbedAnswer(str(uuid.uuid4()), vectors["float"], *facts, "embeddings_floats", chunks)
 
     return Answer(write, [embedded], characters=sum(map(len, repeated)))
 

@@ -6,7 +6,8 @@ from typing import Any, TypeVar, cast
 from starlette.datastructures import QueryParams
 
 from engine.tokenizer import Truncate
-from texts.options import EMBEDDING_DIMS, check_choice
+from texts.chunking import Chunking
+from texts.options import EMBEDDING_DIMS, check_choice, chunking_of
 
 Choice = TypeVar("Choice")
 Meaning = TypeVar("Meaning")
@@ -65,6 +66,19 @@ def token_limit(field: str, asked: Whole | None) -> int | None:
     if limit is not None and limit < MIN_TOKENS:
         raise ValueError(f"{field}: {limit} leaves a text too little beside its prompt; give at least {MIN_TOKENS}")
     return limit
+
+
+def chunking_asked(
+    chunk: Whole | None, overlap: Whole | None, late: bool | None, limit: tuple[str, Whole | None] = ("", None)
+) -> Chunking | None:
+    """Return how texts are cut into chunks, None where they are not.
+
+    Raises ValueError for fields that do not fit together, also where the field in `limit` cuts texts to some tokens.
+    """
+    field, tokens = limit
+    if chunk is not None and tokens is not None:
+        raise ValueError(f"{field}: chunks are not cut; leave it out, or leave 'chunk' out")
+    return chunking_of(whole("chunk", chunk), whole("overlap", overlap) or 0, bool(late))
 
 
 def cut_end(truncate: bool | str) -> Truncate:

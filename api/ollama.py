@@ -10,8 +10,8 @@ import msgspec
 from starlette.responses import PlainTextResponse, Response
 
 from api import names
-from api.fields import Whole, agreed, cut_end, dimensions_of, token_limit
-from api.operations import Answer, Api, Call, Operation, numbers, options_of, texts_of
+from api.fields import Whole, agreed, chunking_asked, cut_end, dimensions_of, token_limit
+from api.operations import Answer, Api, Call, Operation, chunks_of, numbers, options_of, texts_of
 from api.refusal import Refusal
 from service import Embedded, Service
 from texts.options import EMBEDDING_DIMS
@@ -75,11 +75,14 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class EmbedRequest(Common, forbid_unknown_fields=True, kw_only=True):
-    """A text or a list of texts."""
+    """A text or a list of texts; the last three fields are this server's own."""
 
     input: str | list[str]
     truncate: bool | str | None = None
     dimensions: Whole | None = None
+    chunk: Whole | None = None
+    overlap: Whole | None = None
+    late_chunking: bool | None = None
 
 
 class EmbeddingsRequest(Common, forbid_unknown_fields=True, kw_only=True):
@@ -100,13 +103,14 @@ class ShowRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EmbedAnswer(msgspec.Struct):
-    """The vectors, nanoseconds, and the tokens that the model read."""
+    """The vectors, nanoseconds, and the tokens that the model read; for `chunks` see /v1/embeddings."""
 
     model: str
     embeddings: list[list[float]]
     total_duration: int
     load_duration: int
     prompt_eval_count: int
+    chunks: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmbeddingsAnswer(msgspec.Struct):
@@ -158,11 +162,15 @@ async def embed(call: Call) -> Answer:
     asked: EmbedRequest = call.body
     end = cut_end(True if asked.truncate is None else asked.truncate)
     dimensions = dimensions_of(("dimensions", asked.dimensions))
-    embedded = await _embed(call, texts_of(asked.input, NAMES), embedding_dim=dimensions, truncate=end)
+    limit = ("options.num_ctx", asked.options.num_ctx if asked.options else None)
+    chunking = chunking_asked(asked.chunk, asked.overlap, asked.late_chunking, limit)
+    texts = texts_of(asked.input, NAMES)
+    embedded = await _embed(call, texts, embedding_dim=dimensions, truncate=end, chunking=chunking)
 
     def write() -> EmbedAnswer:
         vectors = numbers(embedded.vectors)
-        return EmbedAnswer(asked.model, vectors, time.perf_counter_ns() - started, 0, embedded.tokens)
+        duration = time.perf_counter_ns() - started
+        return EmbedAnswer(asked.model, vectors, duration, 0, embedded.tokens, chunks_of(embedded))
 
     return Answer(write, [embedded])
 

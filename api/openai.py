@@ -1,5 +1,6 @@
 """OpenAI's API, POST /v1/embeddings and GET /v1/models, with the additional fields of Jina, Voyage and vLLM."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -7,15 +8,15 @@ import msgspec
 
 import encoding
 from api import names
-from api.fields import SIDES, Whole, agreed, cut_end, dimensions_of, one_of, token_limit, whole
-from api.operations import Answer, Api, Call, Operation, base64s, numbers, texts_of
+from api.fields import SIDES, Whole, agreed, chunking_asked, cut_end, dimensions_of, one_of, token_limit
+from api.operations import Answer, Api, Call, Operation, base64s, chunks_of, numbers, texts_of
 from api.refusal import Refusal
 from batching.pools import TOKEN_IDS, run_in_pieces
 from engine.pieces import Pieces
 from engine.tokenizer import Truncate
 from service import Service, TooLong
 from texts.limits import MAX_TEXTS
-from texts.options import Options, chunking_of
+from texts.options import Options
 from texts.request import Names, Texts, check_count
 
 # The names that Jina and Voyage give to tasks.
@@ -71,6 +72,11 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     # What `_choices` does not read.
     titles: list[str | None] | None = None
     user: str | None = None
+
+    @property
+    def is_one_document(self) -> bool:
+        """Whether the texts are one document's chunks, as Jina means `late_chunking`; `chunk` gives it our meaning."""
+        return self.late_chunking and self.chunk is None
 
 
 class Embedding(msgspec.Struct):
@@ -136,14 +142,15 @@ async def embeddings(call: Call) -> Answer:
         texts = await run_in_pieces(TOKEN_IDS, ids, decoding)
     else:
         texts = texts_of(cast(str | list[str], asked.input), NAMES, asked.titles)
+    if asked.is_one_document and len(texts.texts) > 1:
+        texts = replace(texts, documents=[len(texts.texts)])
     embedded = await call.service.embed(texts, options)
 
     def write() -> EmbeddingsAnswer:
         vectors = (base64s if is_base64 else numbers)(embedded.vectors)
         data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
         usage = Usage(embedded.tokens, embedded.tokens)
-        chunks = msgspec.UNSET if embedded.chunks is None else embedded.chunks
-        return EmbeddingsAnswer(data, call.service.model, usage, chunks=chunks)
+        return EmbeddingsAnswer(data, call.service.model, usage, chunks=chunks_of(embedded))
 
     return Answer(write, [embedded])
 
@@ -219,9 +226,9 @@ def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
 
 
 def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
-    chunk = whole("chunk", asked.chunk)
-    if chunk is not None and asked.truncate_prompt_tokens is not None:
-        raise ValueError("truncate_prompt_tokens: chunks are not cut; leave it out, or leave 'chunk' out")
+    limit = ("truncate_prompt_tokens", asked.truncate_prompt_tokens)
+    if asked.is_one_document and asked.truncate_prompt_tokens is not None:
+        raise ValueError("truncate_prompt_tokens: a document's chunks are not cut; leave it out, or late_chunking")
     if asked.return_multivector:
         raise ValueError("return_multivector: this model has one vector for a text; leave it out")
     if asked.tokenizer not in (None, served, *names.ALIASES):
@@ -233,7 +240,7 @@ def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
         normalize=asked.normalized,
         precision=precision,
         truncate=_truncate(asked),
-        chunking=chunking_of(chunk, whole("overlap", asked.overlap) or 0, asked.late_chunking),
+        chunking=chunking_asked(asked.chunk, asked.overlap, asked.late_chunking and not asked.is_one_document, limit),
         max_tokens=token_limit("truncate_prompt_tokens", _tokens(asked)),
     )
 

@@ -1,5 +1,6 @@
 """What an API consists of: operations, one for each path, and what they have in common."""
 
+import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,7 +96,13 @@ class Api:
         """Return the key that a client sent, "" if it sent none."""
         sent = request.headers.get(self.key_header) or request.headers.get("authorization", "")
         scheme, _, key = sent.strip().partition(" ")
-        sent = key.strip() if scheme.lower() == "bearer" else sent.strip()
+        match scheme.lower():
+            case "bearer":
+                sent = key.strip()
+            case "basic":
+                sent = _password(key)
+            case _:
+                sent = sent.strip()
         return sent or request.query_params.get("key", "")
 
 
@@ -119,10 +126,23 @@ class Operation:
     """The type of the fields that it takes in the URL as well as in the body."""
 
 
+def _password(coded: str) -> str:
+    """Return the password of Basic authentication, by which Go's clients send the one in a URL; "" if there is none."""
+    try:
+        return base64.b64decode(coded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
+
+
 def texts_of(given: "str | list[str]", names: Names, titles: Sequence[str | None] | None = None) -> Texts:
     """Return the texts of a field that takes one text or a list."""
     single = isinstance(given, str)
     return Texts([given] if single else given, titles, single, names)
+
+
+def chunks_of(embedded: Embedded) -> "list[list[int]] | msgspec.UnsetType":
+    """Return [text, start, end] of each vector, where texts were cut into chunks."""
+    return msgspec.UNSET if embedded.chunks is None else embedded.chunks
 
 
 def numbers(vectors: np.ndarray) -> list[Any]:

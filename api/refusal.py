@@ -27,8 +27,10 @@ STATUSES = {
 }
 
 
+CHUNKS = "only /v1/embeddings, /v1/contextualizedembeddings, /api/embed and /v2/embed make vectors of chunks"
 # Remedies for fields that some clients send.
 REMEDIES = {
+    **dict.fromkeys(("chunk", "overlap", "late_chunking"), CHUNKS),
     "messages": "send texts in 'input'; with mteb's wrapper set use_chat_template=False",
     "prompt": "send texts in 'input'",
     "use_activation": "use 'normalized' for vectors of unit length or not",

@@ -78,7 +78,7 @@ class ApiServer:
         self._thread.start()
         # Runs before Python ends its thread pools, which requests under way may still need.
         threading._register_atexit(self.close)  # type: ignore[attr-defined]
-        logger.info("OpenAI, Gemini, TEI, Ollama and Cohere clients: http://%s:%d, described at /docs", host, port)
+        logger.info("the other APIs: http://%s:%d, described at /docs", host, port)
 
     def close(self) -> None:
         """Accept no more requests, finish those under way within DRAIN_TIMEOUT_S, and free the port."""

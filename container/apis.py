@@ -1,4 +1,4 @@
-"""Serve OpenAI's, Gemini's, TEI's, Ollama's and Cohere's APIs on this machine, without Cog's server.
+"""Serve the other APIs, OpenAI's among them, on this machine, without Cog's server.
 
     python -m scripts.api --weights small --port 8080
 

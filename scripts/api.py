@@ -1,4 +1,4 @@
-"""Serve OpenAI's, Gemini's, TEI's, Ollama's and Cohere's APIs without Cog's server; `container.apis` says how.
+"""Serve the other APIs, OpenAI's among them, without Cog's server; `container.apis` says how.
 
 python -m scripts.api --weights small --port 8080
 """

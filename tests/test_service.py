@@ -16,7 +16,7 @@ from texts import prepare as texts_prepare
 from texts.chunking import Chunking
 from texts.options import Options
 from texts.prepare import Prepared
-from texts.request import read_texts
+from texts.request import Texts, read_texts
 from weights import WeightsError
 
 TEXTS = ["The cat sat on the mat.", "Shares fell.", "word " * 3000]
@@ -102,6 +102,8 @@ def test_the_reference_engine_refuses_late_chunking(monkeypatch: pytest.MonkeyPa
         async with Service("small") as service:
             with pytest.raises(ValueError, match="late_chunking: ENGINE=reference has none"):
                 await service.embed(read_texts(text="a"), Options(chunking=Chunking(64, late=True)))
+            with pytest.raises(ValueError, match="late_chunking: ENGINE=reference has none"):
+                await service.embed(Texts(["a", "b"], documents=[2]), Options())
 
     asyncio.run(refuse())
 

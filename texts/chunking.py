@@ -85,14 +85,9 @@ def cut_in_pieces(
     when the prompt leaves too little room beyond the overlap; ValueError beyond the limits, before any chunk is
     tokenized.
     """
-    starts = [array("I") for _ in texts]
-    counted = 0
-    for tokens in tokenizer.add_starts(texts, starts):
-        counted += tokens
-        limits.check_tokens(counted)
-        yield
-    prompt_tokens = yield from _lengths(tokenizer, prompts)
-    cutters = list(map(partial(_Cutter, tokenizer), prompts, texts, starts, prompt_tokens))
+    starts = yield from token_starts(tokenizer, texts, limits)
+    prompt_tokens = yield from lengths(tokenizer, prompts)
+    cutters = list(map(partial(Cutter, tokenizer), prompts, texts, starts, prompt_tokens))
     plans: list[list[Chunk]] = []
     for position, cutter in enumerate(cutters):
         plans.append(list(cutter.plan(chunking, cutter.room(position, chunking))))
@@ -102,21 +97,32 @@ def cut_in_pieces(
     limits.check_tokens(
         sum(cutter.tokens_of(plan, chunking.late) for cutter, plan in zip(cutters, plans, strict=True)), is_all=True
     )
-    return (yield from (_late_passes if chunking.late else _passes)(cutters, plans))
+    return (yield from (late_passes if chunking.late else _passes)(cutters, plans))
 
 
-def _lengths(tokenizer: Tokenizer, prompts: Sequence[str]) -> Pieces[list[int]]:
+def token_starts(tokenizer: Tokenizer, texts: Sequence[str], limits: Limits) -> "Pieces[list[array[int]]]":
+    """Return the character at which each token of each text begins. Raises TooManyTokens."""
+    starts = [array("I") for _ in texts]
+    counted = 0
+    for tokens in tokenizer.add_starts(texts, starts):
+        counted += tokens
+        limits.check_tokens(counted)
+        yield
+    return starts
+
+
+def lengths(tokenizer: Tokenizer, prompts: Sequence[str]) -> Pieces[list[int]]:
     """Return how many tokens each prompt has; equal prompts are tokenized once."""
     distinct = list(dict.fromkeys(prompts))
-    lengths: dict[str, int] = {}
+    found: dict[str, int] = {}
     for piece in pieces_of(list(map(len, distinct))):
         some = [distinct[i] for i in piece]
-        lengths |= zip(some, tokenizer.lengths(some), strict=True)
+        found |= zip(some, tokenizer.lengths(some), strict=True)
         yield
-    return [lengths[prompt] for prompt in prompts]
+    return [found[prompt] for prompt in prompts]
 
 
-def _passes(cutters: "Sequence[_Cutter]", plans: Sequence[list[Chunk]]) -> Pieces[list[list[Pass]]]:
+def _passes(cutters: "Sequence[Cutter]", plans: Sequence[list[Chunk]]) -> Pieces[list[list[Pass]]]:
     """Return a pass for each chunk."""
     # Chunks of all texts together, as the tokenizer divides a piece among the cores.
     chunks = [
@@ -136,7 +142,7 @@ def _passes(cutters: "Sequence[_Cutter]", plans: Sequence[list[Chunk]]) -> Piece
     return passes
 
 
-def _late_passes(cutters: "Sequence[_Cutter]", plans: Sequence[list[Chunk]]) -> Pieces[list[list[Pass]]]:
+def late_passes(cutters: "Sequence[Cutter]", plans: Sequence[list[Chunk]]) -> Pieces[list[list[Pass]]]:
     """Return passes that each hold as many chunks as fit."""
     passes: list[list[Pass]] = []
     for cutter, plan in zip(cutters, plans, strict=True):
@@ -148,7 +154,7 @@ def _late_passes(cutters: "Sequence[_Cutter]", plans: Sequence[list[Chunk]]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Cutter:
+class Cutter:
     """Cuts a text, whose tokens begin at the characters `starts`."""
 
     tokenizer: Tokenizer
@@ -214,15 +220,19 @@ class _Cutter:
         return tokens
 
     def late_passes(self, plan: list[Chunk]) -> Iterator[list[Pass]]:
-        """Yield passes that hold as many chunks as fit; a chunk that does not fit yields its halves."""
+        """Yield passes that hold as many chunks as fit; a chunk that does not fit is read alone."""
         if len(plan) == 1:
-            yield list(self.halves(plan[0]))
+            yield self.alone(plan, 0)
             return
         begin = 0
         while begin < len(plan):
             found, count = self._longest_pass(plan, begin)
-            yield [found] if found else list(self.halves(plan[begin]))
+            yield [found] if found else self.alone(plan, begin)
             begin += count
+
+    def alone(self, plan: list[Chunk], position: int) -> list[Pass]:
+        """Return the passes of a chunk that is read without its neighbours."""
+        return list(self.halves(plan[position]))
 
     def _fitting(self, plan: list[Chunk], begin: int, less: int = 0) -> int:
         """Return how many chunks from `begin` on should fit into a pass that has `less` tokens fewer than the most."""
@@ -236,6 +246,8 @@ class _Cutter:
         fewer chunks where it is too long, and with more where the next would still fit.
         """
         found: tuple[Pass | None, int] = None, 1
+        if plan[begin][1] - plan[begin][0] > self.tokenizer.max_tokens:  # too long to be tokenized just to see that
+            return found
         count, less = self._fitting(plan, begin), 0
         while count > found[1] or found[0] is None:
             late_pass, left = self._late_pass(plan[begin : begin + count])

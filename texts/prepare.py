@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from engine.contract import Ranges, TokenIds
 from engine.pieces import PIECE_TEXTS, Pieces, all_of, pieces_of
@@ -22,8 +23,8 @@ class Prepared:
     """
 
     passes: list[Pass]
-    pass_texts: list[int]
-    """The position of each pass's text, ascending."""
+    owners: list[int]
+    """The position of each vector's text, ascending."""
     late_chunking: bool
 
     @property
@@ -44,9 +45,9 @@ class Prepared:
         return [span for each in self.passes for span in each.spans]
 
     @property
-    def owners(self) -> list[int]:
-        """The position of each vector's text, ascending."""
-        return [text for text, each in zip(self.pass_texts, self.passes, strict=True) for _ in each.spans]
+    def pass_texts(self) -> list[int]:
+        """The position of each pass's text, of its first where it has several, ascending."""
+        return [self.owners[first] for first in accumulate((len(each.spans) for each in self.passes[:-1]), initial=0)]
 
     @property
     def token_counts(self) -> list[int]:
@@ -106,7 +107,8 @@ def prepare_in_pieces(
 def gather(passes: Iterable[tuple[int, list[Pass]]], options: Options) -> Prepared:
     """Put together the passes of texts, each given with the text's position."""
     pairs = [(position, each) for position, its_passes in passes for each in its_passes]
-    return Prepared([each for _, each in pairs], [position for position, _ in pairs], options.late_chunking)
+    owners = [position for position, each in pairs for _ in each.spans]
+    return Prepared([each for _, each in pairs], owners, options.late_chunking)
 
 
 def passes_of(

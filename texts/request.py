@@ -25,8 +25,8 @@ class Names:
     texts: str = "texts[{}]"
     title: str = "title"
     titles: str = "titles[{}]"
-    positions: Sequence[int] | None = None
-    """The positions of the texts in the client's list, where these are not all of them."""
+    positions: Sequence[object] | None = None
+    """What to put in place of the positions of the texts, where these are not all of the client's list."""
 
     def at(self, name: str, position: int) -> str:
         """Return the name of a list with the position of one of the texts."""
@@ -47,6 +47,8 @@ class Texts:
     single: bool = False
     """Whether the client gave one text and no list."""
     names: Names = DEFAULT_NAMES
+    documents: Sequence[int] | None = None
+    """How many texts in a row are the chunks of each document, to be read together; None where none belong together."""
 
     @property
     def characters(self) -> int:
@@ -80,6 +82,11 @@ class Texts:
         given = next((position for position, title in enumerate(titles) if title is not None), 0)
         name = self.title_name(given).removesuffix(f"[{given}]")
         check_titled(task, name)
+        if self.documents is not None:
+            raise ValueError(
+                f"{name}: chunks of a document have no titles; leave them out, and begin the document with "
+                "'title: ... | text: ' instead"
+            )
         if len(titles) != texts:
             raise ValueError(
                 f"{name}: {len(titles):,} titles for {texts:,} texts; give one for each, '' where there is none"

@@ -92,9 +92,14 @@ GONE = [
 ]
 LATE = cog(text=words(18_000), title=words(250), late_chunking=True, **CHUNKS)
 SIMILAR = {"inputs": {"source_sentence": "a", "sentences": [words(1_000)] * 500}}
+# A title of 900 tokens before each pass of two chunks, and chunks of one token.
+IN_CHUNKS = {
+    "inputs": [[f"title: {'t ' * 900}| text: a", *[words(400) for _ in range(40)]], *[["a", "b", *[" c"] * 60]] * 30]
+}
 POOLS = [
     Attack("pools", "late chunking with a long title", [LATE], 6),
     Attack("pools", "similarity", [api("/similarity", SIMILAR)], 8),
+    Attack("pools", "documents in chunks with a long prompt", [api("/v1/contextualizedembeddings", IN_CHUNKS)], 6),
 ]
 BODY_OF_32_MB = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\n\r\n" + bytes(30_000_000)
 CONNECTIONS = [

@@ -9,6 +9,7 @@ import pytest
 
 from api.cohere import TASKS
 from tests.api.conftest import Expected
+from texts.chunking import Chunking
 
 LONG = "word " * 3000
 
@@ -63,6 +64,18 @@ def test_a_long_text_is_cut_unless_that_is_forbidden(
     assert refused.status_code == 400 and refused.json()["message"].startswith("texts[1]: has 3,0")
 
 
+@pytest.mark.parametrize(("version", "late"), [(1, False), (2, True)], ids=["first", "second, late"])
+def test_chunks_say_where_they_are(client: httpx.Client, expected: Expected, version: int, late: bool) -> None:
+    texts = ["short", "one two three four. " * 20]
+    fields = {"chunk": 48, "overlap": 8, "late_chunking": late, "embedding_types": ["float"]}
+    answer = embed(client, version, texts=texts, **fields)
+    wanted = expected(*texts, chunking=Chunking(48, 8, late))
+    np.testing.assert_array_equal(vectors_of(answer), wanted, strict=True)
+    body = answer.json()
+    assert body["texts"] == texts and len(body["chunks"]) == len(wanted)
+    assert body["chunks"][0] == [0, 0, 5] and body["chunks"][-1][2] == len(texts[1])
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -75,6 +88,8 @@ def test_a_long_text_is_cut_unless_that_is_forbidden(
         ({"inputs": [{"content": [{"type": "text", "text": " "}]}]}, 400, "inputs[0].content[0].text: the text is"),
         ({"texts": ["a"], "max_tokens": 9}, 400, "max_tokens: 9 leaves a text too little beside its prompt"),
         ({"texts": ["a"], "task": "clustering"}, 400, "task: this API has no such field; leave it out"),
+        ({"texts": ["a"], "chunk": 64, "max_tokens": 64}, 400, "max_tokens: chunks are not cut; leave it out, or"),
+        ({"texts": ["a"], "late_chunking": True}, 400, "late_chunking: it needs 'chunk'; give the tokens of a chunk"),
         ({"texts": []}, 400, "texts: 0 texts were given"),
         ({"texts": ["a", ""]}, 400, "texts[1]: the text is empty or blank"),
         ({"texts": ["a"], "input_type": "image"}, 400, "input_type: 'image' is unknown; use one of search_document"),

@@ -8,6 +8,7 @@ import pytest
 
 from tasks import PROMPTS
 from tests.api.conftest import Expected
+from texts.chunking import Chunking
 
 LONG = "word " * 3000
 
@@ -48,6 +49,16 @@ def test_a_long_text_is_cut_unless_that_is_forbidden(client: httpx.Client, expec
     assert refused.status_code == 400 and refused.json()["error"].startswith("input[1]: has 3,0")
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+def test_chunks_say_where_they_are(client: httpx.Client, expected: Expected, late: bool) -> None:
+    texts = ["short", "one two three four. " * 20]
+    answer = embed(client, input=texts, chunk=48, overlap=8, late_chunking=late)
+    wanted = expected(*texts, chunking=Chunking(48, 8, late))
+    np.testing.assert_array_equal(vectors_of(answer), wanted, strict=True)
+    chunks = answer.json()["chunks"]
+    assert chunks[0] == [0, 0, 5] and chunks[-1][2] == len(texts[1]) and len(chunks) == len(wanted)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -55,6 +66,12 @@ def test_a_long_text_is_cut_unless_that_is_forbidden(client: httpx.Client, expec
         ({"input": ""}, 400, "input: the text is empty or blank"),
         ({"input": "a", "dimensions": 3}, 400, "dimensions: 3 is unknown; use one of 768"),
         ({}, 400, "input: it is missing"),
+        ({"input": "a", "overlap": 8}, 400, "overlap: it needs 'chunk'; give the tokens of a chunk"),
+        (
+            {"input": "a", "chunk": 64, "options": {"num_ctx": 64}},
+            400,
+            "options.num_ctx: chunks are not cut; leave it out, or leave 'chunk' out",
+        ),
         ({"prompt": "a"}, 400, "prompt: this API has no such field; send texts in 'input'"),
         (
             {"input": "a", "options": {"num_ctx": 9}},

@@ -180,7 +180,15 @@ def test_token_ids_are_refused_unless_they_are_said_to_be_this_models(
         ({"input": "a", "return_multivector": True}, "return_multivector: this model has one vector for a text"),
         ({"input": "a", "tokenizer": "cl100k_base"}, "tokenizer: 'cl100k_base' is another model's; send texts, or"),
         ({"input": "a", "output_dtype": "base64"}, "output_dtype: 'base64' is unknown; use one of float, float32"),
-        ({"input": "a", "late_chunking": True}, "late_chunking: it needs 'chunk'; give the tokens of a chunk"),
+        (
+            {"input": ["a", "b"], "late_chunking": True, "truncate_prompt_tokens": 64},
+            "truncate_prompt_tokens: a document's chunks are not cut; leave it out, or late_chunking",
+        ),
+        (
+            {"input": ["a", "b"], "late_chunking": True, "titles": [None, "B"]},
+            "titles: chunks of a document have no titles; leave them out, and begin the document with 'title: ... |",
+        ),
+        ({"input": ["a", " "], "late_chunking": True}, "input[1]: the text is empty or blank"),
         ({"input": "a", "overlap": 8}, "overlap: it needs 'chunk'; give the tokens of a chunk"),
         ({"input": "a", "chunk": 32.5}, "chunk: 32.5 is not a whole number; give one without a fraction"),
         (
@@ -218,6 +226,24 @@ def test_chunks_have_vectors_of_their_own_and_say_where_they_are(
         np.testing.assert_allclose(vectors_of(answer), expected(*cut, embedding_dim=256), atol=1e-5)
     assert post(client, input=texts[0], **fields).json()["chunks"] == [[0, 0, 5]]
     assert "chunks" not in post(client, input=texts).json()
+
+
+def test_late_chunking_without_a_size_makes_one_document_of_the_texts(client: httpx.Client, expected: Expected) -> None:
+    """As in Jina's API; with a size the server cuts each text."""
+    text = "one two three four. " * 20
+    ends = [span[2] for span in post(client, input=text, chunk=48, late_chunking=True).json()["chunks"]]
+    parts = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    fields = {"task": "text-matching", "dimensions": 256, "late_chunking": True}
+    answer = post(client, input=parts, **fields)
+    wanted = expected(text, task="semantic_similarity", embedding_dim=256, chunking=Chunking(48, late=True))
+    np.testing.assert_array_equal(vectors_of(answer), wanted, strict=True)
+    assert "chunks" not in answer.json() and len(parts) > 2
+    for given in ("one", ["one"]):
+        np.testing.assert_array_equal(vectors_of(post(client, input=given, late_chunking=True)), expected("one"))
+    assert error_of(post(client, input=["a", LONG], late_chunking=True)).startswith("input[1]: has 3,0")
+    cut = post(client, input=["a", LONG], late_chunking=True, truncate=True)
+    assert cut.headers["x-truncated"] == "1"
+    np.testing.assert_array_equal(vectors_of(cut)[1:], expected(LONG), strict=True)
 
 
 def test_what_is_not_json_is_refused(client: httpx.Client) -> None:

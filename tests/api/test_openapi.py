@@ -25,6 +25,10 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/show": {"model": "embeddinggemma"},
     "/v1/embed": {"texts": ["one"]},
     "/v2/embed": {"texts": ["one"], "embedding_types": ["float", "base64", "int8"]},
+    "/v1/contextualizedembeddings": {"inputs": [["one", " two"], ["three"]]},
+    "/weaviate/vectors": {"text": "one", "config": {"task_type": "query"}},
+    "/weaviate/passage/vectors": {"text": "one"},
+    "/weaviate/query/vectors": {"text": "one"},
 }
 
 
@@ -83,6 +87,8 @@ def test_the_page_shows_the_document(client: httpx.Client) -> None:
         ("POST", "/v1beta/models/embeddinggemma-300m:generateContent", 404, lambda body: body["error"]["message"]),
         ("POST", "/api/chat", 404, lambda body: body["error"]),
         ("POST", "/v2/rerank", 404, lambda body: body["message"]),
+        ("GET", "/v1/contextualizedembeddings", 405, lambda body: body["detail"]),
+        ("GET", "/weaviate/vectors", 405, lambda body: body["error"]),
     ],
 )
 def test_a_path_or_method_that_is_not_there_is_refused_in_its_apis_words(

@@ -9,6 +9,7 @@ from tests.api.test_metrics import samples
 from tests.api.test_openapi import BODIES
 
 OWN = "task: search result | query: one"
+OF_A_DOCUMENT = "title: none | text: one"
 
 
 @pytest.mark.parametrize("path", sorted(BODIES.keys() - {"/tokenize", "/api/show"}))
@@ -16,10 +17,12 @@ def test_they_get_no_second_prompt_and_are_told_and_counted(client: httpx.Client
     url = path.replace("{model}", "embeddinggemma-300m")
     body = json.dumps(BODIES[path])
     before = samples(client)["te_embed_prompted_total"]
-    answer = client.post(url, content=body.replace('"one"', f'"{OWN}"'))
+    own = OF_A_DOCUMENT if "passage" in path else OWN
+    answer = client.post(url, content=body.replace('"one"', f'"{own}"'))
     assert answer.status_code == 200, answer.text
-    assert answer.headers["x-prompted"] == "0"
-    assert samples(client)["te_embed_prompted_total"] == before + 1
+    prompted = 2 if "contextualized" in path else 1  # all chunks of that document
+    assert answer.headers["x-prompted"] == ("0-1" if prompted == 2 else "0")
+    assert samples(client)["te_embed_prompted_total"] == before + prompted
     assert "x-prompted" not in client.post(url, content=body).headers
 
 

@@ -1,11 +1,14 @@
 """The examples in docs/clients.md: each searches the same documents and prints the one that it finds."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = ROOT / "tests" / "clients" / "node"
@@ -29,6 +32,20 @@ def examples() -> dict[str, tuple[str, str]]:
     }
     assert all(len(blocks) <= 1 for blocks in found.values()), "a section has more than one example"
     return {heading: blocks[0] for heading, blocks in found.items() if blocks}
+
+
+def class_of(heading: str) -> Any:
+    """Return the class EmbeddingGemma that an example defines before it makes any object."""
+    _, source = examples()[heading]
+    definition = re.split(r"^\w+ = ", source, maxsplit=1, flags=re.MULTILINE)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "example.py"
+        path.write_text(definition, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module.EmbeddingGemma
 
 
 def run(language: str, source: str, apis: str, folder: Path) -> str:

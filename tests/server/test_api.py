@@ -72,6 +72,37 @@ def test_every_api_gives_the_vectors_of_predictions_to_the_last_bit(
     assert client.get("/ready").headers["x-model"] == answer["output"]["model"]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+def test_chunks_of_every_api_are_those_of_predictions(both: tuple[Server, httpx.Client], late: bool) -> None:
+    server, client = both
+    texts = ["short", "é 漢字 🙂 rose and fell. " * 900]  # more tokens than the model reads at once
+    fields = {"chunk": 300, "late_chunking": late}
+    answer = server.predict({"texts": texts, **fields})
+    vectors, ranges = encoding.decode(answer), answer["output"]["chunks"]
+    asked: dict[str, dict[str, Any]] = {
+        "/v1/embeddings": {"input": texts, **fields},
+        "/api/embed": {"model": "embeddinggemma", "input": texts, **fields},
+        "/v2/embed": {"texts": texts, "embedding_types": ["float"], **fields},
+    }
+    for path, body in asked.items():
+        found = client.post(path, json=body).json()
+        rows: Any = found.get("data") or found["embeddings"]
+        if path == "/v1/embeddings":
+            rows = [row["embedding"] for row in rows]
+        if path == "/v2/embed":
+            rows = rows["float"]
+        np.testing.assert_array_equal(np.array(rows, "f4"), vectors, err_msg=path, strict=True)
+        assert found["chunks"] == ranges, path
+    cut = [[texts[i][start:end] for owner, start, end in ranges if owner == i] for i in range(len(texts))]
+    assert ["".join(of_text) for of_text in cut] == texts
+    if late:
+        given = client.post("/v1/contextualizedembeddings", json={"inputs": cut}).json()["data"]
+        rows = [row["embedding"] for document in given for row in document["data"]]
+        np.testing.assert_array_equal(np.array(rows, "f4"), vectors, strict=True)
+        jina = client.post("/v1/embeddings", json={"input": cut[1], "late_chunking": True}).json()["data"]
+        np.testing.assert_array_equal(np.array([row["embedding"] for row in jina], "f4"), vectors[1:], strict=True)
+
+
 def test_both_share_the_cache_and_the_metrics(both: tuple[Server, httpx.Client]) -> None:
     server, client = both
     assert server.predict({"text": "shared"})["metrics"]["cache_hits"] == 0

@@ -21,6 +21,7 @@ KNOWN = {
     "prompt_name": ["query", "clustering", None],
     "taskType": ["CLUSTERING", "RETRIEVAL_QUERY", None],
     "task_type": ["CLUSTERING", None],
+    "config": [{"task_type": "query", "pooling_strategy": "masked_mean"}, {"task_type": "passage", "dimensions": 128}],
     "truncate": [True, "end", None],
     "output_dtype": ["int8", "ubinary", None],
     "embedding_type": ["base64", "float", None],
@@ -28,11 +29,16 @@ KNOWN = {
     "tokenizer": [MODEL, None],
     "name": [MODEL, None],
     "images": [None],
+    "chunk": [64, None],
+    "overlap": [0, None],
+    "late_chunking": [True, False, None],
     "texts": [["one"], ["one", "two"]],
     **{name: [768, 128, None] for name in ("dimensions", "output_dimension")},
     **{name: [768, 128, None] for name in ("outputDimensionality", "output_dimensionality")},
     **{name: [64, None] for name in ("max_tokens", "num_ctx", "truncate_prompt_tokens")},
 }
+# Fields that one of an API's operations or another field makes necessary.
+NEEDED = {"config", "texts"}
 # Operations by the type of their body.
 PATHS: dict[str, list[str]] = {}
 for _operation in OPERATIONS:
@@ -52,7 +58,8 @@ def narrowed(node: Any) -> Any:
     node = {name: narrowed(value) for name, value in node.items() if name != "parameters" or isinstance(value, dict)}
     if "properties" in node:
         fields = {name: {"enum": KNOWN[name]} if name in KNOWN else field for name, field in node["properties"].items()}
-        node |= {"properties": fields, "additionalProperties": False}
+        required = {*node.get("required", ()), *(fields.keys() & NEEDED)}
+        node |= {"properties": fields, "required": sorted(required), "additionalProperties": False}
     shorter = {"string": {"minLength": 1, "maxLength": 12}, "array": {"minItems": 1, "maxItems": 3}}
     return node | shorter.get(str(node.get("type")), {})  # which is a field's description where a field has this name
 

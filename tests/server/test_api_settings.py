@@ -3,6 +3,7 @@
 import http.client
 import json
 import shutil
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,21 @@ import pytest
 from tests.support.apis import BODIES, MODEL, Running, api_of, message, running_apis
 
 KEY = "a secret"
-OPEN = ["/live", "/ready", "/health", "/metrics", "/v1/models", f"/v1/models/{MODEL}", "/docs", "/openapi.json"]
-LOCKED = ["/info", "/api/tags", "/api/version"]
+OPEN = [
+    "/weaviate/query/.well-known/ready",
+    "/live",
+    "/ready",
+    "/health",
+    "/metrics",
+    "/v1/models",
+    f"/v1/models/{MODEL}",
+    "/docs",
+    "/openapi.json",
+]
+LOCKED = ["/weaviate/meta", "/info", "/api/tags", "/api/version"]
 PAGE = "https://page.example"
+# Basic authentication with no password, and what is not base64.
+UNKEYED = [{"authorization": f"Basic {coded}"} for coded in (b64encode(KEY.encode()).decode(), KEY, "/w==", "=")]
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +48,22 @@ def client(locked: Running) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("path", BODIES)
 def test_a_key_is_needed_and_taken_as_each_api_sends_it(client: httpx.Client, path: str) -> None:
     body = BODIES[path](["one", "two"])
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY[:-1]}, {"x-goog-api-key": "wrong"}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": KEY[:-1]},
+        {"x-goog-api-key": "wrong"},
+        *UNKEYED,
+    ):
         answer = client.post(path, json=body, headers=headers)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert "API_KEY" in message(path, answer) and KEY not in answer.text
     assert client.post(path, json=body, params={"key": "wrong"}).status_code == 401
-    own = "x-goog-api-key" if api_of(path) == "Gemini" else "Authorization: Bearer"
+    own = {"Gemini": "x-goog-api-key", "Weaviate": "//weaviate:KEY@host"}.get(api_of(path), "Authorization: Bearer")
     assert own in message(path, client.post(path, json=body))
     keys = [{"headers": {"authorization": f"{scheme}{KEY}"}} for scheme in ("Bearer ", "bearer ", "BEARER   ", "")]
-    keys.append({"params": {"key": KEY}})
+    basic = b64encode(f"anybody:{KEY}".encode()).decode()
+    keys += [{"params": {"key": KEY}}, {"headers": {"authorization": f"Basic {basic}"}}]
     if api_of(path) == "Gemini":
         keys.append({"headers": {"x-goog-api-key": KEY}})
     for key in keys:

@@ -43,6 +43,10 @@ BODIES: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "/api/embeddings": lambda texts: {"model": MODEL, "prompt": " ".join(texts)},
     "/v2/embed": lambda texts: {"texts": texts},
     "/v1/embed": lambda texts: {"texts": texts},
+    "/v1/contextualizedembeddings": lambda texts: {"inputs": [texts]},
+    "/weaviate/vectors": lambda texts: {"text": " ".join(texts), "config": {"task_type": "passage"}},
+    "/weaviate/passage/vectors": lambda texts: {"text": " ".join(texts)},
+    "/weaviate/query/vectors": lambda texts: {"text": " ".join(texts)},
 }
 # What each API's error consists of.
 ERRORS = {
@@ -51,6 +55,8 @@ ERRORS = {
     "TEI": {"error", "error_type"},
     "Ollama": {"error"},
     "Cohere": {"message"},
+    "Voyage": {"detail"},
+    "Weaviate": {"error"},
 }
 
 # An error begins with the field, in quotes where it is no name, or with the body.
@@ -59,9 +65,10 @@ NAMED = re.compile(r"""(?!:)[\w.\[\]]*(['"].*['"])?(, \w+)*: """, re.DOTALL)
 
 def api_of(path: str) -> str:
     """Return the name of the API that has an operation."""
-    if path.startswith("/api/"):
-        return "Ollama"
+    if path.startswith(("/api/", "/weaviate/")):
+        return "Ollama" if path.startswith("/api/") else "Weaviate"
     named = {"/v1/embeddings": "OpenAI", "/v1/embed": "Cohere", "/v2/embed": "Cohere"}
+    named["/v1/contextualizedembeddings"] = "Voyage"
     return "Gemini" if ":" in path else named.get(path, "TEI")
 
 
@@ -69,7 +76,7 @@ def message(path: str, answer: httpx.Response) -> str:
     """Return the words of an error, which must have the shape that the operation's API gives to errors."""
     body, shape = answer.json(), ERRORS[api_of(path)]
     assert answer.headers["content-type"] == "application/json" and body.keys() == set(shape), answer.text
-    words = body.get("error", body.get("message"))
+    words = next(iter(body.values())) if len(body) == 1 else body["error"]
     if isinstance(shape, dict):
         assert words.keys() == shape["error"], answer.text
         words = words["message"]

@@ -68,6 +68,10 @@ OWN: dict[str, dict[str, Callable[[], bytes]]] = {
     "/similarity": {
         "sentences": lambda: b'{"inputs": {"source_sentence": "a", "sentences": [%s"a"]}}' % (b'"a",' * MB),
     },
+    "/v1/contextualizedembeddings": {
+        "chunks": lambda: b'{"inputs": [[%s"a"]]}' % (b'"a",' * MB),
+        "documents": lambda: b'{"inputs": [%s["a"]]}' % (b'["a"],' * (MB // 2)),
+    },
     "/v2/embed": {
         "inputs": lambda: (
             b'{"inputs": [%s{"content": []}]}' % (b'{"content": [{"type": "text", "text": "a"}]},' * (MB // 4))

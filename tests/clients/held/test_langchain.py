@@ -1,18 +1,17 @@
 """LangChain's classes for Gemini, Cohere and Hugging Face, also by LangChain's own tests of such classes."""
 
-from typing import Any
+from typing import Any, cast
 
 import cohere
 import pytest
-from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from langchain_cohere import CohereEmbeddings
 from langchain_core.embeddings import Embeddings
 from langchain_google_genai import GoogleGenerativeAIEmbeddings
-from langchain_huggingface import HuggingFaceEndpointEmbeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
+from tests.clients.examples import class_of
 from tests.clients.support import DOCUMENTS, LONG, ONE_LINE_DOCUMENTS, QUERY, Apis, Predict, check_same
 
 MODEL = "embeddinggemma-300m"
@@ -99,18 +98,14 @@ class TestCohere(CohereApi):
             CohereEmbeddings(**self.embedding_model_params, truncate="NONE").embed_query(LONG)
 
 
-class TeiEmbeddings(HuggingFaceEndpointEmbeddings):
-    """LangChain's class for a server of your own: it refuses a URL as `model` but takes clients."""
-
-    def __init__(self, url: str, **options: Any) -> None:
-        super().__init__(**options)
-        self.client, self.async_client = InferenceClient(url), AsyncInferenceClient(url)
+# LangChain's class refuses a URL as `model` but takes clients.
+TeiEmbeddings = class_of("LangChain with TEI's API")
 
 
 class HuggingFaceApi(Apis):
     @property
     def embeddings_class(self) -> type[Embeddings]:
-        return TeiEmbeddings
+        return cast(type[Embeddings], TeiEmbeddings)
 
     @property
     def embedding_model_params(self) -> dict[str, Any]:
@@ -124,11 +119,15 @@ class TestHuggingFaceIntegration(HuggingFaceApi, EmbeddingsIntegrationTests): ..
 
 
 class TestHuggingFace(HuggingFaceApi):
-    def test_an_object_for_documents_and_one_for_queries(self, predict: Predict) -> None:
-        queries = TeiEmbeddings(self.url, model_kwargs={"prompt_name": "query"})
-        check_same(TeiEmbeddings(self.url).embed_documents(DOCUMENTS), predict(ONE_LINE_DOCUMENTS))
-        check_same(queries.embed_query(QUERY), predict([QUERY], "retrieval_query")[0])
+    async def test_the_class_of_the_docs_embeds_queries_as_such(self, predict: Predict) -> None:
+        embeddings = TeiEmbeddings(self.url)
+        documents, query = predict(ONE_LINE_DOCUMENTS), predict([QUERY], "retrieval_query")[0]
+        check_same(embeddings.embed_documents(DOCUMENTS), documents)
+        check_same(await embeddings.aembed_documents(DOCUMENTS), documents)
+        check_same(embeddings.embed_query(QUERY), query)
+        check_same(await embeddings.aembed_query(QUERY), query)
 
     def test_errors(self) -> None:
+        unknown = TeiEmbeddings(self.url).model_copy(update={"model_kwargs": {"prompt_name": "search"}})
         with pytest.raises(HfHubHTTPError, match=r"prompt_name.*search"):
-            TeiEmbeddings(self.url, model_kwargs={"prompt_name": "search"}).embed_query(QUERY)
+            unknown.embed_documents([QUERY])

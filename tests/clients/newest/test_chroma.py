@@ -1,6 +1,9 @@
 """Chroma's embedding functions that take a URL."""
 
+from pathlib import Path
+
 import chromadb
+import numpy as np
 import ollama
 import openai
 import pytest
@@ -11,6 +14,7 @@ from chromadb.utils.embedding_functions import (
     OpenAIEmbeddingFunction,
 )
 
+from tests.clients.examples import class_of
 from tests.clients.support import DOCUMENTS, LONG, QUERY, Predict, check_same
 
 MODEL = "embeddinggemma-300m"
@@ -36,6 +40,22 @@ def test_a_collection_is_asked_with_a_querys_vector(apis: str) -> None:
     collection.add(ids=["parcels", "refunds"], documents=DOCUMENTS)
     found = collection.query(query_embeddings=openais(apis, QUERIES)([QUERY]), n_results=1)
     assert found["ids"] == [["refunds"]]
+
+
+def test_the_class_of_the_docs_is_asked_for_queries_also_when_opened_again(
+    apis: str, predict: Predict, tmp_path: Path
+) -> None:
+    function = class_of("Chroma")(f"{apis}/v1")
+    check_same(function(DOCUMENTS), predict(DOCUMENTS))
+    created = chromadb.PersistentClient(tmp_path).create_collection("texts", embedding_function=function)
+    created.add(ids=["parcels", "refunds"], documents=DOCUMENTS)
+    collection = chromadb.PersistentClient(tmp_path).get_collection("texts")
+    stored = collection.get(include=["embeddings"])["embeddings"]  # Chroma normalises them for cosines
+    np.testing.assert_allclose(stored, predict(DOCUMENTS), atol=1e-6)
+    found = collection.query(query_texts=[QUERY], n_results=2)
+    cosines = predict(DOCUMENTS) @ predict([QUERY], "retrieval_query")[0]
+    distances = dict(zip(found["ids"][0], found["distances"][0], strict=True))
+    assert distances == pytest.approx({"parcels": 1 - cosines[0], "refunds": 1 - cosines[1]}, abs=1e-6)
 
 
 def test_ollamas(apis: str, predict: Predict) -> None:

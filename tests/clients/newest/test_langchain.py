@@ -1,6 +1,6 @@
 """LangChain's classes for OpenAI and Ollama, also by LangChain's own tests of such classes."""
 
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -12,6 +12,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from ollama import ResponseError
 from pydantic import ValidationError
 
+from tests.clients.examples import class_of
 from tests.clients.support import DOCUMENTS, LONG, QUERY, Apis, Predict, check_same
 
 MODEL = "embeddinggemma-300m"
@@ -61,6 +62,55 @@ class TestOpenAI(OpenAIApi):
             OpenAIEmbeddings(**self.embedding_model_params | {"model": "text-embedding-3-small"}).embed_query(QUERY)
         with pytest.raises(openai.BadRequestError, match="2,048"):
             OpenAIEmbeddings(**self.embedding_model_params).embed_query(LONG)
+
+
+class OurApi(Apis):
+    """The class in docs/clients.md, whose retriever needs no second object."""
+
+    heading: str
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return cast(type[Embeddings], class_of(self.heading))
+
+
+class OurOpenAIApi(OurApi):
+    heading = "LangChain with OpenAI's API"
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
+
+
+class OurOllamaApi(OurApi):
+    heading = "LangChain with Ollama's API"
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"base_url": self.url}
+
+
+class TestOurOpenAIUnit(OurOpenAIApi, EmbeddingsUnitTests): ...
+
+
+class TestOurOpenAIIntegration(OurOpenAIApi, EmbeddingsIntegrationTests): ...
+
+
+class TestOurOllamaUnit(OurOllamaApi, EmbeddingsUnitTests): ...
+
+
+class TestOurOllamaIntegration(OurOllamaApi, EmbeddingsIntegrationTests): ...
+
+
+@pytest.mark.parametrize("heading", ["LangChain with OpenAI's API", "LangChain with Ollama's API"])
+async def test_the_class_of_the_docs_embeds_queries_as_such(heading: str, apis: str, predict: Predict) -> None:
+    options = {"base_url": f"{apis}/v1", "api_key": "none"} if "OpenAI" in heading else {"base_url": apis}
+    embeddings = class_of(heading)(**options)
+    documents, query = predict(DOCUMENTS), predict([QUERY], "retrieval_query")[0]
+    check_same(embeddings.embed_documents(DOCUMENTS), documents)
+    check_same(await embeddings.aembed_documents(DOCUMENTS), documents)
+    check_same(embeddings.embed_query(QUERY), query)
+    check_same(await embeddings.aembed_query(QUERY), query)
 
 
 class OllamaApi(Apis):
