@@ -1,0 +1,77 @@
+"""Every example finds in a real database what exact search finds, as far as its format and its index can."""
+
+import re
+from typing import NamedTuple
+
+import pytest
+
+from tests.examples.conftest import Run
+
+LINE = re.compile(
+    r"^(?P<format>\S.*?) +right (?P<right>[\d.]+)(?:  recall@10 (?P<recall>[\d.]+)  bytes +(?P<bytes>\d+))?"
+)
+# For each example and format the least recall@10, 1 where the database promises exact results, and the least and most
+# bytes that a vector takes with its index.
+EXPECTED = {
+    "faiss_search": {
+        "float32": (1, 3072, 3072),
+        "float16": (0.999, 1536, 1536),
+        "8 bits": (0.98, 768, 776),
+        "float32, HNSW": (0.9, 3072, 3500),
+        "bits": (0.6, 96, 96),
+        "bits, 100 rescored": (0.95, 3168, 3168),
+    },
+    "pgvector_search": {
+        "vector": (1, 3072, 4300),
+        "vector HNSW": (0.98, 6144, 8600),
+        "halfvec HNSW": (0.98, 3072, 3900),
+        "bit HNSW": (0.6, 192, 700),
+        "bit HNSW rescored": (0.95, 3264, 5000),
+        "256 components HNSW rescored": (0.98, 4096, 6000),
+    },
+}
+
+
+class Printed(NamedTuple):
+    """What an example prints of a format: the part of the questions answered, recall@10, bytes a vector."""
+
+    right: float
+    recall: float
+    bytes: int
+
+
+@pytest.fixture(scope="module", params=EXPECTED)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def output(name: str, example: Run) -> str:
+    result = example(name)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def printed(output: str) -> dict[str, Printed]:
+    return {
+        match["format"]: Printed(float(match["right"]), float(match["recall"] or 0), int(match["bytes"] or 0))
+        for match in map(LINE.match, output.splitlines())
+        if match
+    }
+
+
+def test_each_format_finds_what_it_can(name: str, printed: dict[str, Printed]) -> None:
+    assert printed.keys() == {*EXPECTED[name], "vectors and words"}
+    for format_, (recall, least, most) in EXPECTED[name].items():
+        assert printed[format_].recall >= recall, format_
+        assert least <= printed[format_].bytes <= most, format_
+
+
+def test_words_and_vectors_answer_more_than_vectors(printed: dict[str, Printed]) -> None:
+    alone = [each.right for format_, each in printed.items() if format_ != "vectors and words"]
+    assert printed["vectors and words"].right > max(alone)
+
+
+def test_the_best_hits_are_shown(output: str) -> None:
+    assert output.startswith("a chronic shortage of funds\n  money: wealth reckoned in terms of money\n")

@@ -1,0 +1,62 @@
+"""The examples: short, listed, named so that they shadow no package, and clear about what is not installed."""
+
+import ast
+import importlib
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PROGRAMS = [path for path in EXAMPLES if path.stem.endswith("_search")]
+PAGE = (ROOT / "docs" / "databases.md").read_text(encoding="utf-8")
+PINNED = re.findall(r"^([\w-]+)", (ROOT / "requirements" / "examples.txt").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def needed(path: Path) -> dict[str, list[str]]:
+    """Return for each module that a program imports under `needs` the packages that it names."""
+    blocks = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.With)]
+    found: dict[str, list[str]] = {}
+    for block in blocks:
+        call = block.items[0].context_expr
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "needs":
+            packages = [ast.literal_eval(argument) for argument in call.args]
+            for line in block.body:
+                names = [line.module] if isinstance(line, ast.ImportFrom) else [alias.name for alias in line.names]  # type: ignore[attr-defined]
+                found |= {str(name): packages for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_no_example_shadows_a_package(path: Path) -> None:
+    """Run as a file, `examples/redis.py` would import itself."""
+    taken = {*packages_distributions(), *sys.stdlib_module_names, *PINNED}
+    assert path.stem.lower() not in {name.lower().replace("-", "_") for name in taken}
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_is_short_and_listed(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").count("\n") <= 80
+    assert f"`{path.relative_to(ROOT)}`" in PAGE and f"make example NAME={path.stem}\n" in path.read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "module"),
+    [(path, module) for path in PROGRAMS for module in needed(path)],
+    ids=lambda each: getattr(each, "stem", each),
+)
+def test_without_its_package_a_program_says_what_to_install(
+    path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
+    monkeypatch.delitem(sys.modules, f"examples.{path.stem}", raising=False)
+    with pytest.raises(SystemExit) as refused:
+        importlib.import_module(f"examples.{path.stem}")
+    packages = needed(path)[module]
+    assert str(refused.value).endswith(f"pip install {' '.join(packages)}; make example NAME=... installs everything")
+    assert {package.partition("[")[0] for package in packages} <= {*PINNED}
