@@ -16,12 +16,13 @@ from typing import TypeVar
 from examples.client import needs
 
 START_TIMEOUT_S = 60
+# Where the program was killed meanwhile, (pwd) dies of its pipe alone. A process on its end may still write a file.
 SHELL = """
 folder=$(mktemp -d) && cd "$folder" || exit
 if {{ {start}
-}} > log 2>&1; then pwd; cat; else cat log >&2; fi
+}} > log 2>&1; then (pwd); cat; else cat log >&2; fi
 {stop}
-cd / && rm -rf "$folder"
+cd / && rm -rf "$folder" || {{ sleep 1; rm -rf "$folder"; }}
 """
 Connection = TypeVar("Connection")
 
