@@ -44,14 +44,14 @@ def opened() -> Iterator[redis.Redis]:
 
 def fill(client: redis.Redis, documents: Vectors) -> dict[str, Stored]:
     """Store the vectors in a vector set for each format; Redis quantises what it gets as float32."""
-    vectors, sizes = documents(), {}
+    sizes, vectors = {}, documents()
     for option in ("NOQUANT", "Q8", "BIN"):
-        key = f"trial:{option}"
-        client.delete(key)
-        pipe = client.pipeline(transaction=False)
-        for i, vector in enumerate(vectors):
-            pipe.execute_command("VADD", key, "FP32", vector.tobytes(), i, option)
-        pipe.execute()
+        client.delete(key := f"trial:{option}")
+        for start in range(0, len(vectors), 1000):
+            pipe = client.pipeline(transaction=False)
+            for i, vector in enumerate(vectors[start : start + 1000], start):
+                pipe.execute_command("VADD", key, "FP32", vector.tobytes(), i, option)
+            pipe.execute()
         client.expire(key, 3600)
         sizes[option] = client.memory_usage(key, samples=0)
     return {
