@@ -5,7 +5,7 @@
     .venv-examples/bin/python -m lab.benchmarks.databases --texts mine.txt   # a text on each line of your own
 
 Prints a Markdown table, a row as soon as it is measured. The questions are the dictionary's. A search is one question
-of one client; the time is the median, after one to warm up. Recall is against exact search in float32 at 768 dimensions.
+of one client; the time is the median, after one to warm up. Recall is against exact search of float32, 768 dimensions.
 """
 
 import argparse
