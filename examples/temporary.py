@@ -50,8 +50,11 @@ def temporary(start: str = "true", stop: str = "") -> Iterator[Path]:
 
 @contextmanager
 def running(command: str) -> Iterator[Path]:
-    """Run a server's command, as a shell reads it, in a new folder, and yield the folder; `log` there has its words."""
-    with temporary(f"{command} &", "kill -9 $!; wait") as folder:
+    """Run a server's command, as a shell reads it, in a new folder, and yield the folder; `log` there has its words.
+
+    Exits with them if the server ends at once.
+    """
+    with temporary(f"{command} & sleep 0.2; kill -0 $!", "kill -9 $! 2> log; wait") as folder:
         yield folder
 
 
@@ -77,10 +80,10 @@ def postgres() -> Iterator[str]:
         user, owned = "setpriv --reuid=nobody --clear-groups env", "chown nobody . &&"
     binary = Path(pg0.__file__).with_name("bin") / "pg0"
     start = (
-        f"cp {shlex.quote(str(binary))} pg0 && {owned} {user} HOME=$PWD ./pg0 start -d $PWD/data -p 5432"
-        " -c listen_addresses= -c unix_socket_directories=$PWD"
+        f'cp {shlex.quote(str(binary))} pg0 && {owned} {user} HOME="$PWD" ./pg0 start -d "$PWD/data" -p 5432'
+        ' -c listen_addresses= -c unix_socket_directories="$PWD"'
     )
-    with temporary(start, f"{user} .pg0/installation/*/bin/pg_ctl -D data -m immediate stop > log") as folder:
+    with temporary(start, f"{user} .pg0/installation/*/bin/pg_ctl -D data -m immediate stop > log 2>&1") as folder:
         yield f"postgresql://postgres:postgres@/postgres?host={folder}"
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from examples.hybrid import joined
+from examples.temporary import running, temporary
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PROGRAMS = [path for path in EXAMPLES if path.stem.endswith("_search")]
@@ -60,3 +63,28 @@ def test_without_its_package_a_program_says_what_to_install(
     packages = needed(path)[module]
     assert str(refused.value).endswith(f"pip install {' '.join(packages)}; make example NAME=... installs everything")
     assert {re.split(r"[\[=]", package)[0] for package in packages} <= {*PINNED}
+
+
+def test_a_server_that_ends_at_once_is_named_by_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(SystemExit, match="did not start"), running("echo the port is taken >&2; false"):
+        raise AssertionError("it began")
+    assert "the port is taken" in capfd.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_gone_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (spaced := tmp_path / "a folder").mkdir()
+    monkeypatch.setenv("TMPDIR", str(spaced))
+    with pytest.raises(IsADirectoryError), temporary() as folder:
+        folder.read_text(encoding="utf-8")
+    assert not list(spaced.iterdir())
+
+
+def test_two_rankings_are_joined_half_and_half() -> None:
+    by_vector, by_words = {1: 0.9, 2: 0.8, 3: 0.1}, {2: 30.0, 4: 20.0, 3: 10.0}
+    assert joined(by_vector, by_words)[0] == 2 and {*joined(by_vector, by_words)} == {1, 2, 3, 4}
+    assert joined(by_vector, {}) == [1, 2, 3] and joined({}, by_words, k=2) == [2, 4]
+    scaled = {document: score * 1000 for document, score in by_words.items()}
+    assert joined(by_vector, scaled) == joined(by_vector, by_words)
