@@ -26,7 +26,7 @@ COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 PYTEST = OMP_WAIT_POLICY=passive $(RUN) -m pytest
 IN_TWO = -n 2 --dist loadfile
 IN_THREE = -n 3 --dist loadfile
-EXAMPLES = $(sort $(basename $(notdir $(wildcard examples/*_search.py))))
+EXAMPLES = $(sort $(basename $(notdir $(shell grep -l __main__ examples/*.py))))
 VERSION = $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' settings/version.py)
 
 .DEFAULT_GOAL = help

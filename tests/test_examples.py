@@ -14,8 +14,8 @@ from examples.temporary import running, temporary
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PROGRAMS = [path for path in EXAMPLES if path.stem.endswith("_search")]
-PAGE = (ROOT / "docs" / "databases.md").read_text(encoding="utf-8")
+PROGRAMS = [path for path in EXAMPLES if "__main__" in path.read_text(encoding="utf-8")]
+PAGES = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
 PINNED = re.findall(r"^([\w-]+)", (ROOT / "requirements" / "examples.txt").read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -33,19 +33,21 @@ def needed(path: Path) -> dict[str, list[str]]:
     return found
 
 
+IMPORTED = {module.partition(".")[0] for path in EXAMPLES for module in needed(path)}
+TAKEN = {name.lower().replace("-", "_") for name in (*packages_distributions(), *sys.stdlib_module_names, *PINNED)}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_no_example_shadows_a_package(path: Path) -> None:
     """Run as a file, `examples/redis.py` would import itself."""
-    taken = {*packages_distributions(), *sys.stdlib_module_names, *PINNED}
-    assert path.stem.lower() not in {name.lower().replace("-", "_") for name in taken}
+    assert path.stem.lower() not in TAKEN | IMPORTED
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_a_program_is_short_and_listed(path: Path) -> None:
-    assert path.read_text(encoding="utf-8").count("\n") <= 80
-    assert f"`{path.relative_to(ROOT)}`" in PAGE and f"make example NAME={path.stem}\n" in path.read_text(
-        encoding="utf-8"
-    )
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") <= 80
+    assert f"`{path.relative_to(ROOT)}`" in PAGES and f"make example NAME={path.stem}\n" in source
 
 
 @pytest.mark.parametrize(
