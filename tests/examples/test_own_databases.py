@@ -1,5 +1,9 @@
 """A reader's own database is used where the environment names it, and keeps nothing that is not announced."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ from examples import chroma_search, lancedb_search, pgvector_search, redis_searc
 from examples.temporary import postgres
 from examples.trial import Question, Stored
 from lab.benchmarks.databases import Documents
+from tests.clients.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +68,14 @@ def test_lancedb_keeps_tables_of_the_trial(
     with lancedb_search.opened() as database:
         assert finds(lancedb_search.fill(database, documents), documents)
     assert {path.name for path in tmp_path.iterdir()} == {"trial_float32.lance", "trial_bits.lance"}
+
+
+def test_the_example_of_a_qdrant_server_runs(url: str) -> None:
+    page = (ROOT / "docs" / "databases.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    source = source.replace('"http://localhost:6333"', '":memory:"')
+    command = [sys.executable, "-c", source]
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"URL": url}, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.startswith("money for a chronic shortage of funds\n"), result.stderr
