@@ -13,7 +13,7 @@ IMAGE ?= embeddinggemma-300m
 COG_OPENAPI_SCHEMA = container/openapi.json
 # cog.yaml pins only cog; without this, Cog installs coglet's newest release into an image.
 COGLET_WHEEL = pypi:0.23.1
-export PORT WEIGHTS TEXT TASK INPUT OUTPUT TASKS DATA URL FORMATS OUT HELD_OUT COG_OPENAPI_SCHEMA COGLET_WHEEL
+export PORT WEIGHTS TEXT TASK NAME INPUT OUTPUT TASKS DATA URL FORMATS OUT HELD_OUT COG_OPENAPI_SCHEMA COGLET_WHEEL
 
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
@@ -26,15 +26,16 @@ COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 PYTEST = OMP_WAIT_POLICY=passive $(RUN) -m pytest
 IN_TWO = -n 2 --dist loadfile
 IN_THREE = -n 3 --dist loadfile
+EXAMPLES = $(sort $(basename $(notdir $(shell grep -l __main__ examples/*.py))))
 VERSION = $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' settings/version.py)
 
 .DEFAULT_GOAL = help
-.PHONY: help predict embed serve api native load evaluate tune tune-named tune-checked test test-fuzz test-abuse test-page test-clients \
-	test-clients-newest test-clients-held test-gpu-compile test-evaluation test-tuning test-lab test-ray clients lint format openapi lock bake build push named wheel clean
+.PHONY: help predict embed serve api example example-named native load evaluate tune tune-named tune-checked test test-fuzz test-abuse test-page test-clients \
+	test-clients-newest test-clients-held test-examples test-gpu-compile test-evaluation test-tuning test-lab test-ray clients lint format openapi lock bake build push named wheel clean
 
 help:
 	@echo "make TARGET [NAME=value ...]; WEIGHTS= is the official model, not the small one"
-	@awk -F ': .*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ': .*## ' '/^##@/ {print substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
 
 ##@ Try
 predict: $(READY) ## print the vector of TEXT="..." for TASK=retrieval_query
@@ -51,6 +52,12 @@ serve: $(READY) ## Cog's API, and others on API_PORT: PORT=5000 HOST=0.0.0.0
 api: PORT = 8080
 api: $(READY) ## the other APIs, OpenAI's and six more: PORT=8080
 	$(RUN) -m scripts.api --host $(HOST)
+
+example: example-named .venv-examples/.ready ## run NAME=pgvector_search of examples/, beside make serve
+	@.venv-examples/bin/python -m "examples.$$NAME"
+
+example-named:
+	@test -f "examples/$$NAME.py" || { echo "make example NAME=..., one of $(EXAMPLES)" >&2; exit 2; }
 
 native: $(READY) ## recompile the C++ extension, which speeds up CPUs
 	@$(NATIVE)
@@ -98,6 +105,10 @@ test-clients-newest: $(READY) clients
 
 test-clients-held: $(READY) clients
 	.venv-clients-held/bin/python -m pytest tests/clients/held
+
+test-examples: export SERVER_PYTHON = $(abspath $(RUN))
+test-examples: $(READY) .venv-examples/.ready ## the programs in examples/, with real databases
+	.venv-examples/bin/python -m pytest tests/examples
 
 test-gpu-compile: $(READY) ## Triton kernels for four more kinds of GPU, in more shapes
 	$(PYTEST) -n 2 -m gpu_compile tests/engine
@@ -158,7 +169,7 @@ lock: $(READY) ## pin what is served by requirements/: OPTIONS=--upgrade
 	$(LOCK) --python-platform x86_64-manylinux_2_28 requirements/push.txt -o requirements/push.lock
 
 clean: ## remove what make has made, except weights
-	rm -rf $(VENV) .venv-clients* tests/clients/node/node_modules .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info dist
+	rm -rf $(VENV) .venv-clients* .venv-examples tests/clients/node/node_modules .cog cog-cpu.yaml .mypy_cache .pytest_cache .ruff_cache *.egg-info dist
 	rm -rf engine/native/build engine/native/*.so engine/native/*.egg-info
 
 cog-cpu.yaml: cog.yaml

@@ -28,19 +28,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, its instructions, their limits where set, cores, torch's threads and GPU, but no host name."""
+    """Return `processor`, torch's threads, and the GPU."""
     import torch
 
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return processor() | {"torch_threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def processor() -> dict[str, Any]:
+    """Return the processor, its instructions, their limits where set, and cores, but no host name."""
     path = Path("/proc/cpuinfo")
     cpuinfo = path.read_text() if path.exists() else ""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _first(cpuinfo, "model name") or platform.processor() or platform.machine(),
         "instructions": instructions(_first(cpuinfo, "flags")),
         **{name: os.environ[name] for name in LIMITS if name in os.environ},
         "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": gpu,
     }
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from engine.reference import ReferenceEngine
 
 
-# Clients of other APIs have environments of their own: make test-clients.
-collect_ignore = ["clients"]
+# These have environments of their own: make test-clients, make test-examples.
+collect_ignore = ["clients", "examples"]
 
 OF_A_FILE = re.compile(r"^pytestmark = pytest\.mark\.(evaluation|tuning)$", re.MULTILINE)
 # Files whose tests import sentence-transformers, which takes seven seconds of a core: one worker has them all.

@@ -1,6 +1,6 @@
 """Write two sets of training data, whose results docs/tuning.md has: a dictionary's entries, and intents.
 
-    python -m lab.tuning.make_data --data DATA --out examples
+    python -m lab.tuning.make_data --data DATA --out samples
 
 `DATA` is a folder with wordnet/ and clinc/, see lab/evaluation/tasks/README.md. Rows of the tasks there are left out,
 so that those tasks show what a checkpoint has forgotten, or learnt besides.

@@ -32,6 +32,7 @@ PAGES = {
     )
 }
 ROOMS = (
+    "examples",
     "texts",
     "batching",
     "engine",
@@ -220,7 +221,7 @@ def test_every_option_that_a_page_names_exists(page: str) -> None:
     options = set(re.findall(r'"(--[a-z-]+)"', " ".join(sources))) | {"--help"}
     options |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Recipe)}
     options |= {"--openapi-schema", "--rm", "--gpus", "--cpus", "--memory"}  # of Cog, Docker
-    options |= {"--cpunodebind", "--membind", "--upgrade"}  # of numactl, uv
+    options |= {"--cpunodebind", "--membind", "--upgrade", "--vector"}  # of numactl, uv, embedding-atlas
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES[page])) <= options
 
 
