@@ -14,14 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.readers import Reader
+from corpus.inputs import Inputs
 from corpus.rows import INNER_COLUMNS, BadRow, Row, UnfitRow
 from texts.chunking import Chunking
 
 DIGEST_BYTES = 16
 # Columns of a block's rows beside `id` and the carried columns, under names that no carried column has.
-NUMBER, BLOCK, TEXT, PROBLEM = INNER_COLUMNS
-BLOCK_COLUMNS = {NUMBER: pa.int64(), BLOCK: pa.int32(), TEXT: pa.int32(), PROBLEM: pa.string()}
+NUMBER, BLOCK, TEXT, PROBLEM, FILE = INNER_COLUMNS
+BLOCK_COLUMNS = {NUMBER: pa.int64(), BLOCK: pa.int32(), TEXT: pa.int32(), PROBLEM: pa.string(), FILE: pa.string()}
 NO_SOURCE = (-1, -1)
 # Vectors of a block of chunks, where each character is a token.
 BLOCK_VECTORS = 1 << 14
@@ -55,11 +55,12 @@ class Block:
 
     index: int
     rows: pa.Table
-    """`BLOCK_COLUMNS`, id and carried columns: a row has the vectors of text #text of block #block, or a #problem."""
+    """`BLOCK_COLUMNS`, id and carried columns: row #number of #file has the vectors of text #text of block #block, or a
+    #problem."""
     texts: list[str]
     titles: list[str | None]
-    text_numbers: list[int]
-    """The number of the first row of each text."""
+    text_rows: list[tuple[int, str]]
+    """The number and the file of the first row of each text."""
     digest: str
 
     @property
@@ -69,14 +70,12 @@ class Block:
 
 
 def blocks_of(
-    reader: Reader, limits: BlockLimits, chunking: Chunking | None, skip: bool
-) -> Iterator[tuple[Block, int]]:
-    """Yield a file's blocks, each with an estimate of how many fit rows the whole file has. Raises UnfitRow."""
-    read = 0
-    rows, limits = reader.rows(exact=True), limits.for_chunks(chunking)
-    for block in blocks(rows, limits, reader.carried_fields, skip, reader.id_type):
-        read += block.fit_rows
-        yield block, int(read / max(reader.fraction(), 1e-9))
+    inputs: Inputs, limits: BlockLimits, chunking: Chunking | None, skip: bool
+) -> Iterator[tuple[Block, tuple[int, bool]]]:
+    """Yield a corpus's blocks, each with the rows of all files, and whether these are known. Raises UnfitRow."""
+    rows, limits = inputs.rows(exact=True), limits.for_chunks(chunking)
+    for block in blocks(rows, limits, inputs.carried_fields, skip, inputs.id_type):
+        yield block, inputs.expected()
 
 
 def blocks(
@@ -124,7 +123,7 @@ def _block(
             source = known.find(digest) or (index, own.setdefault(digest, len(own)))
             if len(own) > len(firsts):
                 firsts.append(row)
-            facts = f"{row.number} {row.id!r} {digest.hex()}"
+            facts = f"{row.file} {row.number} {row.id!r} {digest.hex()}"
         sources.append(source)
         whole.update(facts.encode())
     for digest, text in own.items():
@@ -136,7 +135,7 @@ def _block(
         rows=_table(rows, sources, carried, id_type),
         texts=[row.text for row in firsts],
         titles=[row.title for row in firsts],
-        text_numbers=[row.number for row in firsts],
+        text_rows=[(row.number, row.file) for row in firsts],
         digest=whole.hexdigest(),
     )
 
@@ -148,8 +147,8 @@ def _carried(rows: list[Row | BadRow], fields: list[pa.Field]) -> pa.Table:
     arrays = []
     for values, field in zip(columns, fields, strict=True):
         if any(isinstance(value, pa.Array) for value in values):
-            null = pa.nulls(1, field.type)
-            arrays.append(pa.concat_arrays([null if value is None else value for value in values]))
+            alone = (value if isinstance(value, pa.Array) else pa.array([value], field.type) for value in values)
+            arrays.append(pa.concat_arrays(list(alone)))
         else:
             arrays.append(pa.array(values, field.type))
     return pa.table(arrays, schema=pa.schema(fields))
@@ -168,7 +167,8 @@ def _table(
     rows: list[Row | BadRow], sources: list[tuple[int, int]], carried: pa.Table, id_type: pa.DataType | None
 ) -> pa.Table:
     problems = [None if isinstance(row, Row) else row.problem for row in rows]
-    columns = [[row.number for row in rows], *map(list, zip(*sources, strict=True)), problems]
+    files = [row.file for row in rows]
+    columns = [[row.number for row in rows], *map(list, zip(*sources, strict=True)), problems, files]
     arrays = [pa.array(values, kind) for values, kind in zip(columns, BLOCK_COLUMNS.values(), strict=True)]
     ids = [row.id if isinstance(row, Row) else None for row in rows]
     arrays.append(pa.array(ids, id_type or _type_of(ids)))

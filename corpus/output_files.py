@@ -115,6 +115,10 @@ def take_back(partial: Path, path: Path) -> None:
         path.unlink()
 
 
+def _named(row: BadRow) -> str:
+    return f"number {row.number}{f' of {row.file}' if row.file else ''}"
+
+
 class OutputFiles:
     """An output and the files beside it, in a with block; all appear under their names when `finish` is called.
 
@@ -173,14 +177,15 @@ class OutputFiles:
         if self.skipped > SKIPPED_LISTED:
             return
         path = side_file(self._output, "skipped.jsonl")
-        line = json.dumps({"number": row.number, "problem": row.problem}, ensure_ascii=False)
+        place = {"file": row.file} if row.file else {}
+        line = json.dumps({**place, "number": row.number, "problem": row.problem}, ensure_ascii=False)
         (self._files.get(path) or self._open(path)).write(f"{line}\n".encode())
 
     def finish(self) -> None:
         """Give the files their names. Raises CorpusError if there is no vector at all."""
         if not self._writers:
             first = self._first_unfit
-            why = f"the first, number {first.number}: {first.problem}" if first else ""
+            why = f"the first, {_named(first)}: {first.problem}" if first else ""
             problem = f"not written, as no row of the input has a vector{'' if why else ', or the input has none'}"
             raise CorpusError(str(self._output), problem, why)
         for writer in self._writers:

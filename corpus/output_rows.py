@@ -26,9 +26,9 @@ def unfit_rows(rows: pa.Table, vectors_of: VectorsOf) -> list[BadRow]:
     """Return the block's rows that have no vector, in order."""
     refused = {int(block): vectors_of(int(block)).refused for block in np.unique(rows[BLOCK]) if block >= 0}
     unfit = []
-    for number, block, text, problem in zip(*(rows[name].to_pylist() for name in BLOCK_COLUMNS), strict=True):
+    for number, block, text, problem, file in zip(*(rows[name].to_pylist() for name in BLOCK_COLUMNS), strict=True):
         if problem := problem or refused[block].get(text):
-            unfit.append(BadRow(number, problem))
+            unfit.append(BadRow(number, problem, file))
     return unfit
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from corpus.blocks import Block, BlockLimits, blocks_of
+from corpus.inputs import Inputs
 from corpus.output_files import OutputFiles, side_files
 from corpus.pipeline import RunProgress
-from corpus.readers import Reader
 from corpus.rows import CorpusError, UnfitRow
 from corpus.shards import ShardFolder
 from corpus.sources import reason
@@ -27,7 +27,7 @@ BLOCKS_PER_DEVICE = 4
 class CorpusJob:
     """What to embed, by which model, into what. `skip` goes on past rows that cannot be embedded."""
 
-    reader: Reader
+    inputs: Inputs
     output: Path
     model: str
     options: Options
@@ -42,34 +42,35 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
     cannot go on; everything stored stays, and the same job continues from there.
     """
     progress = RunProgress()
-    check_carried(job.output, job.reader.carried_fields)
+    check_carried(job.output, job.inputs.carried_fields)
     try:
-        for block, expected in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
-            progress = progress.plus(block)._replace(expected=expected)
+        for block, (expected, is_known) in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
+            progress = progress.plus(block)
+            progress = progress._replace(expected=max(expected, progress.read), is_known=is_known)
             yield progress
         written = _write_output(job, shards, progress.blocks)
     except UnfitRow as unfit:
         remedy = "What was done is kept: mend it and run the same again, or skip such rows (on-error skip)"
-        raise CorpusError(job.reader.place(unfit.row.number), unfit.row.problem, remedy) from None
+        raise CorpusError(job.inputs.place(unfit.row), unfit.row.problem, remedy) from None
     except MemoryError:  # pyarrow's is an ArrowException, too
         raise
     except (OSError, pa.ArrowException) as error:
         remedy = f"what is done is kept in {shards.path}: make room and run the same again"
         raise CorpusError(str(job.output), f"cannot be written: {reason(error)}", remedy) from error
     shards.remove()
-    yield progress._replace(expected=written["rows"], **written)
+    yield progress._replace(expected=progress.read, is_known=True, **written)
 
 
 def _stored_blocks(
     job: CorpusJob, shards: ShardFolder, submit: Submit, at_once: int
-) -> Iterator[tuple[RunProgress, int]]:
-    """Yield every stored block, also those stored by an earlier run, with an estimate of the input's rows."""
-    expected = 0
+) -> Iterator[tuple[RunProgress, tuple[int, bool]]]:
+    """Yield every stored block, also of an earlier run, with the input's rows and whether their number is known."""
+    expected = (0, False)
     waiting: set[Future[RunProgress]] = set()
     try:
-        for block, expected in blocks_of(job.reader, job.limits, job.options.chunking, job.skip):
+        for block, expected in blocks_of(job.inputs, job.limits, job.options.chunking, job.skip):
             if shards.has(block):
-                yield RunProgress(1, block.fit_rows, resumed=block.fit_rows), expected
+                yield RunProgress(1, block.fit_rows, resumed=block.fit_rows, read=block.rows.num_rows), expected
             else:
                 waiting.add(submit(block))
                 yield from ((stored, expected) for stored in _finished(waiting, at_once))

@@ -1,7 +1,6 @@
 """The output's formats: rows with vectors to .parquet, .npy or .jsonl. The same rows give the same bytes."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from corpus.arrow import for_json, in_utc
 from corpus.output_rows import OutputRows, vector_array
 from corpus.readers import AS_JSON
-from corpus.rows import CorpusError
+from corpus.rows import CorpusError, plain_json
 
 
 def check_carried(output: Path, fields: Sequence[pa.Field]) -> None:
@@ -50,7 +49,7 @@ class ParquetWriter:
         table = rows.table
         for i, field in enumerate(table.schema):
             if field.metadata == AS_JSON:
-                texts = [_plain(value) for value in table.column(i).to_pylist()]
+                texts = [plain_json(value) for value in table.column(i).to_pylist()]
                 table = table.set_column(i, pa.field(field.name, pa.string()), pa.array(texts, pa.string()))
         if self._with_vectors:
             vectors = vector_array(rows.vectors)
@@ -135,8 +134,3 @@ def _base64(value: object) -> str:
 
 Writer = ParquetWriter | NumpyWriter | JsonLinesWriter
 """Takes the output piece by piece; `close` writes the end of the file, and leaves the file open."""
-
-
-def _plain(value: str | None) -> str | None:
-    """Return a JSON string as itself and any other JSON as its text."""
-    return json.loads(value) if value is not None and value.startswith('"') else value

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,9 +25,11 @@ import encoding
 import engine
 import weights
 from corpus.blocks import BlockLimits
+from corpus.inputs import Inputs
+from corpus.listing import spooled
 from corpus.output_files import OUTPUT_FORMATS, check_output, is_published, partial_path, side_file, side_files
 from corpus.pipeline import DeviceJob, RunProgress
-from corpus.readers import Reader
+from corpus.readers import FORMATS
 from corpus.rows import Columns, CorpusError
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
@@ -48,14 +50,16 @@ BLOCK_ROWS = {"cpu": 2_048, "cuda": 32_768}
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     outputs = ", ".join(f".{form}" for form in OUTPUT_FORMATS)
-    parser.add_argument("input", help=".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst) or .parquet: a path or URL")
+    formats = ".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst), .parquet or .arrow"
+    parser.add_argument("input", nargs="+", help=f"{formats}: paths, URLs, folders, globs, or - for standard input")
     parser.add_argument("output", help=f"path of a file: {outputs}; with --ray a folder")
     parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="checkpoint (default: variable WEIGHTS)")
+    parser.add_argument("--format", choices=sorted({*FORMATS.values()}), help="the input's format, if no name tells it")
     columns = parser.add_argument_group("columns")
     columns.add_argument("--text", default="text", metavar="COLUMN", help="column of the texts (default: text)")
     columns.add_argument("--title", metavar="COLUMN", help="column of the documents' titles")
     columns.add_argument("--id", metavar="COLUMN", help="column of the ids (default: number of the line or row)")
-    columns.add_argument("--carry", action="append", default=[], metavar="COLUMN", help="copy this column; repeatable")
+    columns.add_argument("--carry", action="append", default=[], metavar="COLUMNS", help="copy these (a,b), or all")
     vectors = parser.add_argument_group("vectors")
     vectors.add_argument("--task", choices=list(PROMPTS), help="use of the vectors (default: retrieval_document)")
     vectors.add_argument("--dim", type=int, default=768, choices=EMBEDDING_DIMS, help="vector size (default: 768)")
@@ -72,6 +76,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running.add_argument("--workers", type=_range, metavar="MIN[-MAX]", help="actors of --ray (default: 1)")
     running.add_argument("--window", type=_positive, help="rows sorted by length and stored together")
     args = parser.parse_args(arguments)
+    if args.input == ["-"] and not args.format:
+        parser.error("-: standard input has no name that tells its format; name it with --format")
     if args.ray is None and args.workers:
         parser.error("--workers needs --ray; without it --devices says how many compute")
     if args.ray is not None and args.devices:
@@ -102,7 +108,7 @@ def options_of(args: argparse.Namespace) -> Options:
 
 def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) -> dict[str, Any]:
     """Return everything that the output's bytes depend on besides the input: only an equal run can continue."""
-    columns = job.reader.columns
+    columns = job.inputs.columns
     return {
         "dtype": number_format,
         "model": job.model,
@@ -123,18 +129,19 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunPr
     output, skip = _output(args), args.on_error == "skip"
     shards = ShardFolder(output)
     check_output(output, shards.path, side_files(output, skip))
-    reader = Reader(args.input, columns)
+    opened = ExitStack()
+    inputs = opened.enter_context(closing(_inputs(args, columns, opened)))
     checkpoint = weights.resolve(args.weights)
     devices = device_shares(args.devices)
     rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
     number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
-    job = CorpusJob(reader, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
+    job = CorpusJob(inputs, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
     shards.open(manifest(job, number_format, devices[0]))
     if is_published(partial_path(shards.path, output, output), output):  # a run was killed between its last two steps
         shards.remove()
         return RunProgress()
     device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
-    with closing(shards), closing(device_job.devices(devices)) as computing:
+    with opened, closing(shards), closing(device_job.devices(devices)) as computing:
         return _show(run(job, shards, computing.submit, len(devices)))
 
 
@@ -145,9 +152,24 @@ def _output(args: argparse.Namespace) -> Path:
         raise CorpusError(args.output, "the output is a file of this machine", remedy)
     output = Path(args.output)
     for beside in side_files(output, skip=True):
-        if os.path.realpath(args.input) == os.path.realpath(beside):
-            raise CorpusError(args.input, f"the run to {output} writes a file of this name", "name another output")
+        for given in args.input:
+            if os.path.realpath(given) == os.path.realpath(beside):
+                raise CorpusError(given, f"the run to {output} writes a file of this name", "name another output")
     return output
+
+
+def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> Inputs:
+    """Return the input. Raises CorpusError where it cannot be read."""
+    paths, name = args.input, None
+    if paths == ["-"]:
+        paths, name = [opened.enter_context(spooled(sys.stdin.buffer)).name], "standard input"
+    return Inputs(paths, columns, args.format, args.on_error == "skip", name)
+
+
+def _columns(args: argparse.Namespace) -> Columns:
+    """Return which columns hold what. Raises CorpusError for a carried one that cannot be."""
+    carried = tuple(name for names in args.carry for name in names.split(","))
+    return Columns(args.text, args.title, args.id, () if "all" in carried else carried, carry_all="all" in carried)
 
 
 def _show(steps: Generator[RunProgress]) -> RunProgress:
@@ -169,14 +191,14 @@ def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Colum
     from corpus import cluster  # needs requirements/ray.txt
 
     job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
-    return cluster.embed(job, args.input, args.output, args.ray, args.workers or (1, 1), args.window)
+    return cluster.embed(job, args.input[0], args.output, args.ray, args.workers or (1, 1), args.window)
 
 
 def main() -> None:
     logs.of_command(logger.name, *logs.OURS)
     args = parse()
     try:
-        options, columns = options_of(args), Columns(args.text, args.title, args.id, tuple(args.carry))
+        options, columns = options_of(args), _columns(args)
         if args.ray is not None:
             logger.info("%s: %d rows", args.output, _embed_on_cluster(args, options, columns))
             return

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import pyarrow.parquet as pq
 
 import encoding
 from corpus.blocks import BlockLimits
+from corpus.inputs import Inputs
 from corpus.pipeline import Pipeline, RunProgress
-from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
@@ -73,7 +74,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def embed(
     engine: Engine,
-    source: Path,
+    source: Path | Sequence[Path],
     output: Path,
     columns: Columns | None = None,
     options: Options | None = None,
@@ -81,12 +82,13 @@ def embed(
     skip: bool = False,
 ) -> RunProgress:
     """Run a job to its end in this process."""
-    reader = Reader(str(source), columns or Columns())
-    job = CorpusJob(reader, output, "small", options or Options(), limits or BlockLimits(rows=16), skip)
+    paths = [source] if isinstance(source, Path) else source
+    inputs = Inputs([*map(str, paths)], columns or Columns(), skip=skip)
+    job = CorpusJob(inputs, output, "small", options or Options(), limits or BlockLimits(rows=16), skip)
     shards = ShardFolder(output)
     shards.open({})
     pipeline = Pipeline(engine.tokenizer, engine.embed, job.options, shards, skip)
-    with closing(shards), closing(pipeline):
+    with closing(inputs), closing(shards), closing(pipeline):
         *_, last = run(job, shards, pipeline.submit)
     return last
 

@@ -1,4 +1,4 @@
-"""A .parquet file, read by a process of its own, whose memory the kernel limits.
+"""A .parquet or .arrow file, read by a process of its own, whose memory the kernel limits.
 
 A few bytes of parquet may unfold to any size: in its description, a page, a dictionary, or lists within lists. Only
 the library that reads it knows, and that has no limit.
@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from corpus.limits import MB, Limits
 from corpus.rows import Columns, CorpusError
-from corpus.sources import RemoteError
+from corpus.sources import RemoteError, Unreachable
 
 ROOT = Path(__file__).parent.parent
 BATCH_ROWS = 256
 # pyarrow does without numpy, which takes half of the time to start.
 START = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['numpy'] = None; "
-    "from corpus import parquet_process; parquet_process.main()"
+    "from corpus import columnar_process; columnar_process.main()"
 )
 # After a batch that took too much memory, the next try has this many times fewer rows.
 FEWER = 16
@@ -76,24 +76,31 @@ def _end(process: Process) -> None:
                 pipe.close()
 
 
-class ParquetFile:
+class ColumnarFile:
     """A file's wanted columns. Raises CorpusError for a damaged file, and for columns missing or of a wrong type."""
 
     schema: pa.Schema
-    """The wanted columns, of the types that they are kept as; columns of other types become these."""
+    """The wanted columns that it has, of the types that they are kept as; columns of other types become these."""
     num_rows: int
+    """-1 where the file does not tell."""
+    carried: tuple[str, ...]
+    """The columns to carry, as asked for or all."""
     is_begun = False
     """Whether `batches` was called, which works once."""
 
-    def __init__(self, path: str, name: str, columns: Columns, limits: Limits) -> None:
-        """Messages call the file `name`."""
-        self._job = {"path": path, "name": name, "columns": asdict(columns)} | asdict(limits)
+    def __init__(
+        self, path: str, name: str, file_format: str, columns: Columns, optional: Collection[str], limits: Limits
+    ) -> None:
+        """Messages call the file `name`; it may lack the `optional` columns."""
+        facts = {"path": path, "name": name, "file_format": file_format, "optional": [*optional]}
+        self._job = facts | {"columns": asdict(columns)} | asdict(limits)
         self._name, self._limits = name, limits
         self._changing = threading.Lock()
         self._process: Process | None = None
         self._is_closed = False
         self._stream = self._start(0, BATCH_ROWS)
-        self.num_rows = int(self._stream.schema.metadata[b"rows"])
+        facts = self._stream.schema.metadata
+        self.num_rows, self.carried = int(facts[b"rows"]), tuple(json.loads(facts[b"carried"]))
         self.schema = self._stream.schema.remove_metadata()
 
     def batches(self) -> Iterator[pa.RecordBatch | None]:
@@ -157,7 +164,8 @@ class ParquetFile:
             raise CorpusError(self._name, f"its description: {self._too_much()}") from None
         if error := dict(self._stream.schema.metadata or {}).get(b"error"):
             self._keep_process()
-            raise CorpusError(*json.loads(error))
+            out_of_reach, *words = json.loads(error)
+            raise (Unreachable if out_of_reach else CorpusError)(*words)
         return self._stream
 
     def _received(self) -> Iterator[pa.RecordBatch | None]:
@@ -183,4 +191,5 @@ class ParquetFile:
 
     def _too_much(self) -> str:
         limit = self._limits.parquet_bytes // MB
-        return f"reading it takes more than {limit:,} MB; write it in smaller pages, or set CORPUS_PARQUET_MB to more"
+        remedy = "write it in smaller pages or batches, or set CORPUS_PARQUET_MB to more"
+        return f"reading it takes more than {limit:,} MB; {remedy}"

@@ -1,7 +1,8 @@
-"""The process that reads .parquet files for another: jobs on its standard input, for each a stream of Arrow's.
+"""The process that reads .parquet and .arrow files for another: jobs on its standard input, a stream of Arrow's each.
 
-The stream's schema carries the number of rows, or an error. A message without rows says of which `kind` it is: "end",
-"overlong" (a row), "memory", or with a `problem` "damaged" or "remote". Damaged data is reported and never passed on.
+The stream's schema carries the number of rows, -1 if the file does not tell it, or an error. A message without rows
+says of which `kind` it is: "end", "overlong" (a row), "memory", or with a `problem` "damaged" or "remote". Damaged data
+is reported and never passed on.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.arrow import check_schema, plain
+from corpus.arrow import as_bytes, check_schema, column_of, field_of, located, plain
 from corpus.limits import Limits
 from corpus.rows import Columns, CorpusError, cut
 
@@ -24,6 +25,8 @@ Damaged = (OSError, pa.ArrowException, UnicodeDecodeError, KeyError, OverflowErr
 # The size that a batch should have: a row group's size, where it is known, says how many rows that is.
 BATCH_BYTES = 32 << 20
 ERROR_CHARS = 200
+MAGIC, FEATHER_1 = b"ARROW1", b"FEA1"
+ENDS = {"parquet": "end", "arrow": "beginning or end"}
 
 
 def memory_taken() -> int:
@@ -39,24 +42,74 @@ def limit_memory(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def source(path: str, name: str) -> Any:
-    """Return the file's bytes, for pyarrow to read."""
+def source(path: str, name: str, file_format: str) -> Any:
+    """Return the file's bytes, for pyarrow to read; those of an .arrow are mapped, as a batch may be of any size."""
     if "://" not in path:
-        return open(path, "rb")
+        return pa.memory_map(path) if file_format == "arrow" else open(path, "rb")
     from corpus.sources import open_source  # takes a tenth of a second, which plain files can do without
 
     return open_source(path, name)
 
 
-def open_file(raw: Any) -> pq.ParquetFile:
-    """Return the file. Raises what `Damaged` names."""
-    # Spark writes times of 96 bits. As nanoseconds, the year 9999 would overflow; as microseconds it does not.
-    return pq.ParquetFile(
-        raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True, coerce_int96_timestamp_unit="us"
-    )
+class ParquetSource:
+    """A .parquet. Methods raise what `Damaged` names."""
+
+    def __init__(self, raw: Any) -> None:
+        # Spark writes times of 96 bits. As nanoseconds, the year 9999 would overflow; as microseconds it does not.
+        self._file = pq.ParquetFile(
+            raw,
+            pre_buffer=False,
+            buffer_size=1 << 20,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit="us",
+        )
+        self.schema, self.num_rows = self._file.schema_arrow, self._file.metadata.num_rows
+
+    def batches(self, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows from `first` on. Raises also where there are fewer or more rows than the file says."""
+        return parquet_batches(self._file, names, first, batch_rows)
 
 
-def batches(file: pq.ParquetFile, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+class ArrowSource:
+    """A file or a stream of Arrow's, which its beginning tells. Methods raise what `Damaged` names."""
+
+    def __init__(self, raw: Any) -> None:
+        begin = raw.read(len(MAGIC))
+        raw.seek(0)
+        if begin[:4] == FEATHER_1:
+            raise OSError("it is Feather of version 1, which few programs read: write it as version 2")
+        self._open = pa.ipc.open_file if begin == MAGIC else pa.ipc.open_stream
+        opened = self._open(raw)
+        self._raw, self.schema = raw, opened.schema
+        self.num_rows = opened.count_rows() if begin == MAGIC else -1
+
+    def batches(self, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows from `first` on, each checked, as damaged ones could end any process that looks at them."""
+        tops = sorted({located(self.schema, name)[0][0] for name in names})
+        self._raw.seek(0)
+        opened = self._open(self._raw, options=pa.ipc.IpcReadOptions(included_fields=tops))
+        count = 0
+        for batch in ipc_batches(opened):
+            for begin in range(max(first - count, 0), batch.num_rows, batch_rows):
+                part = batch.slice(begin, batch_rows)
+                pa.RecordBatch.from_arrays(
+                    [array.cast(as_bytes(array.type)) for array in part.columns], names=part.schema.names
+                ).validate(full=True)
+                yield part
+            count += batch.num_rows
+        if self.num_rows not in (-1, count):
+            raise OSError(f"it has {count} rows, and says {self.num_rows}")
+
+
+def ipc_batches(opened: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a file or a stream."""
+    if isinstance(opened, pa.ipc.RecordBatchFileReader):
+        yield from map(opened.get_batch, range(opened.num_record_batches))
+    else:
+        yield from opened
+
+
+def parquet_batches(file: pq.ParquetFile, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the file's rows from `first` on. Raises what `Damaged` names, also where there are fewer or more rows."""
     metadata = file.metadata
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -104,9 +157,9 @@ class Answer:
         self._writer = pa.ipc.new_stream(sys.stdout.buffer, schema.with_metadata(facts))
         self.tell()  # the schema goes with the first message
 
-    def send(self, batch: pa.RecordBatch, most: int) -> None:
-        """Send a batch, its columns as they are kept."""
-        arrays = [array.cast(field.type) for array, field in zip(batch.columns, self._schema, strict=True)]
+    def send(self, columns: list[pa.Array], most: int) -> None:
+        """Send the columns of a batch as they are kept."""
+        arrays = [array.cast(field.type) for array, field in zip(columns, self._schema, strict=True)]
         for part in parts(pa.RecordBatch.from_arrays(arrays, schema=self._schema), most):
             if part is None:
                 self.tell(kind="overlong")
@@ -127,21 +180,22 @@ class Answer:
 def answer(job: dict[str, Any]) -> None:
     """Do a job."""
     columns, limits = Columns(**job["columns"]), Limits(**{name: job[name] for name in Limits.__slots__})
-    names = columns.wanted()
     try:
-        file = open_file(raw := source(job["path"], job["name"]))
-        check_schema(job["name"], file.schema_arrow, columns)
+        raw = source(job["path"], job["name"], job["file_format"])
+        file = SOURCES[job["file_format"]](raw)
+        columns = columns.carrying(file.schema.names)
+        names = check_schema(job["name"], file.schema, columns, job["optional"])
     except MemoryError:  # the other process knows the limit, and sees this one end
         raise
     except (CorpusError, *Damaged) as error:
-        Answer(pa.schema([]), {"error": json.dumps(unopened(job["name"], error, columns))}).close()
+        Answer(pa.schema([]), {"error": json.dumps(unopened(job, error, columns))}).close()
         return
-    fields = [file.schema_arrow.field(name) for name in names]
+    fields = [field_of(file.schema, name) for name in names]
     schema = pa.schema([field.with_type(plain(field.type)) for field in fields])
-    stream = Answer(schema, {"rows": str(file.metadata.num_rows)})
+    stream = Answer(schema, {"rows": str(file.num_rows), "carried": json.dumps(columns.carried)})
     try:
-        for batch in batches(file, names, job["first"], job["batch_rows"]):
-            stream.send(batch.select(names), limits.line_bytes)
+        for batch in file.batches(names, job["first"], job["batch_rows"]):
+            stream.send([column_of(batch, name) for name in names], limits.line_bytes)
         stream.tell(kind="end")
     except MemoryError:
         stream.tell(kind="memory")
@@ -151,14 +205,15 @@ def answer(job: dict[str, Any]) -> None:
     raw.close()
 
 
-def unopened(name: str, error: Exception, columns: Columns) -> tuple[str, str, str]:
-    """Return the place, the problem and the remedy for a file that was not opened."""
+def unopened(job: dict[str, Any], error: Exception, columns: Columns) -> tuple[bool, str, str, str]:
+    """Return whether a file was out of reach, and the place, the problem and the remedy."""
     if isinstance(error, CorpusError):
-        return error.place, error.problem, error.remedy
+        return type(error).__name__ == "Unreachable", error.place, error.problem, error.remedy
     if is_remote(error):
-        return name, f"cannot be read: {words(error, columns)}", "download the file and name it"
-    remedy = "its end, which says what it holds, is missing or damaged: copy or write it anew"
-    return name, f"not a whole parquet file: {words(error, columns)}", remedy
+        return True, job["name"], f"cannot be read: {words(error, columns)}", "download the file and name it"
+    remedy = f"its {ENDS[job['file_format']]}, which says what it holds, is missing or damaged: copy or write it anew"
+    problem = f"not a whole {job['file_format']} file: {words(error, columns)}"
+    return False, job["name"], problem, remedy
 
 
 def is_remote(error: Exception) -> bool:
@@ -171,6 +226,9 @@ def words(error: Exception, columns: Columns) -> str:
     if not columns.quotes and isinstance(error, pa.ArrowException):
         return type(error).__name__
     return cut(getattr(error, "strerror", None) or " ".join(str(error).split()), ERROR_CHARS)
+
+
+SOURCES: dict[str, type[ParquetSource] | type[ArrowSource]] = {"parquet": ParquetSource, "arrow": ArrowSource}
 
 
 def main() -> None:
