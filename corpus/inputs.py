@@ -14,13 +14,14 @@ from corpus.sources import Unreachable
 
 @dataclass(slots=True)
 class _Surveyed:
-    """What is known of a file before it is read; `rows` are known when it was read at the latest."""
+    """What is known of a file: its `rows` before it is read if `is_told`, or else when it was read."""
 
     file: ListedFile
     place: str
     unit: str = "line"
     size: int = 0
     rows: int | None = None
+    is_told: bool = False
     id_type: pa.DataType | None = None
     fields: Sequence[pa.Field] = ()
     problem: str = ""
@@ -89,7 +90,7 @@ class Inputs:
             surveyed.problem = self._skipped(error)
             return False
         surveyed.size, surveyed.rows, surveyed.unit = reader.size, reader.num_rows, reader.unit
-        surveyed.id_type = reader.id_type
+        surveyed.id_type, surveyed.is_told = reader.id_type, reader.num_rows is not None
         surveyed.fields = [field for field in reader.carried_fields if field.name not in reader.absent]
         return True
 
@@ -158,16 +159,16 @@ class Inputs:
 
     def expected(self) -> tuple[int, bool]:
         """Return how many rows all files have, and whether that is known: of files of text it is an estimate."""
-        files = [each for each in self._files.values() if not each.problem]
-        known = sum(each.rows for each in files if each.rows is not None)
-        unknown = [each for each in files if each.rows is None]
-        if not unknown:
-            return known, True
-        now = self._current if self._current in unknown else None
-        read = self._reader.fraction() * now.size if now and self._reader else 0
-        rows = known + (self._rows_read if now else 0)
-        seen = read + sum(each.size for each in files if each.rows is not None)
-        return rows + int(rows / max(seen, 1) * (sum(each.size for each in unknown) - read)), False
+        told = sum(each.rows or 0 for each in self._files.values() if each.is_told)
+        others = [each for each in self._files.values() if not each.is_told and not each.problem]
+        left = [each for each in others if each.rows is None]
+        rows = sum(each.rows or 0 for each in others)
+        left_bytes = float(sum(each.size for each in left))
+        read_bytes = max(sum(each.size for each in others) - left_bytes, 1)
+        if self._current in left and self._reader:
+            now = self._reader.fraction() * self._current.size
+            rows, left_bytes, read_bytes = rows + self._rows_read, left_bytes - now, read_bytes + now
+        return told + rows + int(rows / read_bytes * left_bytes), not left
 
     def stop(self) -> None:
         """Let the thread that reads rows end soon, with an error that does not blame a file."""

@@ -1,13 +1,17 @@
 """Which files a corpus has: paths, URLs, folders and globs to files, in an order that does not change."""
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import PurePath
 from shutil import copyfileobj
 from typing import BinaryIO
 from urllib.parse import unquote
+
+from fsspec.utils import glob_translate
 
 from corpus.rows import CorpusError
 from corpus.sources import file_system, is_single, name_of, reason
@@ -50,6 +54,15 @@ def listed(inputs: Sequence[str]) -> list[ListedFile]:
     shared = sum(1 for _ in takewhile(lambda level: len({*level}) == 1, levels))
     named = {"/".join(_place(path).split("/")[shared:]): path for path in paths}
     return [ListedFile(path, name, _partition(path)) for name, path in sorted(named.items())]
+
+
+def covers(given: str, path: str) -> bool:
+    """Return whether a file at `path` would be among the files of an input of this machine."""
+    if "://" in given or given == "-":
+        return False
+    if _is_glob(given):
+        return re.fullmatch(glob_translate(_place(given)), _place(path)) is not None
+    return PurePath(os.path.realpath(path)).is_relative_to(os.path.realpath(given))
 
 
 def spooled(stream: BinaryIO) -> "tempfile._TemporaryFileWrapper[bytes]":

@@ -81,7 +81,7 @@ class Reader:
         self._limits, self._stopped = Limits.of_settings(), threading.Event()
         self._raw = open_source(path, self.name)
         self.size = max(self._raw.seek(0, io.SEEK_END), 1)
-        self._rows_read = self._rows_of_file = 0
+        self._rows_read = self._rows_of_file = self._bytes_read = 0
         self._file = self._open_columnar() if self.file_format in COLUMNAR else None
         self.absent: set[str] = set()
         """Columns to carry that the file is known to lack."""
@@ -181,7 +181,8 @@ class Reader:
         """Return how much of the file has been read, 0 to 1."""
         if self._rows_of_file:
             return self._rows_read / self._rows_of_file
-        return 1.0 if self._raw.closed else min(1.0, self._raw.tell() / self.size)
+        done = self._raw.tell() if self._packing and not self._raw.closed else self._bytes_read
+        return min(1.0, done / self.size)
 
     def stop(self) -> None:
         """Let the thread that reads rows end soon, with an error that does not blame the file."""
@@ -231,10 +232,11 @@ class Reader:
         """Yield each line with its number, without a byte order mark at the file's beginning."""
         number = 0
         self._raw.close()
-        self._raw = open_source(self.path, self.name)
+        self._raw, self._bytes_read = open_source(self.path, self.name), 0
         try:
             lines = lines_of(self._raw, self._packing, self.size, self._limits, self._check)
             for number, line in enumerate(lines, 1):
+                self._bytes_read += len(line) if isinstance(line, bytes) else self._limits.line_bytes
                 yield number, (line.removeprefix(BOM) if number == 1 and isinstance(line, bytes) else line)
         except TooFarUnpacked as error:
             raise CorpusError(self.place(number + 1), str(error)) from None

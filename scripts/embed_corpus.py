@@ -14,25 +14,23 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, get_args
-
-from tqdm import tqdm
+from typing import Any, NoReturn, get_args
 
 import encoding
 import engine
 import weights
 from corpus.blocks import BlockLimits
 from corpus.inputs import Inputs
-from corpus.listing import spooled
+from corpus.listing import covers, spooled
 from corpus.output_files import OUTPUT_FORMATS, check_output, is_published, partial_path, side_file, side_files
 from corpus.pipeline import DeviceJob, RunProgress
+from corpus.progress import shown
 from corpus.readers import FORMATS
 from corpus.rows import Columns, CorpusError
 from corpus.run import CorpusJob, run
-from corpus.shards import ShardFolder
+from corpus.shards import ShardFolder, shards_path
 from engine.contract import DeviceError
 from engine.device import device_shares
 from engine.tokenizer import Truncate
@@ -75,6 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray (default: local)")
     running.add_argument("--workers", type=_range, metavar="MIN[-MAX]", help="actors of --ray (default: 1)")
     running.add_argument("--window", type=_positive, help="rows sorted by length and stored together")
+    running.add_argument("--log", choices=["console", "json"], default="console", help="json: an object a line")
     args = parser.parse_args(arguments)
     if args.input == ["-"] and not args.format:
         parser.error("-: standard input has no name that tells its format; name it with --format")
@@ -124,37 +123,39 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
     }
 
 
-def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunProgress:
-    """Run to the end, with a progress bar. Raises CorpusError, or another error with a sentence."""
+def embed(args: argparse.Namespace, options: Options, columns: Columns) -> tuple[RunProgress, float]:
+    """Run to the end, showing progress, and return it and the tokens a second. Raises an error with a sentence."""
     output, skip = _output(args), args.on_error == "skip"
     shards = ShardFolder(output)
     check_output(output, shards.path, side_files(output, skip))
-    opened = ExitStack()
-    inputs = opened.enter_context(closing(_inputs(args, columns, opened)))
-    checkpoint = weights.resolve(args.weights)
-    devices = device_shares(args.devices)
-    rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
-    number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
-    job = CorpusJob(inputs, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
-    shards.open(manifest(job, number_format, devices[0]))
-    if is_published(partial_path(shards.path, output, output), output):  # a run was killed between its last two steps
-        shards.remove()
-        return RunProgress()
-    device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
-    with opened, closing(shards), closing(device_job.devices(devices)) as computing:
-        return _show(run(job, shards, computing.submit, len(devices)))
+    with ExitStack() as opened:
+        inputs = opened.enter_context(closing(_inputs(args, columns, opened)))
+        checkpoint = weights.resolve(args.weights)
+        devices = device_shares(args.devices)
+        rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
+        number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
+        job = CorpusJob(inputs, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
+        shards.open(manifest(job, number_format, devices[0]))
+        opened.enter_context(closing(shards))
+        if is_published(partial_path(shards.path, output, output), output):  # killed between its last two steps
+            shards.remove()
+            return RunProgress(), 0
+        device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
+        computing = opened.enter_context(closing(device_job.devices(devices)))
+        return shown(run(job, shards, computing.submit, len(devices)), args.log == "json")
 
 
 def _output(args: argparse.Namespace) -> Path:
-    """Return the path of the output. Raises CorpusError for a URL, and where the input would be written over."""
+    """Return the path of the output. Raises CorpusError for a URL, and for a place among the input's files."""
     if "://" in args.output:
         remedy = "give a path and copy the file from there (with --ray it is a folder, which may be a URL)"
         raise CorpusError(args.output, "the output is a file of this machine", remedy)
     output = Path(args.output)
-    for beside in side_files(output, skip=True):
+    for path in (shards_path(output) / "a" / "rows.arrow", *side_files(output, skip=True), output):
         for given in args.input:
-            if os.path.realpath(given) == os.path.realpath(beside):
-                raise CorpusError(given, f"the run to {output} writes a file of this name", "name another output")
+            if covers(given, str(path)) and not (path == output and output.exists()):  # that is said otherwise
+                what = "writes a file of this name" if given == str(path) else "writes files among these"
+                raise CorpusError(given, f"the run to {output} {what}", "name another output")
     return output
 
 
@@ -172,20 +173,6 @@ def _columns(args: argparse.Namespace) -> Columns:
     return Columns(args.text, args.title, args.id, () if "all" in carried else carried, carry_all="all" in carried)
 
 
-def _show(steps: Generator[RunProgress]) -> RunProgress:
-    """Show a run's progress in a bar, whose end is estimated from the fraction of the file that was read."""
-    progress = RunProgress()
-    with closing(steps), tqdm(unit=" texts", dynamic_ncols=True) as bar:
-        for progress in steps:
-            bar.total = progress.expected
-            if progress.rows == progress.resumed:
-                bar.n = bar.initial = progress.resumed  # not this run's work: the rate leaves it out
-            tokens_s = progress.tokens / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{tokens_s:,.0f} tokens/s", refresh=False)
-            bar.update(progress.rows - bar.n)
-    return progress
-
-
 def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Columns) -> int:
     """Return how many rows the output has. Raises CorpusError, and ModuleNotFoundError without Ray."""
     from corpus import cluster  # needs requirements/ray.txt
@@ -195,30 +182,50 @@ def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Colum
 
 
 def main() -> None:
-    logs.of_command(logger.name, *logs.OURS)
     args = parse()
+    logs.of_command(logger.name, *logs.OURS, as_json=args.log == "json")
     try:
         options, columns = options_of(args), _columns(args)
         if args.ray is not None:
             logger.info("%s: %d rows", args.output, _embed_on_cluster(args, options, columns))
             return
-        progress = embed(args, options, columns)
+        progress, tokens_s = embed(args, options, columns)
     except ModuleNotFoundError as error:
-        sys.exit(f"embed_corpus: ray: {error}; install requirements/ray.txt")
+        _fail(f"ray: {error}; install requirements/ray.txt", args)
     except (ValueError, OSError, DeviceError, WeightsError) as error:
-        sys.exit(f"embed_corpus: {masking.masked(error)}")
+        _fail(masking.masked(error), args)
     except KeyboardInterrupt:
         logger.info("Interrupted; what is done is kept: run the same again to go on.")
         os._exit(130)  # without waiting for the block under way, which would be computed again anyway
+    _tell_end(Path(args.output), progress, tokens_s)
+
+
+def _fail(sentence: str, args: argparse.Namespace) -> NoReturn:
+    if args.log == "json":
+        logger.error("%s", sentence)
+        sys.exit(1)
+    sys.exit(f"embed_corpus: {sentence}")
+
+
+def _tell_end(output: Path, progress: RunProgress, tokens_s: float) -> None:
     if progress.skipped:
-        skipped_file = side_file(Path(args.output), "skipped.jsonl")
-        logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_file)
+        logger.info("%d rows have no vector; %s says why", progress.skipped, side_file(output, "skipped.jsonl"))
     if progress.prompted:
         logger.info("%d vectors are of texts that began with a prompt, and got no second one", progress.prompted)
-    if progress.blocks:
-        logger.info("%s: %d rows, %d texts computed", args.output, progress.rows, progress.computed)
-    else:
-        logger.info("%s: it was whole already", args.output)
+    if not progress.blocks:
+        logger.info("%s: it was whole already", output)
+        return
+    facts = {
+        "rows": progress.rows,
+        "skipped": progress.skipped,
+        "reused": progress.resumed,
+        "texts": progress.computed,
+        "tokens": progress.tokens,
+        "tokens_s": round(tokens_s),
+    }
+    form = "{rows:,} rows, {skipped:,} skipped, {reused:,} reused; {texts:,} texts computed, {tokens:,} tokens, "
+    words = f"{output}: {form.format(**facts)}{tokens_s:,.0f} tokens/s"
+    logger.info("%s", words, extra={"facts": {"output": str(output), **facts}})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,13 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     if suffixes[0] == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
-    if suffixes[0] == ".jsonl":
+    if suffixes[0] in (".arrow", ".arrows", ".feather"):
+        table = pa.Table.from_pylist(rows)
+        new = pa.ipc.new_stream if suffixes[0] == ".arrows" else pa.ipc.new_file
+        with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=200)
+        return path
+    if suffixes[0] in (".jsonl", ".ndjson"):
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     elif suffixes[0] == ".csv":
         buffer = io.StringIO()
