@@ -85,8 +85,6 @@ class ColumnarFile:
     """-1 where the file does not tell."""
     carried: tuple[str, ...]
     """The columns to carry, as asked for or all."""
-    is_begun = False
-    """Whether `batches` was called, which works once."""
 
     def __init__(
         self, path: str, name: str, file_format: str, columns: Columns, optional: Collection[str], limits: Limits
@@ -98,19 +96,21 @@ class ColumnarFile:
         self._changing = threading.Lock()
         self._process: Process | None = None
         self._is_closed = False
-        self._stream = self._start(0, BATCH_ROWS)
+        self._stream = self._start(0, 0)
+        for _ in self._received():
+            pass
         facts = self._stream.schema.metadata
         self.num_rows, self.carried = int(facts[b"rows"]), tuple(json.loads(facts[b"carried"]))
         self.schema = self._stream.schema.remove_metadata()
 
     def batches(self) -> Iterator[pa.RecordBatch | None]:
-        """Yield the rows from the first on, once, and None for a row over the limit.
+        """Yield the rows from the first on, and None for a row over the limit.
 
         Raises Damaged or RemoteError, and CorpusError for a row that takes too much memory.
         """
-        self.is_begun = True
         first, rows = 0, BATCH_ROWS
         while True:
+            self._stream = self._start(first, rows)
             try:
                 for batch in self._received():
                     first += 1 if batch is None else batch.num_rows
@@ -121,7 +121,6 @@ class ColumnarFile:
                 if rows == 1:
                     raise CorpusError(f"{self._name}, row {first + 1}", self._too_much()) from None
             rows = max(rows // FEWER, 1)
-            self._stream = self._start(first, rows)
 
     def close(self) -> None:
         """End reading. If another thread reads, it raises."""
@@ -146,6 +145,7 @@ class ColumnarFile:
             _give_back(process)
 
     def _start(self, first: int, rows: int) -> pa.RecordBatchStreamReader:
+        """Begin to read from row `first` on, at most `rows` at a time, 0 for the schema alone."""
         job = json.dumps(self._job | {"first": first, "batch_rows": rows})
         process = _take()
         with self._changing:

@@ -86,15 +86,16 @@ class ArrowSource:
     def batches(self, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows from `first` on, each checked, as damaged ones could end any process that looks at them."""
         tops = sorted({located(self.schema, name)[0][0] for name in names})
+        # Of a mapped file chosen columns would be copied; all of them lie where they are.
+        chosen = [] if isinstance(self._raw, pa.MemoryMappedFile) else tops
         self._raw.seek(0)
-        opened = self._open(self._raw, options=pa.ipc.IpcReadOptions(included_fields=tops))
-        count = 0
+        opened, count = self._open(self._raw, options=pa.ipc.IpcReadOptions(included_fields=chosen)), 0
         for batch in ipc_batches(opened):
             for begin in range(max(first - count, 0), batch.num_rows, batch_rows):
                 part = batch.slice(begin, batch_rows)
-                pa.RecordBatch.from_arrays(
-                    [array.cast(as_bytes(array.type)) for array in part.columns], names=part.schema.names
-                ).validate(full=True)
+                for name in names:
+                    array = column_of(part, name)
+                    array.cast(as_bytes(array.type)).validate(full=True)
                 yield part
             count += batch.num_rows
         if self.num_rows not in (-1, count):
@@ -194,7 +195,7 @@ def answer(job: dict[str, Any]) -> None:
     schema = pa.schema([field.with_type(plain(field.type)) for field in fields])
     stream = Answer(schema, {"rows": str(file.num_rows), "carried": json.dumps(columns.carried)})
     try:
-        for batch in file.batches(names, job["first"], job["batch_rows"]):
+        for batch in file.batches(names, job["first"], job["batch_rows"]) if job["batch_rows"] else ():
             stream.send([column_of(batch, name) for name in names], limits.line_bytes)
         stream.tell(kind="end")
     except MemoryError:

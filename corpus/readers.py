@@ -82,7 +82,9 @@ class Reader:
         self._raw = open_source(path, self.name)
         self.size = max(self._raw.seek(0, io.SEEK_END), 1)
         self._rows_read = self._rows_of_file = self._bytes_read = 0
-        self._file = self._open_columnar() if self.file_format in COLUMNAR else None
+        self._file = None
+        if self.file_format in COLUMNAR:
+            self._file = ColumnarFile(path, self.name, self.file_format, columns, self._given, self._limits)
         self.absent: set[str] = set()
         """Columns to carry that the file is known to lack."""
         self.unit = "row" if self._file is not None else "line"
@@ -103,9 +105,6 @@ class Reader:
         if self.file_format in COLUMNAR and self._packing:
             problem = f"{self.file_format} is compressed by itself"
             raise CorpusError(self.name, problem, f"decompress the file and give it as .{self.file_format}")
-
-    def _open_columnar(self) -> ColumnarFile:
-        return ColumnarFile(self.path, self.name, self.file_format, self.columns, self._given, self._limits)
 
     @property
     def num_rows(self) -> int | None:
@@ -265,9 +264,6 @@ class Reader:
 
     def _columnar_rows(self, exact: bool, fields: Sequence[pa.Field]) -> Iterator[Row | BadRow]:
         assert self._file is not None
-        if self._file.is_begun:
-            self._file.close()
-            self._file = self._open_columnar()
         self._rows_read, self._rows_of_file, unfolded = 0, max(self._file.num_rows, 0), 0
         try:
             for batch in self._file.batches():
