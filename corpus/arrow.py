@@ -102,7 +102,7 @@ def field_of(schema: pa.Schema, name: str) -> pa.Field:
     return pa.field(name, field.type, metadata=field.metadata if not inner else None)
 
 
-def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
+def column_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
     """Return a column that is there once; a field is null where its struct is."""
     [[first, *inner]] = located(batch.schema, name)
     return pc.struct_field(batch.column(first), inner) if inner else batch.column(first)

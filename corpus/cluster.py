@@ -6,7 +6,7 @@ batch of rows as a block.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import ray
 import encoding
 import engine
 import weights
-from corpus.arrow import batch_rows, check_schema, plain
+from corpus.arrow import batch_rows, check_schema, column_of, plain
 from corpus.blocks import BlockLimits, blocks
 from corpus.compute import compute, prepare_block
+from corpus.listing import listed
 from corpus.output_rows import fact_fields, output_rows, unfit_rows, vector_array
 from corpus.rows import BadRow, Columns, CorpusError, Row, UnfitRow
 from texts.options import Options
@@ -53,6 +54,16 @@ class ActorJob:
                 raise CorpusError(name, "with --ray this column has another use", "rename it in the input")
 
 
+def parquet_files(inputs: Sequence[str]) -> list[str]:
+    """Return the paths of an input's files. Raises CorpusError for one of another format, which Ray does not read."""
+    paths = [file.path for file in listed(inputs)]
+    if other := next((path for path in paths if not path.lower().endswith(".parquet")), None):
+        raise CorpusError(
+            other, "with --ray only .parquet is read", "name the others with a glob, such as **/*.parquet"
+        )
+    return paths
+
+
 class Embedder:
     """An actor: a table of rows to a table of vectors."""
 
@@ -70,9 +81,11 @@ class Embedder:
         """
         if not table.num_rows:
             return table
-        job = self._job
-        check_schema(str(table[PATH][0]), table.schema, job.columns)
-        table = table.cast(pa.schema([field.with_type(plain(field.type)) for field in table.schema]))
+        columns = self._job.columns.carrying(name for name in table.schema.names if name != PATH)
+        names = [*check_schema(str(table[PATH][0]), table.schema, columns), PATH]
+        arrays = [column_of(table, name) for name in names]
+        table = pa.table([array.cast(plain(array.type)) for array in arrays], names=names)
+        self._job = job = replace(self._job, columns=columns)
         limits = BlockLimits(rows=table.num_rows, chars=1 << 62, remembered=0)
         carried = [table.schema.field(name) for name in job.columns.carried]
         try:
@@ -127,9 +140,14 @@ def _zeros(count: int, options: Options) -> np.ndarray:
 
 
 def embed(
-    job: ActorJob, source: str, output: str, address: str, workers: tuple[int, int], batch_rows: int | None = None
+    job: ActorJob,
+    sources: Sequence[str],
+    output: str,
+    address: str,
+    workers: tuple[int, int],
+    batch_rows: int | None = None,
 ) -> int:
-    """Embed parquet at `source` into the folder `output` and return how many rows it has, in no fixed order.
+    """Embed the .parquet files `sources` into the folder `output` and return how many rows it has, in no fixed order.
 
     `address` is a cluster's, or "local" for a cluster of this machine; `workers` are the fewest and the most actors.
     Raises CorpusError in words when it fails, and when a row stops the run.
@@ -139,7 +157,10 @@ def embed(
     # Machines without a GPU may differ in which format is faster, but an output has a single format.
     job = replace(job, dtype=os.environ.get("DTYPE", "").strip() or ("auto" if on_gpus else "float32"))
     try:
-        rows = ray.data.read_parquet(source, columns=job.columns.wanted(), include_paths=True)
+        # Ray reads no columns within columns: an actor takes them from the whole ones.
+        wanted, is_nested = job.columns.wanted(), any("." in name for name in job.columns.wanted())
+        chosen = None if is_nested or job.columns.carry_all else wanted
+        rows = ray.data.read_parquet([*sources], columns=chosen, include_paths=True)
         vectors = rows.map_batches(
             Embedder,
             fn_constructor_args=(job,),

@@ -105,14 +105,13 @@ class Inputs:
         """Return the carried columns as all files can give them, in the order asked for, or of appearance."""
         if not readable and self._first_error:
             raise self._first_error
-        asked = self.columns.carried or dict.fromkeys(field.name for each in readable for field in each.fields)
-        fields = []
-        for name in asked:
-            found = [(each.place, field) for each in readable for field in each.fields if field.name == name]
-            if not found:
-                raise CorpusError("carry", f"no file has a column {quoted(name)}", "name a column of the input")
-            fields.append(_common(name, found))
-        return fields
+        found: dict[str, list[tuple[str, pa.Field]]] = {name: [] for name in self.columns.carried}
+        for surveyed in readable:
+            for field in surveyed.fields:
+                found.setdefault(field.name, []).append((surveyed.place, field))
+        if missing := next((name for name, there in found.items() if not there), None):
+            raise CorpusError("carry", f"no file has a column {quoted(missing)}", "name a column of the input")
+        return [_common(name, there) for name, there in found.items()]
 
     def _ids_of_all(self, readable: list[_Surveyed]) -> tuple[pa.DataType | None, Id | None]:
         """Return the type of all ids, None if only rows tell it, and an id such as files without a schema may have."""

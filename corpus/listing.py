@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import PurePath
@@ -95,7 +96,9 @@ def _is_glob(given: str) -> bool:
 
 def _is_remote_folder(url: str) -> bool:
     files, inner = file_system(url, url)
-    return bool(files.isdir(inner))
+    with suppress(Exception):  # of another library: whoever opens the file says what is wrong
+        return bool(files.isdir(inner))
+    return False
 
 
 def _visible(folder: str, pattern: str | None) -> list[str]:

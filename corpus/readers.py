@@ -35,7 +35,7 @@ from corpus.sources import RemoteError, Unreachable, name_of, open_source, reaso
 
 FORMATS = {
     ".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow",
-    ".arrows": "arrow", ".feather": "arrow",
+    ".arrows": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
 COLUMNAR = ("parquet", "arrow")
 # Keys of .jsonl that can be carried at once: each is a column of the output.
@@ -58,7 +58,8 @@ class Reader:
 
     `path` is a local path or a URL that fsspec knows; the suffix names the format unless `file_format` does. Messages
     call the file `name`, or by its path. Columns that it lacks are taken from `partition`; with `lenient`, carried
-    ones may be missing. Raises CorpusError for a file that cannot be opened, of unknown format, or without the columns.
+    ones may be missing, and the caller surveys. Raises CorpusError for a file that cannot be opened, of unknown format,
+    or without the columns.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Reader:
         self._packing = f".{last.lower()}" if f".{last.lower()}" in DECOMPRESSORS else ""
         suffix = f".{(stem.rpartition('.')[2] if self._packing else last).lower()}" if dot else ""
         self.file_format = file_format or FORMATS.get(suffix, "")
-        self._partition = partition
+        self._partition, self._lenient = partition, lenient
         self._given: dict[str, str | None] = {**dict.fromkeys(columns.carried if lenient else ()), **partition}
         self._check_format()
         self._limits, self._stopped = Limits.of_settings(), threading.Event()
@@ -210,7 +211,7 @@ class Reader:
         cannot be read.
         """
         fields = fields or self.carried_fields
-        if exact and self.file_format == "jsonl":
+        if exact and self.file_format == "jsonl" and not self._lenient:
             self._find_columns()
         if self._file is not None:
             return self._columnar_rows(exact, fields)

@@ -178,7 +178,9 @@ def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Colum
     from corpus import cluster  # needs requirements/ray.txt
 
     job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
-    return cluster.embed(job, args.input[0], args.output, args.ray, args.workers or (1, 1), args.window)
+    return cluster.embed(
+        job, cluster.parquet_files(args.input), args.output, args.ray, args.workers or (1, 1), args.window
+    )
 
 
 def main() -> None:

@@ -78,6 +78,28 @@ def test_an_actor_keeps_types_or_refuses_them_at_once() -> None:
         Embedder(ActorJob("small", Options(), Columns(id="when"), skip=True))(table)
 
 
+def test_an_actor_finds_columns_within_columns_and_carries_all() -> None:
+    from corpus.cluster import ActorJob, Embedder
+
+    pages = [{"body": "one", "url": "u1"}, {"body": "two", "url": "u2"}]
+    table = pa.table({"page": pages, "n": [1, 2], "path": ["f"] * 2})
+    columns = Columns("page.body", id="page.url", carry_all=True)
+    output = Embedder(ActorJob("small", Options(), columns, skip=False))(table)
+    assert output["id"].to_pylist() == ["u1", "u2"]
+    assert output.select(["page", "n"]).equals(table.select(["page", "n"]))
+
+
+def test_only_parquet_goes_to_a_cluster(tmp_path: Path) -> None:
+    from corpus.cluster import parquet_files
+
+    for name in ("b.parquet", "a.parquet", "_SUCCESS"):
+        (tmp_path / name).touch()
+    assert parquet_files([str(tmp_path)]) == [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"]
+    (tmp_path / "c.jsonl").touch()
+    with pytest.raises(CorpusError, match=r"c\.jsonl: with --ray only \.parquet is read; name the others with a glob"):
+        parquet_files([str(tmp_path)])
+
+
 def test_all_batches_of_a_cluster_have_the_same_columns() -> None:
     from corpus.cluster import ActorJob, Embedder
 
@@ -120,12 +142,12 @@ def actors(mark: str) -> list[int]:
 def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_path: Path) -> None:
     texts = corpora.texts(3000)
     rows = [{"id": i, "text": text} for i, text in enumerate(texts)]
-    (tmp_path / "in").mkdir()
     for k in range(6):
-        corpora.write(tmp_path / "in" / f"{k}.parquet", rows[k * 500 : (k + 1) * 500])
+        (tmp_path / f"in/part={k % 2}").mkdir(parents=True, exist_ok=True)
+        corpora.write(tmp_path / f"in/part={k % 2}" / f"{k}.parquet", rows[k * 500 : (k + 1) * 500])
     mark = uuid.uuid4().hex
-    options = ["--weights", "small", "--id", "id", "--window", "25", "--ray", "--workers", "2"]
-    arguments = [(tmp_path / "in").as_uri(), (tmp_path / "out").as_uri(), *options]
+    options = ["--weights", "small", "--id", "id", "--window", "25", "--ray", "--workers", "2", "--carry", "part"]
+    arguments = [f"{tmp_path}/in/**/*.parquet", (tmp_path / "out").as_uri(), *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.embed_corpus", *arguments],
         cwd=ROOT,
@@ -145,6 +167,7 @@ def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_pat
     assert process.returncode == 0, err
     table = pq.read_table(tmp_path / "out").sort_by("id")
     assert table["id"].to_pylist() == list(range(3000)), "none lost, none twice"
+    assert table["part"].to_pylist() == [str(i // 500 % 2) for i in range(3000)]
     some = list(range(0, 3000, 100))
     alone = vectors(PackedEngine(small, "cpu"), [texts[i] for i in some])
     np.testing.assert_allclose(array(table)[some], alone, atol=1e-6)

@@ -105,7 +105,7 @@ TYPES: list[tuple[list[pa.Array], pa.DataType | str]] = [
 ]
 
 
-@pytest.mark.parametrize("arrays,expected", TYPES, ids=[f"{a[0].type}-{a[1].type}" for a, _ in TYPES])
+@pytest.mark.parametrize(("arrays", "expected"), TYPES, ids=[f"{a[0].type}-{a[1].type}" for a, _ in TYPES])
 def test_types_that_differ_become_one_that_holds_all_or_are_refused(
     engine: PackedEngine, tmp_path: Path, arrays: list[pa.Array], expected: pa.DataType | str
 ) -> None:

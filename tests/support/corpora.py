@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def embed(
     engine: Engine,
-    source: Path | Sequence[Path],
+    source: Path | str,
     output: Path,
     columns: Columns | None = None,
     options: Options | None = None,
@@ -88,8 +87,7 @@ def embed(
     skip: bool = False,
 ) -> RunProgress:
     """Run a job to its end in this process."""
-    paths = [source] if isinstance(source, Path) else source
-    inputs = Inputs([*map(str, paths)], columns or Columns(), skip=skip)
+    inputs = Inputs([str(source)], columns or Columns(), skip=skip)
     job = CorpusJob(inputs, output, "small", options or Options(), limits or BlockLimits(rows=16), skip)
     shards = ShardFolder(output)
     shards.open({})
