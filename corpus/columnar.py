@@ -90,7 +90,8 @@ class ColumnarFile:
         self, path: str, name: str, file_format: str, columns: Columns, optional: Collection[str], limits: Limits
     ) -> None:
         """Messages call the file `name`; it may lack the `optional` columns."""
-        facts = {"path": path, "name": name, "file_format": file_format, "optional": [*optional]}
+        whole = path if "://" in path else os.path.abspath(path)
+        facts = {"path": whole, "name": name, "file_format": file_format, "optional": [*optional]}
         self._job = facts | {"columns": asdict(columns)} | asdict(limits)
         self._name, self._limits = name, limits
         self._changing = threading.Lock()

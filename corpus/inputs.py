@@ -109,8 +109,8 @@ class Inputs:
         for surveyed in readable:
             for field in surveyed.fields:
                 found.setdefault(field.name, []).append((surveyed.place, field))
-        if missing := next((name for name, there in found.items() if not there), None):
-            raise CorpusError("carry", f"no file has a column {quoted(missing)}", "name a column of the input")
+        for name in (name for name, there in found.items() if not there):
+            raise CorpusError("carry", f"no file has a column {quoted(name)}", "name a column of the input")
         return [_common(name, there) for name, there in found.items()]
 
     def _ids_of_all(self, readable: list[_Surveyed]) -> tuple[pa.DataType | None, Id | None]:
