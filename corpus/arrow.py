@@ -17,6 +17,14 @@ class UnfitValue(ValueError):
     """A value that the type of its column in all files does not hold."""
 
 
+# Of views of lists pyarrow 26 cannot take rows, and casting leaves some invalid; the others no .parquet can hold.
+NOT_CARRIED = (
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_union,
+    pa.types.is_run_end_encoded,
+    pa.types.is_interval,
+)
 Leaf = Callable[[pa.DataType], pa.DataType]
 
 
@@ -125,10 +133,9 @@ def check_schema(place: str, schema: pa.Schema, columns: Columns, optional: Coll
             raise refused(columns.id, kind, "ids are whole numbers or strings: write the column as one of them")
     for name in (name for name in columns.carried if name in there):
         kind = there[name].type
-        if any(pa.types.is_list_view(leaf) or pa.types.is_large_list_view(leaf) for leaf in _leaves(kind)):
-            # pyarrow 26 cannot take rows of them, and casting leaves some of them invalid.
+        if any(unfit(leaf) for leaf in _leaves(kind) for unfit in NOT_CARRIED):
             problem = f"{label(name)}: its type {cut(str(kind))} cannot be carried"
-            raise CorpusError(place, problem, "write the column with lists")
+            raise CorpusError(place, problem, "write the column with lists, or with a type that .parquet has")
     return [*there]
 
 

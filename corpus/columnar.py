@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,16 +41,17 @@ class OutOfMemory(Exception):
 
 Process = subprocess.Popen[bytes]
 _idle: list[Process] = []
-"""At most one process that waits for the next file: starting another takes a fifth of a second."""
+"""Processes that wait for the next file, as starting another takes a fifth of a second."""
+_most_idle = 1
 _taking = threading.Lock()
 os.register_at_fork(after_in_child=_idle.clear)
 
 
 def _take() -> Process:
     with _taking:
-        if _idle and _idle[0].poll() is None:
-            return _idle.pop()
-        _idle.clear()
+        while _idle:
+            if (process := _idle.pop()).poll() is None:
+                return process
     # Other memory pools reserve more than they use, and the kernel counts that too.
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
     pipe = subprocess.PIPE
@@ -59,9 +60,24 @@ def _take() -> Process:
     )
 
 
+@contextmanager
+def idle_processes(most: int) -> Iterator[None]:
+    """Let so many processes wait for the next files, where usually one does."""
+    global _most_idle
+    _most_idle = most
+    try:
+        yield
+    finally:
+        with _taking:
+            _most_idle, ending = 1, _idle[1:]
+            del _idle[1:]
+        for process in ending:
+            _end(process)
+
+
 def _give_back(process: Process) -> None:
     with _taking:
-        if not _idle:
+        if len(_idle) < _most_idle:
             _idle.append(process)
             return
     _end(process)

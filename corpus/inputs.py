@@ -1,15 +1,21 @@
 """The files of a corpus, read one after another as if they were one."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from corpus.arrow import common
+from corpus.columnar import idle_processes
 from corpus.listing import ListedFile, listed
 from corpus.readers import AS_JSON, Reader, Stopped
 from corpus.rows import BadRow, Columns, CorpusError, Id, IdKind, Row, cut, label, quoted
 from corpus.sources import Unreachable
+
+# Files looked into at once where each takes a request or two.
+SURVEYED_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -24,7 +30,7 @@ class _Surveyed:
     is_told: bool = False
     id_type: pa.DataType | None = None
     fields: Sequence[pa.Field] = ()
-    problem: str = ""
+    problem: CorpusError | None = None
     """Why it cannot be read."""
 
 
@@ -51,60 +57,56 @@ class Inputs:
         self._format, self._skip, self._name = file_format, skip, name
         self.columns = columns
         self._reader: Reader | None = None
-        self._first_error: CorpusError | None = None
         self._stopped, self._rows_read = False, 0
         self._current: _Surveyed | None = None
         self._files = {file.name: _Surveyed(file, name or file.path) for file in listed(inputs)}
         self._is_single = [*self._files] == [""]
-        try:
-            readable = [surveyed for surveyed in self._files.values() if self._survey(surveyed)]
-            self.carried_fields = self._fields_of_all(readable)
-            self.columns = replace(columns, carried=tuple(field.name for field in self.carried_fields), carry_all=False)
-            self.id_type, self._example_id = self._ids_of_all(readable)
-        except BaseException:
-            self.close()
-            raise
+        readable = self._survey_all([*self._files.values()])
+        self.carried_fields = self._fields_of_all(readable)
+        self.columns = replace(columns, carried=tuple(field.name for field in self.carried_fields), carry_all=False)
+        self.id_type, self._example_id = self._ids_of_all(readable)
 
     @property
     def files(self) -> list[ListedFile]:
         """The files, in the order in which they are read."""
         return [surveyed.file for surveyed in self._files.values()]
 
-    def _open(self, surveyed: _Surveyed) -> Reader:
-        """Open the next file."""
-        self.close()
-        self._rows_read, self._current = 0, surveyed
-        many, file = not self._is_single, surveyed.file
-        self._reader = Reader(file.path, self.columns, self._format, self._name, file.partition, lenient=many)
-        if self._stopped:
-            raise Stopped
-        return self._reader
+    def _reader_of(self, file: ListedFile) -> Reader:
+        many = not self._is_single
+        return Reader(file.path, self.columns, self._format, self._name, file.partition, lenient=many)
 
-    def _survey(self, surveyed: _Surveyed) -> bool:
-        """Look into a file, and return whether it can be read."""
+    def _survey_all(self, files: list[_Surveyed]) -> list[_Surveyed]:
+        """Return the files that can be read."""
+        is_remote = any("://" in each.file.path for each in files)
+        at_once = min(len(files), SURVEYED_AT_ONCE) if is_remote else 1
+        with idle_processes(at_once), ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(self._survey, files))
+        readable = [each for each in files if not each.problem]
+        if not readable and files[0].problem:
+            raise files[0].problem
+        return readable
+
+    def _survey(self, surveyed: _Surveyed) -> None:
+        """Look into a file. Raises CorpusError if it cannot be read and must be."""
         try:
-            reader = self._open(surveyed)
-            if not self._is_single or self.columns.carry_all:
-                reader.survey()
+            with closing(self._reader_of(surveyed.file)) as reader:
+                if not self._is_single or self.columns.carry_all:
+                    reader.survey()
         except CorpusError as error:
-            surveyed.problem = self._skipped(error)
-            return False
+            surveyed.problem = self._to_skip(error)
+            return
         surveyed.size, surveyed.rows, surveyed.unit = reader.size, reader.num_rows, reader.unit
         surveyed.id_type, surveyed.is_told = reader.id_type, reader.num_rows is not None
         surveyed.fields = [field for field in reader.carried_fields if field.name not in reader.absent]
-        return True
 
-    def _skipped(self, error: CorpusError) -> str:
-        """Return why a file, or the rest of one, is passed over. Raises the error where it must not be."""
-        self._first_error = self._first_error or error
+    def _to_skip(self, error: CorpusError) -> CorpusError:
+        """Return why a file, or the rest of one, is passed over. Raises it where nothing may be."""
         if not self._skip or self._is_single or isinstance(error, Unreachable):
             raise error
-        return str(CorpusError("", error.problem, error.remedy))
+        return error
 
     def _fields_of_all(self, readable: list[_Surveyed]) -> list[pa.Field]:
         """Return the carried columns as all files can give them, in the order asked for, or of appearance."""
-        if not readable and self._first_error:
-            raise self._first_error
         found: dict[str, list[tuple[str, pa.Field]]] = {name: [] for name in self.columns.carried}
         for surveyed in readable:
             for field in surveyed.fields:
@@ -133,14 +135,19 @@ class Inputs:
         ids = IdKind(self._example_id)
         for surveyed in self._files.values():
             if surveyed.problem:
-                yield BadRow(0, surveyed.problem, surveyed.file.name)
+                yield BadRow(0, _without_place(surveyed.problem), surveyed.file.name)
             else:
                 yield from self._rows(surveyed, exact, ids)
 
     def _rows(self, surveyed: _Surveyed, exact: bool, ids: IdKind) -> Iterator[Row | BadRow]:
         name, own_ids, last = surveyed.file.name, self.columns.id is None and not self._is_single, 0
+        self.close()
+        self._rows_read, self._current = 0, surveyed
         try:
-            for row in self._open(surveyed).rows(exact, self.carried_fields, ids):
+            self._reader = self._reader_of(surveyed.file)
+            if self._stopped:
+                raise Stopped
+            for row in self._reader.rows(exact, self.carried_fields, ids):
                 self._rows_read, last = self._rows_read + 1, row.number
                 if isinstance(row, BadRow):
                     yield BadRow(last, row.problem, name)
@@ -148,7 +155,7 @@ class Inputs:
                     row_id = f"{name}#{last}" if own_ids else row.id
                     yield Row(last, row.text, row.title, row_id, row.carried, name)
         except CorpusError as error:
-            yield BadRow(last + 1, f"the file is not read further: {self._skipped(error)}", name)
+            yield BadRow(last + 1, f"the file is not read further: {_without_place(self._to_skip(error))}", name)
         surveyed.rows = self._rows_read
 
     def place(self, row: Row | BadRow) -> str:
@@ -179,6 +186,10 @@ class Inputs:
         """Close the file that is open."""
         if self._reader is not None:
             self._reader.close()
+
+
+def _without_place(error: CorpusError) -> str:
+    return str(CorpusError("", error.problem, error.remedy))
 
 
 def _common(name: str, found: list[tuple[str, pa.Field]]) -> pa.Field:
