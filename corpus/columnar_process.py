@@ -56,18 +56,27 @@ class ParquetSource:
 
     def __init__(self, raw: Any) -> None:
         # Spark writes times of 96 bits. As nanoseconds, the year 9999 would overflow; as microseconds it does not.
-        self._file = pq.ParquetFile(
-            raw,
-            pre_buffer=False,
-            buffer_size=1 << 20,
-            page_checksum_verification=True,
-            coerce_int96_timestamp_unit="us",
-        )
+        options = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
+        self._file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, **options)
         self.schema, self.num_rows = self._file.schema_arrow, self._file.metadata.num_rows
 
     def batches(self, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows from `first` on. Raises also where there are fewer or more rows than the file says."""
-        return parquet_batches(self._file, names, first, batch_rows)
+        metadata = self._file.metadata
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        sizes = [metadata.row_group(i).total_byte_size // max(rows, 1) for i, rows in enumerate(groups)]
+        rows = max(1, min(batch_rows, BATCH_BYTES // max(1, *sizes))) if sizes else batch_rows
+        begin, count = 0, 0
+        while begin < len(groups) and count + groups[begin] <= first:
+            count += groups[begin]
+            begin += 1
+        left = range(begin, len(groups))
+        for batch in self._file.iter_batches(rows, row_groups=left, columns=names, use_threads=False):
+            if (done := first - count) < batch.num_rows:
+                yield batch.slice(max(done, 0))
+            count += batch.num_rows
+        if not count == sum(groups) == metadata.num_rows:
+            raise OSError(f"it has {count} rows, {sum(groups)} by its groups, and says {metadata.num_rows}")
 
 
 class ArrowSource:
@@ -90,7 +99,8 @@ class ArrowSource:
         chosen = [] if isinstance(self._raw, pa.MemoryMappedFile) else tops
         self._raw.seek(0)
         opened, count = self._open(self._raw, options=pa.ipc.IpcReadOptions(included_fields=chosen)), 0
-        for batch in ipc_batches(opened):
+        is_file = isinstance(opened, pa.ipc.RecordBatchFileReader)
+        for batch in map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened:
             for begin in range(max(first - count, 0), batch.num_rows, batch_rows):
                 part = batch.slice(begin, batch_rows)
                 for name in names:
@@ -100,32 +110,6 @@ class ArrowSource:
             count += batch.num_rows
         if self.num_rows not in (-1, count):
             raise OSError(f"it has {count} rows, and says {self.num_rows}")
-
-
-def ipc_batches(opened: Any) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a file or a stream."""
-    if isinstance(opened, pa.ipc.RecordBatchFileReader):
-        yield from map(opened.get_batch, range(opened.num_record_batches))
-    else:
-        yield from opened
-
-
-def parquet_batches(file: pq.ParquetFile, names: list[str], first: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the file's rows from `first` on. Raises what `Damaged` names, also where there are fewer or more rows."""
-    metadata = file.metadata
-    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    sizes = [metadata.row_group(i).total_byte_size // max(rows, 1) for i, rows in enumerate(groups)]
-    rows = max(1, min(batch_rows, BATCH_BYTES // max(1, *sizes))) if sizes else batch_rows
-    begin, count = 0, 0
-    while begin < len(groups) and count + groups[begin] <= first:
-        count += groups[begin]
-        begin += 1
-    for batch in file.iter_batches(rows, row_groups=range(begin, len(groups)), columns=names, use_threads=False):
-        if (done := first - count) < batch.num_rows:
-            yield batch.slice(max(done, 0))
-        count += batch.num_rows
-    if not count == sum(groups) == metadata.num_rows:
-        raise OSError(f"it has {count} rows, {sum(groups)} by its groups, and says {metadata.num_rows}")
 
 
 def parts(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch | None]:

@@ -52,7 +52,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("input", nargs="+", help=f"{formats}: paths, URLs, folders, globs, or - for standard input")
     parser.add_argument("output", help=f"path of a file: {outputs}; with --ray a folder")
     parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="checkpoint (default: variable WEIGHTS)")
-    parser.add_argument("--format", choices=sorted({*FORMATS.values()}), help="the input's format, if no name tells it")
+    parser.add_argument(
+        "--format", choices=sorted({*FORMATS.values()}), help="of all files (default: as their names say)"
+    )
     columns = parser.add_argument_group("columns")
     columns.add_argument("--text", default="text", metavar="COLUMN", help="column of the texts (default: text)")
     columns.add_argument("--title", metavar="COLUMN", help="column of the documents' titles")
