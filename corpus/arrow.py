@@ -118,7 +118,8 @@ def column_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array | pa.Chun
 
 def check_schema(place: str, schema: pa.Schema, columns: Columns, optional: Collection[str] = ()) -> list[str]:
     """Return the wanted columns that are there. Raises CorpusError as `check_names` does, and for an unfit type."""
-    there = {name: field_of(schema, name) for name in check_names(place, schema, columns, optional)}
+    counts = {name: len(located(schema, name)) for name in columns.wanted()}
+    there = {name: field_of(schema, name) for name in check_names(place, schema.names, counts, columns, optional)}
 
     def refused(name: str, kind: pa.DataType, needs: str) -> CorpusError:
         return CorpusError(place, f"{label(name)}: its type is {_words(kind)}", needs)
@@ -140,20 +141,16 @@ def check_schema(place: str, schema: pa.Schema, columns: Columns, optional: Coll
 
 
 def check_names(
-    place: str, present: Collection[pa.Field], columns: Columns, optional: Collection[str] = ()
+    place: str, present: Sequence[str], counts: Mapping[str, int], columns: Columns, optional: Collection[str] = ()
 ) -> list[str]:
     """Return the wanted columns that are there. Raises CorpusError unless each is there once, or `optional`."""
-    there = []
     for name in columns.wanted():
-        count = len(located(present, name))
-        if count > 1:
-            raise CorpusError(place, f"{count} columns are named {quoted(name)}", "rename all but one")
-        if count:
-            there.append(name)
-        elif name not in optional:
-            problem = f"no column {quoted(name)} among {columns.among([field.name for field in present], 'column')}"
+        if not counts[name] and name not in optional:
+            problem = f"no column {quoted(name)} among {columns.among(present, 'column')}"
             raise CorpusError(place, problem, "name the column that holds it")
-    return there
+        if counts[name] > 1:
+            raise CorpusError(place, f"{counts[name]} columns are named {quoted(name)}", "rename all but one")
+    return [name for name in columns.wanted() if counts[name]]
 
 
 def common(first: pa.Field, second: pa.Field) -> pa.Field | None:

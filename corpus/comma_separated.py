@@ -2,10 +2,9 @@
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-
-import pyarrow as pa
 
 from corpus.arrow import check_names
 from corpus.limits import ROW_VALUES, Limits, too_many_values
@@ -83,7 +82,7 @@ def csv_rows(
     swallowed others.
     """
     source, table, header = _opened(lines, place, limits)
-    check_names(place(1), [pa.field(name, pa.string()) for name in header], columns, given)
+    check_names(place(1), header, Counter(header), columns, given)
     while True:
         source.begin_row()
         number = table.line_num + 1  # a quoted field may span lines: the row is named by its first

@@ -26,6 +26,8 @@ INNER_COLUMNS = ("#number", "#block", "#text", "#problem", "#file")
 NO_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?Infinity|NaN')
 RAW = dict[str, msgspec.Raw]
 ABSENT = object()
+# Dots in longer names do not lead to columns within columns.
+NESTED_CHARS = 256
 NOTHING: Mapping[str, str | None] = MappingProxyType({})
 # How much of names and values a message shows.
 SHOWN_CHARS = 80
@@ -220,7 +222,8 @@ def json_columns(
     values |= {name: value for name, value in own.items() if value is not ABSENT}
     lacking = {name: value for name, value in given.items() if name not in values}
     if not columns.carried:
-        return values | lacking, ()
+        values.update(lacking)
+        return values, ()
     try:
         raw = msgspec.json.decode(line, type=RAW)  # orjson would round numbers beyond 64 bits
         stands = [None if values.get(name) is None else bytes(within(raw, name)).decode() for name in columns.carried]
@@ -229,7 +232,8 @@ def json_columns(
     for i, name in enumerate(columns.carried):
         if lacking.get(name) is not None:
             stands[i] = json.dumps(lacking[name])
-    return values | lacking, tuple(stands)
+    values.update(lacking)
+    return values, tuple(stands)
 
 
 def within(values: Any, name: str) -> Any:
@@ -238,7 +242,7 @@ def within(values: Any, name: str) -> Any:
         values = msgspec.json.decode(values, type=RAW) if bytes(values)[:1] == b"{" else None
     if not isinstance(values, dict) or name in values:
         return values[name] if isinstance(values, dict) else ABSENT
-    heads = (name[:i] for i, sign in enumerate(name) if sign == ".")
+    heads = (name[:i] for i, sign in enumerate(name if len(name) <= NESTED_CHARS else "") if sign == ".")
     found = (within(values[head], name[len(head) + 1 :]) for head in heads if head in values)
     return next((value for value in found if value is not ABSENT), ABSENT)
 

@@ -3,6 +3,7 @@
     python -m scripts.embed_corpus corpus.jsonl vectors.parquet --task retrieval_document --id key --carry url
     python -m scripts.embed_corpus corpus.txt.zst vectors.npy --dim 256 --precision int8 --on-error skip
     python -m scripts.embed_corpus books.parquet chunks.parquet --chunk 512 --overlap 64
+    python -m scripts.embed_corpus 's3://bucket/**/*.parquet' vectors.parquet --text page.body --id url --carry all
     python -m scripts.embed_corpus s3://bucket/texts s3://bucket/vectors --id key --ray auto --workers 2-16
 
 After Ctrl-C or any other interruption, the same command continues where the run stopped. Exit status: 0 when the output

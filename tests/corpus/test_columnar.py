@@ -158,3 +158,15 @@ def test_columns_within_columns_that_are_not_there_or_twice(tmp_path: Path) -> N
     lines = write(tmp_path / "a.jsonl", [{"text": "x", "m": {"n": float("nan")}}])
     [row] = read(lines, Columns(carried=("m.n",)))
     assert row == BadRow(1, "m.n: it holds NaN or Infinity, which JSON has not; write null in its place")
+
+
+def test_names_of_many_dots_cost_no_more_than_their_beginning(tmp_path: Path) -> None:
+    deep: Any = "here"
+    for _ in range(400):
+        deep = {"a": deep}
+    path = write(tmp_path / "a.jsonl", [{"text": "x", **deep}] * 3)
+    for dots in (100, 399, 1_000_000):
+        [row, *_] = read(path, Columns(".".join("a" * (dots + 1))))
+        assert isinstance(row, BadRow) and len(row.problem) < 300
+    lines = write(tmp_path / "b.jsonl", [{"a": {"a": {"a": "here"}}}])
+    assert [row.text for row in read(lines, Columns("a.a.a")) if isinstance(row, Row)] == ["here"]
