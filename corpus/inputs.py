@@ -77,10 +77,16 @@ class Inputs:
 
     def _survey_all(self, files: list[_Surveyed]) -> list[_Surveyed]:
         """Return the files that can be read."""
-        is_remote = any("://" in each.file.path for each in files)
-        at_once = min(len(files), SURVEYED_AT_ONCE) if is_remote else 1
-        with idle_processes(at_once), ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(self._survey, files))
+        if len(files) > 1 and any("://" in each.file.path for each in files):
+            pool = ThreadPoolExecutor(SURVEYED_AT_ONCE)
+            with idle_processes(SURVEYED_AT_ONCE):
+                try:
+                    list(pool.map(self._survey, files))
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the files under way
+        else:
+            for surveyed in files:
+                self._survey(surveyed)
         readable = [each for each in files if not each.problem]
         if not readable and files[0].problem:
             raise files[0].problem
