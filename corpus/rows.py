@@ -18,9 +18,10 @@ from texts.checks import check_text, check_title
 
 Id = int | str
 
-OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "prompted", "start", "end")
-"""The columns that every output has; `start` and `end` only where texts are cut into chunks."""
-INNER_COLUMNS = ("#number", "#block", "#text", "#problem", "#file")
+TEXT_HASH = "text_hash"
+OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "prompted", "start", "end", TEXT_HASH)
+"""The columns that outputs have; `start` and `end` only where texts are cut into chunks, the hash where it is kept."""
+INNER_COLUMNS = ("#number", "#block", "#text", "#problem", "#file", "#hash")
 """What a block notes of its rows, beside id and carried columns."""
 # What Python's json writes for numbers that JSON lacks. Strings match first, as they may contain such a word.
 NO_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?Infinity|NaN')

@@ -46,7 +46,7 @@ def open_source(path: str, name: str | None = None) -> BinaryIO:
     if isinstance(files, LocalFileSystem):
         return _open_local(inner, name)
     try:
-        with _as_remote_error():
+        with as_remote_error():
             return _open_remote(name, files, inner)
     except RemoteError as error:
         raise Unreachable(name, f"cannot be opened: {reason(error)}", CHECK_ADDRESS) from error
@@ -55,7 +55,7 @@ def open_source(path: str, name: str | None = None) -> BinaryIO:
 def file_system(path: str, name: str) -> tuple[Any, str]:
     """Return fsspec's file system of a path or URL, and what it calls the path. Raises Unreachable."""
     try:
-        with _as_remote_error():
+        with as_remote_error():
             files, inner = fsspec.core.url_to_fs(path)
             return files, inner
     except RemoteError as error:
@@ -124,17 +124,17 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _as_remote_error():
+        with as_remote_error():
             self._file.seek(offset, whence)
             return self.tell()
 
     def tell(self) -> int:
-        with _as_remote_error():
+        with as_remote_error():
             return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
         at = self.tell()
-        with _as_remote_error():
+        with as_remote_error():
             data = self._file.read(min(len(buffer), max(self._size - at, 0)))
         if not data and at < self._size:
             raise RemoteError(f"it ended after {at:,} of {self._size:,} bytes")
@@ -148,7 +148,7 @@ class _Remote(io.RawIOBase):
 
 
 @contextmanager
-def _as_remote_error() -> Iterator[None]:
+def as_remote_error() -> Iterator[None]:
     """Raise as RemoteError whatever another library raises, except errors of this process."""
     try:
         yield

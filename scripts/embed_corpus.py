@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -23,14 +24,15 @@ import encoding
 import engine
 import weights
 from corpus.blocks import BlockLimits
+from corpus.destination import DEFAULT_FILE_MB, Destination, skipped_list
 from corpus.inputs import Inputs
 from corpus.listing import covers, spooled
-from corpus.output_files import OUTPUT_FORMATS, check_output, is_published, partial_path, side_file, side_files
+from corpus.output_files import OUTPUT_FORMATS, check_output, side_files
 from corpus.pipeline import DeviceJob, RunProgress
 from corpus.progress import shown
 from corpus.readers import FORMATS
 from corpus.rows import Columns, CorpusError
-from corpus.run import CorpusJob, run
+from corpus.run import CorpusJob, finish, run
 from corpus.shards import ShardFolder, shards_path
 from engine.contract import DeviceError
 from engine.device import device_shares
@@ -48,10 +50,10 @@ BLOCK_ROWS = {"cpu": 2_048, "cuda": 32_768}
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    outputs = ", ".join(f".{form}" for form in OUTPUT_FORMATS)
+    outputs = ", ".join(f".{form}" for form in (*OUTPUT_FORMATS, "lance"))
     formats = ".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst), .parquet or .arrow"
     parser.add_argument("input", nargs="+", help=f"{formats}: paths, URLs, folders, globs, or - for standard input")
-    parser.add_argument("output", help=f"path of a file: {outputs}; with --ray a folder")
+    parser.add_argument("output", help=f"path or URL of a file ({outputs}) or, with / at its end, of a folder")
     parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="checkpoint (default: variable WEIGHTS)")
     parser.add_argument(
         "--format", choices=sorted({*FORMATS.values()}), help="of all files (default: as their names say)"
@@ -70,6 +72,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     vectors.add_argument("--chunk", type=int, metavar="TOKENS", help="cut texts into chunks of at most this length")
     vectors.add_argument("--overlap", type=int, default=0, metavar="TOKENS", help="tokens shared by adjacent chunks")
     vectors.add_argument("--late", action="store_true", help="late chunking: encode neighbouring chunks together")
+    output = parser.add_argument_group("output")
+    output.add_argument("--update", action="store_true", help="embed only texts that the output does not have yet")
+    output.add_argument("--remove", action="store_true", help="with --update: remove rows that the input lacks")
+    output.add_argument("--file-mb", type=_positive, default=DEFAULT_FILE_MB, help="size of a folder's files (MB)")
+    output.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help="folders column=value")
     running = parser.add_argument_group("run")
     running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="what to do at a bad row")
     running.add_argument("--devices", type=int, help="number of GPUs or CPU shares (default: all GPUs, or 1)")
@@ -84,6 +91,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--workers needs --ray; without it --devices says how many compute")
     if args.ray is not None and args.devices:
         parser.error("--devices has no meaning with --ray; --workers says how many compute")
+    if args.remove and not args.update:
+        parser.error("--remove needs --update")
+    if args.update and not args.id:
+        parser.error("--update needs --id, as rows are known by their ids")
     return args
 
 
@@ -119,6 +130,11 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
         "title": columns.title,
         "id": columns.id,
         "carry": list(columns.carried),
+        "output": job.destination.target,
+        "update": job.destination.update,
+        "remove": job.destination.remove,
+        "file_mb": job.destination.file_mb,
+        "partition": list(job.destination.partition),
         "window": job.limits.rows,
         "engine": os.environ.get("ENGINE", "").strip() or "packed",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
@@ -128,38 +144,44 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
 
 def embed(args: argparse.Namespace, options: Options, columns: Columns) -> tuple[RunProgress, float]:
     """Run to the end, showing progress, and return it and the tokens a second. Raises an error with a sentence."""
-    output, skip = _output(args), args.on_error == "skip"
-    shards = ShardFolder(output)
-    check_output(output, shards.path, side_files(output, skip))
+    destination, skip = _destination(args), args.on_error == "skip"
+    shards, product = ShardFolder(destination.base), destination.product
+    if product == destination.base:
+        check_output(product, shards.path, side_files(product, skip))
+    elif not product.exists():
+        destination.check_new()
     with ExitStack() as opened:
         inputs = opened.enter_context(closing(_inputs(args, columns, opened)))
         checkpoint = weights.resolve(args.weights)
         devices = device_shares(args.devices)
         rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
         number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
-        job = CorpusJob(inputs, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
+        job = CorpusJob(inputs, destination, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
         shards.open(manifest(job, number_format, devices[0]))
         opened.enter_context(closing(shards))
-        if is_published(partial_path(shards.path, output, output), output):  # killed between its last two steps
-            shards.remove()
+        if shards.is_done or destination.is_whole():  # a run was killed in its last steps
+            finish(destination, shards)
             return RunProgress(), 0
-        device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
+        job = replace(job, previous=destination.open_previous({"model": job.model, **options.described()}))
+        shards.check_previous(destination.identity())
+        device_job = DeviceJob(checkpoint.directory, number_format, options, destination.base, skip)
         computing = opened.enter_context(closing(device_job.devices(devices)))
         return shown(run(job, shards, computing.submit, len(devices)), args.log == "json")
 
 
-def _output(args: argparse.Namespace) -> Path:
-    """Return the path of the output. Raises CorpusError for a URL, and for a place among the input's files."""
-    if "://" in args.output:
-        remedy = "give a path and copy the file from there (with --ray it is a folder, which may be a URL)"
-        raise CorpusError(args.output, "the output is a file of this machine", remedy)
-    output = Path(args.output)
-    for path in (shards_path(output) / "a" / "rows.arrow", *side_files(output, skip=True), output):
-        for given in args.input:
-            if covers(given, str(path)) and not (path == output and output.exists()):  # that is said otherwise
-                what = "writes a file of this name" if given == str(path) else "writes files among these"
-                raise CorpusError(given, f"the run to {output} {what}", "name another output")
-    return output
+def _destination(args: argparse.Namespace) -> Destination:
+    """Return where the output goes. Raises CorpusError where that cannot be, and for a place among the input's files."""
+    given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
+    destination = Destination.of(args.output, args.update, **given)
+    output = destination.base
+    local = () if destination.file_system else (*side_files(output, skip=True), output)
+    for path in (shards_path(output) / "a" / "rows.arrow", *local):
+        for source in args.input:
+            is_said = path == output and not args.update and output.exists()  # otherwise
+            if covers(source, str(path)) and not is_said:
+                what = "writes a file of this name" if source == str(path) else "writes files among these"
+                raise CorpusError(source, f"the run to {destination.target} {what}", "name another output")
+    return destination
 
 
 def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> Inputs:
@@ -172,7 +194,7 @@ def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> In
 
 def _columns(args: argparse.Namespace) -> Columns:
     """Return which columns hold what. Raises CorpusError for a carried one that cannot be."""
-    carried = tuple(name for names in args.carry for name in names.split(","))
+    carried = tuple(dict.fromkeys([*(name for names in args.carry for name in names.split(",")), *args.partition_by]))
     return Columns(args.text, args.title, args.id, () if "all" in carried else carried, carry_all="all" in carried)
 
 
@@ -202,7 +224,7 @@ def main() -> None:
     except KeyboardInterrupt:
         logger.info("Interrupted; what is done is kept: run the same again to go on.")
         os._exit(130)  # without waiting for the block under way, which would be computed again anyway
-    _tell_end(Path(args.output), progress, tokens_s)
+    _tell_end(args.output, progress, tokens_s)
 
 
 def _fail(sentence: str, args: argparse.Namespace) -> NoReturn:
@@ -212,9 +234,9 @@ def _fail(sentence: str, args: argparse.Namespace) -> NoReturn:
     sys.exit(f"embed_corpus: {sentence}")
 
 
-def _tell_end(output: Path, progress: RunProgress, tokens_s: float) -> None:
+def _tell_end(output: str, progress: RunProgress, tokens_s: float) -> None:
     if progress.skipped:
-        logger.info("%d rows have no vector; %s says why", progress.skipped, side_file(output, "skipped.jsonl"))
+        logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_list(output))
     if progress.prompted:
         logger.info("%d vectors are of texts that began with a prompt, and got no second one", progress.prompted)
     if not progress.blocks:
@@ -230,7 +252,7 @@ def _tell_end(output: Path, progress: RunProgress, tokens_s: float) -> None:
     }
     form = "{rows:,} rows, {skipped:,} skipped, {reused:,} reused; {texts:,} texts computed, {tokens:,} tokens, "
     words = f"{output}: {form.format(**facts)}{tokens_s:,.0f} tokens/s"
-    logger.info("%s", words, extra={"facts": {"output": str(output), **facts}})
+    logger.info("%s", words, extra={"facts": {"output": output, **facts}})
 
 
 if __name__ == "__main__":

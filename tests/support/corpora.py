@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 import encoding
 from corpus.blocks import BlockLimits
+from corpus.destination import Destination
 from corpus.inputs import Inputs
 from corpus.pipeline import Pipeline, RunProgress
 from corpus.rows import Columns
@@ -87,8 +88,8 @@ def embed(
     skip: bool = False,
 ) -> RunProgress:
     """Run a job to its end in this process."""
-    inputs = Inputs([str(source)], columns or Columns(), skip=skip)
-    job = CorpusJob(inputs, output, "small", options or Options(), limits or BlockLimits(rows=16), skip)
+    inputs, destination = Inputs([str(source)], columns or Columns(), skip=skip), Destination.of(str(output))
+    job = CorpusJob(inputs, destination, "small", options or Options(), limits or BlockLimits(rows=16), skip)
     shards = ShardFolder(output)
     shards.open({})
     pipeline = Pipeline(engine.tokenizer, engine.embed, job.options, shards, skip)
