@@ -43,7 +43,8 @@ class Assembly:
             self._check_unique()
         self._kept: list[tuple[int, partial[pa.Table]]] = []
         if previous and not destination.remove:
-            fields = [field for table in self._new[:1] for field in table().schema if field.name not in INNER_COLUMNS]
+            apart = {*INNER_COLUMNS, *destination.partition}
+            fields = [field for table in self._new[:1] for field in table().schema if field.name not in apart]
             previous.check_columns(fields)
             self._kept = previous.kept(Sorted(np.concatenate([np.empty(0, KEY), *self._keys])))
 
@@ -63,7 +64,7 @@ class Assembly:
             return
         ends = np.cumsum([len(each) for each in self._keys])
         block = int(np.searchsorted(ends, with_id[again], side="right"))
-        row = self._new[block]().slice(int(with_id[again] - ends[block]), 1)
+        row = self._new[block]().slice(int(with_id[again] - ends[block]) + len(self._keys[block]), 1)
         problem = f"{quoted(row['id'][0].as_py())} is there twice, the second time as row {row[NUMBER][0]}"
         raise CorpusError("id", f"{problem}, and an update tells rows by their ids", "make them unique")
 

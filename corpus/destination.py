@@ -170,24 +170,19 @@ class Destination:
         return (self.file_system or fsspec.filesystem("file")).open(self._inside(name), "rb")
 
     def deliver(self) -> None:
-        """Put the product in place. Raises CorpusError."""
-        work, product = shards_path(self.base), self.product
-        try:
-            with nullcontext() if self.file_system is None and self.form != "lance" else as_remote_error():
-                if self.form == "folder":
-                    self._upload_folder() if self.file_system else self._swap(work / "swap")
-                    return
-                for path in sorted(product.parent.iterdir(), key=product.__eq__) if product != self.base else ():
-                    if path == product and self.form == "lance":
-                        self._write_lance()
-                    elif self.file_system:
-                        self.file_system.put_file(str(path), f"{self.target.rpartition('/')[0]}/{path.name}")
-                    else:
-                        link(path, work / "new")
-                        os.replace(work / "new", self.base.with_name(path.name))
-        except OSError as error:
-            problem = f"cannot be written: {reason(error)}; what is done is kept in {work}"
-            raise CorpusError(self.target, problem, "run the same again") from error
+        """Put the product in place. Raises OSError."""
+        product, new = self.product, shards_path(self.base) / "new"
+        with nullcontext() if self.file_system is None and self.form != "lance" else as_remote_error():
+            if self.form == "folder":
+                return self._upload_folder() if self.file_system else self._swap(new)
+            for path in sorted(product.parent.iterdir(), key=product.__eq__):
+                if path == product and self.form == "lance":
+                    self._write_lance()
+                elif self.file_system:
+                    self.file_system.put_file(str(path), f"{self.target.rpartition('/')[0]}/{path.name}")
+                else:
+                    link(path, new)
+                    os.replace(new, self.base.with_name(path.name))
 
     def _write_lance(self) -> None:
         with pa.memory_map(str(self.product)) as file:
@@ -208,27 +203,25 @@ class Destination:
                     self.file_system.rm_file(self._inside(name))
         self.file_system.put_file(str(self.product), self._inside(SUCCESS))
 
-    def _swap(self, swap: Path) -> None:
+    def _swap(self, new: Path) -> None:
         """Exchange the folder for one with the product's files, at once."""
         if is_published(self.product, self.base / SUCCESS):
             return
-        remove_listed(swap)
+        remove_listed(new)
         for path in sorted(self.product.parent.rglob("*"), key=lambda path: path != self.product):  # the list first
             if path.is_file():
-                link(path, swap / path.relative_to(self.product.parent))
+                link(path, new / path.relative_to(self.product.parent))
         if not self.exists():
-            swap.rename(self.base)
+            new.rename(self.base)
         elif self.replaces:
-            exchange(swap, self.base)
+            exchange(new, self.base)
         else:
             raise CorpusError(self.target, "a folder of this name has been made meanwhile", "move it away")
 
     def clear(self) -> None:
         """Delete what `deliver` needed, when it is done."""
         work = shards_path(self.base)
-        if self.product == self.base:
-            return
-        for folder in (work / "swap", work / "whole"):
+        for folder in (work / "new", work / "whole"):
             remove_listed(folder)
         for path in (self.product, *side_files(self.product, skip=True)):
             path.unlink(missing_ok=True)
@@ -243,7 +236,7 @@ def skipped_list(target: str) -> str:
 
 def remove_listed(folder: Path) -> None:
     """Delete the files of a folder that its list names, and the folder unless others put files there."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         names = json.loads((folder / SUCCESS).read_bytes())["files"]
         for name in (*names, SKIPPED, SUCCESS):
             (folder / name).unlink(missing_ok=True)

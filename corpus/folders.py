@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
@@ -91,14 +92,12 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # not written over: it may be a name of the earlier output's file
     count, writer = 0, None
-    with path.open("wb") as file:
+    with path.open("wb") as file, ExitStack() as opened:
         for table in rows:
             for part in output_rows(table, vectors_of, with_ranges):
-                writer = writer or ParquetWriter(file, part, metadata)
+                writer = writer or opened.enter_context(closing(ParquetWriter(file, part, metadata)))
                 writer.write(part)
                 count += part.table.num_rows
-        if writer is not None:
-            writer.close()
     if count:
         fsync(path)
     else:
@@ -146,4 +145,5 @@ def rows_of_file(tables: Tables, files: Sequence[np.ndarray], file: int, without
     """Yield those rows of `tables` that `files` says are of one file, less the columns that its folder names."""
     for table, of in zip(tables, files, strict=True):
         if (chosen := of == file).any():
-            yield table().filter(pa.array(chosen)).drop_columns(list(without))
+            rows = table().filter(pa.array(chosen))
+            yield rows.drop_columns([name for name in without if name in rows.schema.names])

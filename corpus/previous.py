@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.blocks import BLOCK, DIGEST_BYTES, HASH, NUMBER, PROBLEM, TEXT, Source
+from corpus.blocks import BLOCK, DIGEST_BYTES, FILE, HASH, NUMBER, PROBLEM, TEXT, Source
 from corpus.compute import FACTS, VECTORS_AT_ONCE, TextVectors
 from corpus.rows import OUTPUT_COLUMNS, TEXT_HASH, CorpusError, quoted
+from corpus.sources import reason
 
 KEY = np.dtype(f"S{DIGEST_BYTES}")
 PARTS_KEPT = 4
@@ -126,7 +127,7 @@ class Previous:
         starts, hashes, ids = [], [], []
         last_file, last_id = -1, None
         for part, (file, i) in enumerate(self._part_at):
-            table = self._files[file].read(i, ["id", TEXT_HASH])
+            table = self._read(file, i, ["id", TEXT_HASH])
             begins = np.ones(table.num_rows, bool)
             if self._chunked and table.num_rows:
                 column = table["id"].combine_chunks()
@@ -187,6 +188,7 @@ class Previous:
             BLOCK: pa.array(np.full(count, FIRST_BLOCK - part, np.int32)),
             TEXT: pa.array(chosen.astype(np.int32)),
             PROBLEM: pa.nulls(count, pa.string()),
+            FILE: pa.nulls(count, pa.string()),
             HASH: rows[TEXT_HASH],
             "id": rows["id"],
         }
@@ -214,8 +216,19 @@ class Previous:
         for part in range(first, max(int(np.searchsorted(self._first_rows, end)), first + 1)):
             file, i = self._part_at[part]
             at, till = (int(self._first_rows[p]) for p in (part, part + 1))
-            tables.append(self._files[file].read(i, columns).slice(max(begin - at, 0), min(end, till) - max(begin, at)))
+            table = self._read(file, i, columns)
+            tables.append(table.slice(max(begin - at, 0), min(end, till) - max(begin, at)))
         return pa.concat_tables(tables)
+
+    def _read(self, file: int, part: int, columns: list[str]) -> pa.Table:
+        try:
+            return self._files[file].read(part, columns)
+        except MemoryError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            place = f"{self.place}{self.names[file]}"
+            problem, remedy = f"cannot be read: {reason(error)}", "if it is damaged, embed the corpus into a new output"
+            raise CorpusError(place, problem, remedy) from error
 
     def _vectors(self, block: int) -> TextVectors:
         """Return the vectors of a part's texts."""

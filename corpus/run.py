@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from corpus.pipeline import RunProgress
 from corpus.previous import Previous
 from corpus.rows import CorpusError, UnfitRow
 from corpus.shards import ShardFolder
-from corpus.sources import reason
+from corpus.sources import RemoteError, reason
 from corpus.writers import check_carried
 from texts.options import Options
 
@@ -47,22 +48,42 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
     progress = RunProgress()
     check_carried(job.destination.product, job.inputs.carried_fields)
     try:
-        for block, (expected, is_known) in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
-            progress = progress.plus(block)
-            progress = progress._replace(expected=max(expected, progress.read), is_known=is_known)
-            yield progress
-        assembly = Assembly(shards, progress.blocks, job.destination, job.previous)
-        written = assembly.write(job.model, job.options, job.skip)
+        with _in_words(job.destination, shards):
+            for block, (expected, is_known) in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
+                progress = progress.plus(block)
+                progress = progress._replace(expected=max(expected, progress.read), is_known=is_known)
+                yield progress
+            assembly = Assembly(shards, progress.blocks, job.destination, job.previous)
+            written = assembly.write(job.model, job.options, job.skip)
     except UnfitRow as unfit:
         remedy = "What was done is kept: mend it and run the same again, or skip such rows (on-error skip)"
         raise CorpusError(job.inputs.place(unfit.row), unfit.row.problem, remedy) from None
+    finish(job.destination, shards)
+    yield progress._replace(expected=progress.read, is_known=True, **written)
+
+
+def finish(destination: Destination, shards: ShardFolder) -> None:
+    """Put the whole product in its place, if it is not there yet, and delete everything else of the run."""
+    if destination.product != destination.base:
+        with _in_words(destination, shards):
+            if not shards.is_done:
+                destination.deliver()
+                shards.set_done()
+            destination.clear()
+    shards.remove()
+
+
+@contextmanager
+def _in_words(destination: Destination, shards: ShardFolder) -> Iterator[None]:
+    """Raise CorpusError for what cannot be written."""
+    try:
+        yield
     except MemoryError:  # pyarrow's is an ArrowException, too
         raise
     except (OSError, pa.ArrowException) as error:
-        remedy = f"what is done is kept in {shards.path}: make room and run the same again"
-        raise CorpusError(job.destination.target, f"cannot be written: {reason(error)}", remedy) from error
-    finish(job.destination, shards)
-    yield progress._replace(expected=progress.read, is_known=True, **written)
+        first = "" if isinstance(error, RemoteError) else "make room and "
+        remedy = f"what is done is kept in {shards.path}: {first}run the same again"
+        raise CorpusError(destination.target, f"cannot be written: {reason(error)}", remedy) from error
 
 
 def _stored_blocks(
@@ -94,12 +115,3 @@ def _finished(waiting: "set[Future[RunProgress]]", limit: int) -> Iterator[RunPr
         waiting -= done
         for future in done:
             yield future.result()
-
-
-def finish(destination: Destination, shards: ShardFolder) -> None:
-    """Put the whole product in its place, if it is not there yet, and delete everything else of the run."""
-    if not shards.is_done:
-        destination.deliver()
-        shards.set_done()
-    destination.clear()
-    shards.remove()

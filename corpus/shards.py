@@ -94,6 +94,8 @@ class ShardFolder:
     def check_previous(self, identity: str) -> None:
         """Note which output the run updates. Raises CorpusError if it began with another."""
         path = self.path / PREVIOUS
+        if not identity and not path.exists():
+            return
         if not path.exists():
             with written_whole(path) as file:
                 file.write(identity.encode())
@@ -125,7 +127,7 @@ class ShardFolder:
         for name in sorted(os.listdir(self.path), key=lambda name: (name == MANIFEST, name)):  # the manifest last
             if SHARD_NAME.fullmatch(name):
                 _remove_shard(self.path / name)
-            elif OWN_NAME.fullmatch(name):
+            elif OWN_NAME.fullmatch(name) and not (self.path / name).is_dir():
                 (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()

@@ -194,7 +194,8 @@ def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> In
 
 def _columns(args: argparse.Namespace) -> Columns:
     """Return which columns hold what. Raises CorpusError for a carried one that cannot be."""
-    carried = tuple(dict.fromkeys([*(name for names in args.carry for name in names.split(",")), *args.partition_by]))
+    asked = [name for names in args.carry for name in names.split(",")]
+    carried = (*asked, *(name for name in args.partition_by if name not in asked))
     return Columns(args.text, args.title, args.id, () if "all" in carried else carried, carry_all="all" in carried)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from batching.request import Cost
 from corpus import asked_file, prediction
 from corpus.blocks import BlockLimits
+from corpus.destination import Destination
 from corpus.inputs import Inputs
 from corpus.pipeline import Pipeline
 from corpus.rows import Columns
@@ -48,7 +49,7 @@ def predict(path: Path, output: Path, options: Options, tokenizer: Tokenizer) ->
 def run_over(path: Path, output: Path, options: Options, tokenizer: Tokenizer) -> int:
     columns = Columns() if ".txt" in path.name else Columns(id="id", carried=("load",))
     with closing(Inputs([str(path)], columns)) as inputs:
-        job = CorpusJob(inputs, output, "none", options, BlockLimits(WINDOW), True)
+        job = CorpusJob(inputs, Destination.of(str(output)), "none", options, BlockLimits(WINDOW), True)
         shards = ShardFolder(output)
         shards.open({})
         with closing(shards), closing(Pipeline(tokenizer, vectors, options, shards, True)) as pipeline:
