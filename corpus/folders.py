@@ -134,7 +134,7 @@ def has_rows(previous: Previous, file: int, rows: Iterable[pa.Table]) -> bool:
             if not count or not now.slice(0, count).equals(left.slice(0, count)):
                 return False
             now, left = now.slice(count), left.slice(count)
-    return not left.num_rows and next(before, None) is None
+    return carried is not None and not left.num_rows and next(before, None) is None
 
 
 Tables = Sequence[Callable[[], pa.Table]]

@@ -20,25 +20,31 @@ Start = Callable[..., Any]
 
 
 class FailingS3:
-    """The server. Requests of `method` take one of the `failures` after another, None for an answer as it should be."""
+    """The server. Requests of `method` take one of the `failures` after another, None for an answer as it should be.
+
+    With `path` only those to such an end of a path do. `asked` lists all requests.
+    """
 
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self.method, self.failures = "GET", list[str | None]()
+        self.path, self.asked = "", list[str]()
         self.requests = 0
         self._lock = threading.Lock()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def __call__(self, environment: dict[str, Any], start: Start) -> Iterable[bytes]:
         """Answer a request: "503" refuses, "slow" waits, "cut" sends half of what it announced."""
-        failure = None
-        if environment["REQUEST_METHOD"] == self.method:
+        failure, method, path = None, environment["REQUEST_METHOD"], environment["PATH_INFO"]
+        self.asked.append(f"{method} {path}")
+        if method == self.method and path.endswith(self.path):
             with self._lock:
                 self.requests += 1
                 failure = self.failures.pop(0) if self.failures else None
         if failure == "503":
+            environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             start("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code></Error>"]
         if failure == "slow":
