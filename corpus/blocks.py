@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpus.inputs import Inputs
@@ -78,6 +79,11 @@ class Block:
     def fit_rows(self) -> int:
         """How many rows have a text."""
         return int(self.rows[PROBLEM].null_count)
+
+    @property
+    def reused_rows(self) -> int:
+        """How many rows have the vectors of an earlier output."""
+        return int(pc.sum(pc.less(self.rows[BLOCK], NO_SOURCE[0])).as_py() or 0)
 
 
 def blocks_of(

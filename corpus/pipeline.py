@@ -24,7 +24,7 @@ from texts.options import Options
 
 
 class RunProgress(NamedTuple):
-    """How far a run is, or what a block adds: `rows` were embedded, of which `resumed` were done before.
+    """How far a run is, or what a block adds: `rows` have vectors, of which `resumed` had them before.
 
     `computed` texts had `tokens` tokens. `read` counts all rows that are done, bad ones too, of the input's `expected`,
     an estimate unless `is_known`. Known only at the end are the `skipped` rows, and how many vectors are of texts that
@@ -71,9 +71,8 @@ class Pipeline:
     def _store(self, prepared: PreparedBlock, vectors: np.ndarray | None) -> RunProgress:
         block = prepared.block
         self._shards.write(block, self._finish(prepared, vectors))
-        return RunProgress(
-            1, block.fit_rows, computed=len(block.texts), tokens=prepared.tokens, read=block.rows.num_rows
-        )
+        reused, read = block.reused_rows, block.rows.num_rows
+        return RunProgress(1, block.fit_rows, reused, len(block.texts), prepared.tokens, read=read)
 
     def close(self) -> None:
         """Drop the blocks that have not been started; a started block goes on to the end of its step."""

@@ -17,7 +17,6 @@ import os
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import encoding
@@ -170,7 +169,7 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> tuple
 
 
 def _destination(args: argparse.Namespace) -> Destination:
-    """Return where the output goes. Raises CorpusError where that cannot be, and for a place among the input's files."""
+    """Return where the output goes. Raises CorpusError where that cannot be, and for a place among the input's."""
     given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
     destination = Destination.of(args.output, args.update, **given)
     output = destination.base

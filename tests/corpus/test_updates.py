@@ -1,104 +1,69 @@
 """`--update`: tomorrow's run computes what is new, and its output is that of a run from scratch."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
 from corpus import run as corpus_run
 from corpus.destination import Destination
 from corpus.shards import ShardFolder, shards_path
-from scripts import embed_corpus
 from tests.support.corpora import texts
+from tests.support.updates import ROWS, Rows, Runs, changed, read, same
 
-Rows = list[dict[str, Any]]
-Run = Callable[..., str]
-OUTPUTS = ["v.parquet", "v.arrow", "v/", "dt/"]
-ROWS: Rows = [
-    {"id": f"k{i}", "text": text, "url": f"u{i}", "dt": f"2024-0{1 + i // 40}"} for i, text in enumerate(texts(100))
-]
+OUTPUTS = ["v.parquet", "v.arrow", "v.lance", "v/", "dt/"]
 
 
-def changed(rows: Rows) -> Rows:
-    """Return rows of which one has another text, one another url, one is gone, and one is new."""
-    after = [dict(row) for row in rows]
-    after[7]["text"], after[90]["url"] = "another text", "another url"
-    del after[55]
-    return [*after, {"id": "new", "text": "a new text", "url": "u", "dt": "2024-03"}]
+class Run(Runs):
+    """Runs of outputs in a folder; one is partitioned, and folders have small vectors."""
+
+    def __init__(self, folder: Path, *fixtures: Any) -> None:
+        super().__init__(folder, *fixtures)
+        self._folder = folder
+
+    def __call__(self, rows: Rows, output: str, *options: str) -> str:
+        options = ("--carry", "url", *options)
+        if output.endswith("/"):
+            options = (*options, "--dim", "128", "--precision", "int8")
+        if output.endswith("dt/"):
+            options = (*options, "--partition-by", "dt")
+        return super().__call__(rows, f"{self._folder}/{output}", *options)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Run:
-    """A function that embeds rows into an output in `tmp_path` and returns what the run said at its end."""
-    caplog.set_level("INFO")
-
-    def run(rows: Rows, output: str, *options: str, carry: str = "url") -> str:
-        source = tmp_path / "rows.parquet"
-        pq.write_table(pa.Table.from_pylist(rows), source)
-        arguments = [str(source), f"{tmp_path}/{output}", "--weights", "small", "--id", "id", "--window", "16"]
-        arguments += ["--carry", carry, *options]
-        if output.endswith("/"):
-            arguments += ["--file-mb", "1", "--dim", "128", "--precision", "int8"]
-        if "dt/" in output:
-            arguments += ["--partition-by", "dt"]
-        monkeypatch.setattr("sys.argv", ["embed_corpus", *arguments])
-        try:
-            embed_corpus.main()
-        except SystemExit as ended:
-            return str(ended.code)
-        return caplog.messages[-1]
-
-    return run
-
-
-def read(path: str) -> pa.Table:
-    return pa.ipc.open_file(path).read_all() if path.endswith(".arrow") else pq.read_table(path)
-
-
-def same(one: pa.Table, other: pa.Table) -> None:
-    """Assert that two outputs have the same rows: equal but for the vectors' last digits."""
-    assert one.schema.equals(other.schema, check_metadata=True)
-    for name in one.schema.names:
-        if name != "embedding":
-            assert one[name].equals(other[name]), name
-    vectors = [np.stack(table["embedding"].to_numpy()).astype(np.float64) for table in (one, other)]
-    step = 1 if one["embedding"].type.value_type == pa.int8() else 1e-6
-    np.testing.assert_allclose(*vectors, atol=step)
+    return Run(tmp_path, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_an_update_is_a_run_from_scratch_that_computes_only_what_is_new(run: Run, tmp_path: Path, output: str) -> None:
-    assert run(ROWS, output).endswith("100 rows, 100 texts computed")
-    assert run(changed(ROWS), output, "--update", "--remove").endswith("100 rows, 2 texts computed")
-    assert run(changed(ROWS), f"scratch-{output}").endswith("100 rows, 100 texts computed")
+    assert run(ROWS, output) == "60 rows, 60 computed"
+    assert run(changed(ROWS), output, "--update", "--remove") == "60 rows, 2 computed"
+    assert run(changed(ROWS), f"scratch-{output}") == "60 rows, 60 computed"
     same(read(f"{tmp_path}/{output}"), read(f"{tmp_path}/scratch-{output}"))
     assert not shards_path(tmp_path / output).exists()
-    assert run(changed(ROWS), output, "--update", "--remove").endswith("100 rows, 0 texts computed"), "and again"
+    assert run(changed(ROWS), output, "--update", "--remove") == "60 rows, 0 computed", "and again"
     same(read(f"{tmp_path}/{output}"), read(f"{tmp_path}/scratch-{output}"))
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_without_remove_rows_that_are_gone_stay(run: Run, tmp_path: Path, output: str) -> None:
     run(ROWS, output)
-    assert run(changed(ROWS)[50:], output, "--update").endswith("101 rows, 1 texts computed")
-    run([*changed(ROWS)[50:], *ROWS[:50], ROWS[55]], f"scratch-{output}")
+    assert run(changed(ROWS)[30:], output, "--update") == "61 rows, 1 computed"
+    run([*changed(ROWS)[30:], *ROWS[:30], ROWS[35]], f"scratch-{output}")
     after, whole = (read(f"{tmp_path}/{name}").sort_by("id") for name in (output, f"scratch-{output}"))
     same(after, whole)
 
 
 def test_chunks_of_a_text_stay_together(run: Run, tmp_path: Path) -> None:
-    rows = [{"id": i, "text": f"{text} " * (60 if i % 3 else 1), "url": "u"} for i, text in enumerate(texts(60))]
+    rows = [{"id": i, "text": f"{text} " * (20 if i % 3 else 1), "url": "u"} for i, text in enumerate(texts(40))]
     after = [dict(row) for row in rows]
-    after[31]["text"] = "word " * 200
-    options = ["--chunk", "64", "--overlap", "16"]
+    after[31]["text"] = "word " * 100
+    options = ["--chunk", "48", "--overlap", "16"]
     for name in ("v.parquet", "v/"):
         run(rows, name, *options)
-        assert run(after[::-1], name, *options, "--update", "--remove").endswith("1 texts computed")
+        assert run(after[::-1], name, *options, "--update", "--remove").endswith(" 1 computed")
         run(after[::-1], f"scratch-{name}", *options)
         order = [("id", "ascending"), ("start", "ascending")]
         same(*(read(f"{tmp_path}/{each}").sort_by(order) for each in (name, f"scratch-{name}")))
@@ -113,11 +78,11 @@ def test_files_without_a_change_are_not_written_again(
     before = {path.name: path.stat().st_ino for path in files}
     assert len(files) > 3
     after = [dict(row) for row in ROWS]
-    after[50]["text"] = "another text"
+    after[30]["text"] = "another text"
     run([*after, *({**row, "id": f"n{i}"} for i, row in enumerate(ROWS[:3]))], "v/", "--update")
     now = {path.name: path.stat().st_ino for path in sorted(tmp_path.glob("v/*.parquet"))}
     assert 1 <= sum(now.get(name) != number for name, number in before.items()) <= 2 and {*before} <= {*now}
-    assert pq.read_table(tmp_path / "v").num_rows == 103
+    assert pq.read_table(tmp_path / "v").num_rows == 63
 
 
 REFUSED = [
@@ -140,7 +105,7 @@ def test_what_cannot_be_updated_is_refused(run: Run, tmp_path: Path) -> None:
     assert "a .npy output cannot be updated, as it does not say which texts its" in run(ROWS, "v.npy", "--update")
     run(ROWS, "v.parquet")
     twice = run([*ROWS, ROWS[3]], "v.parquet", "--update")
-    assert "id: 'k3' is there twice, the second time as row 101, and an update tells rows by their ids; make" in twice
+    assert "id: 'k3' is there twice, the second time as row 61, and an update tells rows by their ids; make" in twice
     pq.write_table(pq.read_table(tmp_path / "v.parquet").drop_columns(["text_hash"]), tmp_path / "w.parquet")
     assert "it has no column 'text_hash', or does not say which model made it" in run(ROWS, "w.parquet", "--update")
     run(ROWS, "v/")
