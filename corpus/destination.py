@@ -135,7 +135,9 @@ class Destination:
             return None
         try:
             with as_remote_error():
-                return Previous(self.target, dict(self._parts()), metadata, self.identity())
+                previous = Previous(self.target, dict(self._parts()), metadata, self.identity())
+                previous.check_unique()
+                return previous
         except RemoteError as error:
             remedy = "restore it, or embed the corpus into a new output"
             raise CorpusError(self.target, f"cannot be read: {reason(error)}", remedy) from error

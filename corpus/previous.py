@@ -136,13 +136,16 @@ class Previous:
                 last_file, last_id = file, column[-1].as_py()
             starts.append(np.flatnonzero(begins) + self._first_rows[part])
             first = table.filter(pa.array(begins))
-            hashes.append(np.array(first[TEXT_HASH].to_pylist(), KEY))
+            hashes.append(np.array([value or b"" for value in first[TEXT_HASH].to_pylist()], KEY))
             ids.append(keys(first["id"]))
         self._starts = np.concatenate([*starts, self._first_rows[-1:]]).astype(np.int64)
         self._hashes = Sorted(np.concatenate([np.empty(0, KEY), *hashes]))
         self._keys = np.concatenate([np.empty(0, KEY), *ids])
         self._ids = Sorted(self._keys)
         self._first_texts = np.searchsorted(self._starts[:-1], self._first_rows)
+
+    def check_unique(self) -> None:
+        """Raise CorpusError for an id that is there twice."""
         if (text := self._ids.repeated()) is not None:
             first = self._rows(int(self._starts[text]), int(self._starts[text]) + 1, ["id"])
             raise CorpusError(self.place, f"the id {quoted(first['id'][0].as_py())} is there twice", "embed it anew")
@@ -237,10 +240,13 @@ class Previous:
         rows = self._rows(begin, end, ["embedding", *names])
         facts = np.zeros(rows.num_rows, FACTS)
         for name in names:
-            facts[name] = rows[name].to_numpy()
-        kind = self.schema.field("embedding").type
-        flat = np.concatenate([np.asarray(chunk.flatten()) for chunk in rows["embedding"].chunks])
-        return TextVectors(flat.reshape(-1, kind.list_size), facts, offsets, {})
+            facts[name] = rows[name].fill_null(0).to_numpy()
+        width = self.schema.field("embedding").type.list_size
+        flat = [
+            np.asarray(chunk.values).reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]  # also those of nulls
+            for chunk in rows["embedding"].chunks
+        ]
+        return TextVectors(np.concatenate(flat), facts, offsets, {})
 
     def _carried(self) -> list[str]:
         return [name for name in self.schema.names if name not in OUTPUT_COLUMNS]

@@ -202,10 +202,14 @@ def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Colum
     """Return how many rows the output has. Raises CorpusError, and ModuleNotFoundError without Ray."""
     from corpus import cluster  # needs requirements/ray.txt
 
+    if args.update and not args.remove:
+        remedy = "add --remove, and name an input that has all rows"
+        raise CorpusError("update", "with --ray rows that the input lacks cannot stay", remedy)
+    given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
+    destination = Destination.of(f"{args.output.rstrip('/')}/", args.update, **given)
     job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
-    return cluster.embed(
-        job, cluster.parquet_files(args.input), args.output, args.ray, args.workers or (1, 1), args.window
-    )
+    sources, workers = cluster.parquet_files(args.input), args.workers or (1, 1)
+    return cluster.embed(job, sources, destination, args.ray, workers, args.window)
 
 
 def main() -> None:
