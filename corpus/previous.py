@@ -240,7 +240,7 @@ class Previous:
         rows = self._rows(begin, end, ["embedding", *names])
         facts = np.zeros(rows.num_rows, FACTS)
         for name in names:
-            facts[name] = rows[name].fill_null(0).to_numpy()
+            facts[name] = rows[name].fill_null(FACTS[name].type().item()).to_numpy()
         width = self.schema.field("embedding").type.list_size
         flat = [
             np.asarray(chunk.values).reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]  # also those of nulls

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from corpus import run as corpus_run
+from corpus import blocks
 from corpus.destination import Destination
 from corpus.shards import ShardFolder, shards_path
 from tests.support.corpora import texts
@@ -121,7 +121,7 @@ def test_an_output_that_changes_meanwhile_is_not_replaced(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str
 ) -> None:
     run(ROWS, output)
-    path, true = tmp_path / output / "_SUCCESS" if output == "v/" else tmp_path / output, corpus_run.blocks_of
+    path, true = tmp_path / output / "_SUCCESS" if output == "v/" else tmp_path / output, blocks.blocks_of
 
     def meanwhile(*arguments: Any) -> Any:
         yield from true(*arguments)
@@ -129,7 +129,7 @@ def test_an_output_that_changes_meanwhile_is_not_replaced(
         path.write_bytes(b"somebody's work")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_run, "blocks_of", meanwhile)
+        patch.setattr("corpus.run.blocks_of", meanwhile)
         assert "it has changed since the update began; run it anew" in run(changed(ROWS), output, "--update")
     assert path.read_bytes() == b"somebody's work"
 

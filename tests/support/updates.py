@@ -63,6 +63,6 @@ def same(one: pa.Table, other: pa.Table) -> None:
     for name in one.schema.names:
         if name != "embedding":
             assert one[name].equals(other[name]), name
-    vectors = [np.stack(table["embedding"].to_numpy()).astype(np.float64) for table in (one, other)]
+    vectors, expected = (np.stack(table["embedding"].to_numpy()).astype(np.float64) for table in (one, other))
     step = 1 if one["embedding"].type.value_type == pa.int8() else 1e-6
-    np.testing.assert_allclose(*vectors, atol=step)
+    np.testing.assert_allclose(vectors, expected, atol=step)
