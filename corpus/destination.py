@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +56,25 @@ class Destination:
     def of(cls, target: str, update: bool = False, **given: Any) -> "Destination":
         """Return the destination. Raises CorpusError for one that cannot be written to, or not updated."""
         file_system, base = None, Path(target)
-        if "://" in target:
-            try:
+        try:
+            if "://" in target:
                 with as_remote_error():
                     file_system, inner = fsspec.core.url_to_fs(target)
-            except RemoteError as error:
-                raise CorpusError(target, f"cannot be opened: {reason(error)}", "check the address") from error
-            base = Path(inner.rstrip("/").rpartition("/")[2])
-            if isinstance(file_system, LocalFileSystem):
-                target, base, file_system = inner + "/" * target.endswith("/"), Path(inner), None
-            elif target.startswith("http"):
-                raise CorpusError(target, "nothing is written by http", "name a path, or a URL of s3, gs, abfs, ...")
-        found = cls(target, base, file_system, update, **given)
-        return cls(target, base, file_system, update, replaces=update and found._check(), **given)
+                base = Path(inner.rstrip("/").rpartition("/")[2])
+                if isinstance(file_system, LocalFileSystem):
+                    target, base, file_system = inner + "/" * target.endswith("/"), Path(inner), None
+                elif target.startswith("http"):
+                    remedy = "name a path, or a URL of s3, gs, abfs, ..."
+                    raise CorpusError(target, "nothing is written by http", remedy)
+            found = cls(target, base, file_system, update, **given)
+            return replace(found, replaces=found._check() and update)
+        except RemoteError as error:
+            raise CorpusError(target, f"cannot be opened: {reason(error)}", "check the address") from error
 
     def _check(self) -> bool:
         """Return whether the output is there. Raises CorpusError for options that its format does not have."""
+        if self.form == "lance":
+            _lance()
         place = "a .parquet, .arrow or .lance output, or a folder: end it with /"
         if self.update and self.form not in (*UPDATED_FORMATS, "lance", "folder"):
             problem = f"a .{self.form} output cannot be updated, as it does not say which texts its vectors are of"
@@ -98,7 +101,7 @@ class Destination:
     def exists(self) -> bool:
         """Return whether there is an output, or anything else in its place."""
         if self.file_system is None:
-            return any(self.base.iterdir()) if self.base.is_dir() else os.path.lexists(self.base)
+            return bool(os.listdir(self.base)) if os.path.isdir(self.base) else os.path.lexists(self.base)
         with as_remote_error():
             self.file_system.invalidate_cache()
             return bool(self.file_system.exists(self.target))

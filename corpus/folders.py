@@ -65,9 +65,9 @@ class Layout:
             yield file
 
     def _add_file(self, name: str, room: int) -> int:
-        number = int(Path(name).stem.rpartition("-")[2])
-        folder = os.path.dirname(name)
-        self._next[folder] = max(self._next[folder], number + 1)
+        folder, number = os.path.dirname(name), Path(name).stem.rpartition("-")[2]
+        if number.isdigit():  # not so where a cluster made the file
+            self._next[folder] = max(self._next[folder], int(number) + 1)
         self.names.append(name)
         self._room.append(room)
         return len(self.names) - 1

@@ -71,11 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     vectors.add_argument("--chunk", type=int, metavar="TOKENS", help="cut texts into chunks of at most this length")
     vectors.add_argument("--overlap", type=int, default=0, metavar="TOKENS", help="tokens shared by adjacent chunks")
     vectors.add_argument("--late", action="store_true", help="late chunking: encode neighbouring chunks together")
-    output = parser.add_argument_group("output")
-    output.add_argument("--update", action="store_true", help="embed only texts that the output does not have yet")
-    output.add_argument("--remove", action="store_true", help="with --update: remove rows that the input lacks")
-    output.add_argument("--file-mb", type=_positive, default=DEFAULT_FILE_MB, help="size of a folder's files (MB)")
-    output.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help="folders column=value")
+    _add_output_options(parser.add_argument_group("output"))
     running = parser.add_argument_group("run")
     running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="what to do at a bad row")
     running.add_argument("--devices", type=int, help="number of GPUs or CPU shares (default: all GPUs, or 1)")
@@ -95,6 +91,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.update and not args.id:
         parser.error("--update needs --id, as rows are known by their ids")
     return args
+
+
+def _add_output_options(output: argparse._ArgumentGroup) -> None:
+    output.add_argument("--update", action="store_true", help="embed only texts that the output does not have yet")
+    output.add_argument("--remove", action="store_true", help="with --update: remove rows that the input lacks")
+    output.add_argument("--file-mb", type=_positive, default=DEFAULT_FILE_MB, help="size of a folder's files (MB)")
+    output.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help="folders column=value")
 
 
 def _positive(text: str) -> int:
@@ -176,7 +179,7 @@ def _destination(args: argparse.Namespace) -> Destination:
     local = () if destination.file_system else (*side_files(output, skip=True), output)
     for path in (shards_path(output) / "a" / "rows.arrow", *local):
         for source in args.input:
-            is_said = path == output and not args.update and output.exists()  # otherwise
+            is_said = path == output and not args.update and os.path.exists(output)  # otherwise
             if covers(source, str(path)) and not is_said:
                 what = "writes a file of this name" if source == str(path) else "writes files among these"
                 raise CorpusError(source, f"the run to {destination.target} {what}", "name another output")

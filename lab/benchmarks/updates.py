@@ -7,13 +7,13 @@ Texts are a few words each. Every hundredth row gets another text. Reading is wh
 
 import argparse
 import logging
-import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,12 +53,16 @@ def reading_seconds(path: Path) -> float:
 
 def measured(*arguments: str) -> tuple[float, int]:
     """Do a run in a process of its own and return its seconds and its most memory in MiB."""
-    start = time.perf_counter()
+    start, peak = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, "-m", "scripts.embed_corpus", *arguments], stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"embed_corpus ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss >> 10
+    while process.poll() is None:  # not wait4, whose maximum begins with that of this process
+        with suppress(OSError):
+            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+            peak = int(found[1]) >> 10 if found else peak
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"embed_corpus ended with {process.returncode}")
+    return time.perf_counter() - start, peak
 
 
 def main() -> None:

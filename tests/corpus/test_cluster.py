@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -196,6 +197,14 @@ def test_a_bad_row_stops_a_cluster_in_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as six files, each of which becomes a file of its own in the output."""
+    folder.mkdir(exist_ok=True)
+    for k in range(6):
+        corpora.write(folder / f"{k}.parquet", rows[k * len(rows) // 6 : (k + 1) * len(rows) // 6])
+    return folder
+
+
 def is_whole(path: Path) -> bool:
     with suppress(pa.ArrowInvalid):
         return bool(pq.read_metadata(path).num_rows)
@@ -212,8 +221,8 @@ def processes_of(mark: str) -> list[int]:
 
 
 def test_an_interrupted_run_goes_on_and_an_update_computes_only_what_is_new(tmp_path: Path) -> None:
-    rows = [{"id": i, "text": text, "url": "u"} for i, text in enumerate(corpora.texts(3000))]
-    source, out, mark = corpora.write(tmp_path / "a.parquet", rows), tmp_path / "out", uuid.uuid4().hex
+    rows = [{"id": i, "text": text, "url": "u"} for i, text in enumerate(corpora.texts(1800))]
+    source, out, mark = written(tmp_path / "in", rows), tmp_path / "out", uuid.uuid4().hex
     options = ["--weights", "small", "--id", "id", "--carry", "url", "--window", "60", "--file-mb", "1", "--ray"]
     process = started(mark, str(source), str(out), *options)
     wait_until(lambda: any(map(is_whole, out.glob("*.parquet"))), process)
@@ -226,22 +235,22 @@ def test_an_interrupted_run_goes_on_and_an_update_computes_only_what_is_new(tmp_
     run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     command = [sys.executable, "-m", "scripts.embed_corpus", str(source), str(out), *options]
     done = run(command)
-    assert done.returncode == 0 and done.stderr.endswith("out: 3000 rows\n"), done.stderr
+    assert done.returncode == 0 and done.stderr.endswith("out: 1800 rows\n"), done.stderr
     kept = [path for path, at in before.items() if path.exists() and path.stat().st_mtime_ns == at]
     assert kept and out / "cut.parquet" not in kept
     whole = pq.read_table(out).sort_by("id")
-    assert whole["id"].to_pylist() == list(range(3000)), "none lost, none twice"
+    assert whole["id"].to_pylist() == list(range(1800)), "none lost, none twice"
     assert not (out / "_run.json").exists()
     assert "it is there already; name another output, or update it (--update)" in run(command).stderr
 
     rows[7]["text"], rows[9]["url"] = "another text", "another url"
-    corpora.write(source, [*rows[:500], *rows[501:], {"id": 5000, "text": "new", "url": "u"}])
+    written(source, [*rows[:500], *rows[501:], {"id": 5000, "text": "new", "url": "u"}])
     updated = run([*command, "--update", "--remove"])
     assert updated.returncode == 0, updated.stderr
     after = pq.read_table(out).sort_by("id")
-    assert after["id"].to_pylist() == [*range(500), *range(501, 3000), 5000]
+    assert after["id"].to_pylist() == [*range(500), *range(501, 1800), 5000]
     assert after["url"][9].as_py() == "another url" and not after["embedding"][7].equals(whole["embedding"][7])
-    alike = [i for i in range(3000) if i not in (7, 500)]
+    alike = [i for i in range(1800) if i not in (7, 500)]
     assert after.take([i - (i > 500) for i in alike])["embedding"].equals(whole.take(alike)["embedding"])
 
 
@@ -249,8 +258,8 @@ def test_a_fleet_that_loses_a_machine_loses_no_row(tmp_path: Path) -> None:
     """Three nodes of Ray, each with processes of its own, of which one is killed."""
     from ray.cluster_utils import Cluster
 
-    rows = [{"id": i, "text": text} for i, text in enumerate(corpora.texts(3000))]
-    source, out, mark = corpora.write(tmp_path / "a.parquet", rows), tmp_path / "out", uuid.uuid4().hex
+    rows = [{"id": i, "text": text} for i, text in enumerate(corpora.texts(1800))]
+    source, out, mark = written(tmp_path / "in", rows), tmp_path / "out", uuid.uuid4().hex
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1, env_vars={"CORPUS_RUN": mark}) for _ in range(2)]
@@ -262,5 +271,5 @@ def test_a_fleet_that_loses_a_machine_loses_no_row(tmp_path: Path) -> None:
         assert process.returncode == 0, err
     finally:
         cluster.shutdown()
-    assert pq.read_table(out)["id"].sort().to_pylist() == list(range(3000)), "none lost, none twice"
-    assert json.loads((out / "_SUCCESS").read_text())["rows"] == 3000
+    assert pq.read_table(out)["id"].sort().to_pylist() == list(range(1800)), "none lost, none twice"
+    assert json.loads((out / "_SUCCESS").read_text())["rows"] == 1800

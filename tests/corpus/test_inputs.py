@@ -268,7 +268,7 @@ def test_all_columns(engine: PackedEngine, tmp_path: Path) -> None:
         ["three", None, None, "en", None],
         ["four", "y", None, "en", "z"],
     ]
-    assert {*rows[0]} == {*facts, "text", "b", "c", "lang", "d", "embedding"}
+    assert {*rows[0]} == {*facts, "text", "b", "c", "lang", "d", "embedding", "text_hash"}
     assert refusal(folder, Columns(carry_all=True)) == (
         "carry: 'id' is a column of the output itself; name it with --id, or rename it in the input"
     )

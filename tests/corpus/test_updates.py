@@ -1,5 +1,6 @@
 """`--update`: tomorrow's run computes what is new, and its output is that of a run from scratch."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,13 @@ def test_another_model_or_option_is_refused(run: Run, tmp_path: Path, options: l
     assert (tmp_path / "v.parquet").read_bytes() == content
 
 
-def test_what_cannot_be_updated_is_refused(run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_updated_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "a .npy output cannot be updated, as it does not say which texts its" in run(ROWS, "v.npy", "--update")
+    assert "partition: only a folder has partitions; end the output with /" in run(
+        ROWS, "v.parquet", "--partition-by", "dt"
+    )
+    monkeypatch.setitem(sys.modules, "lance", None)
+    assert ".lance outputs need the package pylance; pip install pylance" in run(ROWS, "v.lance")
     run(ROWS, "v.parquet")
     twice = run([*ROWS, ROWS[3]], "v.parquet", "--update")
     assert "id: 'k3' is there twice, the second time as row 61, and an update tells rows by their ids; make" in twice
