@@ -97,7 +97,7 @@ class Assembly:
         folder, partition = destination.product.parent, destination.partition
         for left in folder.rglob("part-*.parquet"):  # by a run that was interrupted here
             left.unlink()
-        layout = Layout(self._rows_of_file(options), partition, previous.names if previous else ())
+        layout = Layout(self._rows_of_file(options), partition, previous.texts if previous else None)
         new = [
             layout.files_of(table(), previous.files_of(known) if previous else np.full(table().num_rows, -1))
             for table, known in zip(self._new, self._keys or [np.empty(0)] * len(self._new), strict=True)

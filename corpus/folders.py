@@ -6,7 +6,7 @@ A row stays in the file that its id is in. A file whose rows are all the same is
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
@@ -31,15 +31,15 @@ GROWTH = 2
 class Layout:
     """The files of an output, and which file each row goes to, asked for in the rows' order."""
 
-    def __init__(self, rows_of_file: int, partition: Sequence[str], before: Sequence[str] = ()) -> None:
-        """`before` are the names of the files that are there. A new file gets at most `rows_of_file` rows."""
+    def __init__(self, rows_of_file: int, partition: Sequence[str], before: Mapping[str, int] | None = None) -> None:
+        """`before` are the files that are there, with their texts. A new file gets at most `rows_of_file` rows."""
         self.names: list[str] = []
         self._partition, self._rows_of_file = partition, rows_of_file
         self._room: list[int] = []
         self._current: dict[str, int] = {}
         self._next: defaultdict[str, int] = defaultdict(int)
-        for name in before:
-            self._add_file(name, GROWTH * rows_of_file)
+        for name, count in (before or {}).items():
+            self._add_file(name, GROWTH * rows_of_file - count)
 
     def files_of(self, rows: pa.Table, before: np.ndarray) -> np.ndarray:
         """Return the number of each row's file; `before` are the numbers of those that have them, -1 for new rows."""
@@ -48,7 +48,6 @@ class Layout:
             count = sum(1 for _ in run)
             if file >= 0 and os.path.dirname(self.names[file]) == folder:
                 self._current[folder] = file
-                self._room[file] -= count
                 files += [file] * count
             else:
                 files += self._files_of_new(folder, count)
@@ -58,9 +57,8 @@ class Layout:
         for _ in range(count):
             file = self._current.get(folder, -1)
             if file < 0 or self._room[file] <= 0:
-                file = self._current[folder] = self._add_file(
-                    os.path.join(folder, f"part-{self._next[folder]:05d}.parquet"), self._rows_of_file
-                )
+                name = os.path.join(folder, f"part-{self._next[folder]:05d}.parquet")
+                file = self._add_file(name, self._rows_of_file)
             self._room[file] -= 1
             yield file
 
@@ -70,6 +68,7 @@ class Layout:
             self._next[folder] = max(self._next[folder], int(number) + 1)
         self.names.append(name)
         self._room.append(room)
+        self._current[folder] = len(self.names) - 1
         return len(self.names) - 1
 
     def _folders(self, rows: pa.Table) -> Iterable[str]:

@@ -144,6 +144,12 @@ class Previous:
         self._ids = Sorted(self._keys)
         self._first_texts = np.searchsorted(self._starts[:-1], self._first_rows)
 
+    @property
+    def texts(self) -> dict[str, int]:
+        """How many texts each file has."""
+        ends = np.searchsorted(self._starts[:-1], np.cumsum([sum(parts.counts) for parts in self._files]))
+        return dict(zip(self.names, np.diff(ends, prepend=0).tolist(), strict=True))
+
     def check_unique(self) -> None:
         """Raise CorpusError for an id that is there twice."""
         if (text := self._ids.repeated()) is not None:

@@ -133,12 +133,13 @@ def test_rows_without_ids_and_columns_of_the_outputs_names_are_refused() -> None
         ActorJob("small", Options(), Columns(id="id", carried=("problem",)), skip=False)
 
 
-def actors(mark: str) -> list[int]:
-    """Return the ids of the actors' processes of the run that has `mark` in its environment."""
+def actors(mark: str, doing: str = "") -> list[int]:
+    """Return the ids of the actors' processes of the run that has `mark` in its environment, of those `doing` this."""
     processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+            command = (process / "cmdline").read_bytes().decode()
+            if command.startswith("ray::MapWorker") and doing in command:
                 processes += [int(process.name)] if mark.encode() in (process / "environ").read_bytes() else []
         except OSError:
             continue
@@ -260,13 +261,14 @@ def test_a_fleet_that_loses_a_machine_loses_no_row(tmp_path: Path) -> None:
 
     rows = [{"id": i, "text": text} for i, text in enumerate(corpora.texts(1800))]
     source, out, mark = written(tmp_path / "in", rows), tmp_path / "out", uuid.uuid4().hex
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        nodes = [cluster.add_node(num_cpus=1, env_vars={"CORPUS_RUN": mark}) for _ in range(2)]
+        nodes = [cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": f"{mark}-{i}"}) for i in range(2)]
         options = ["--weights", "small", "--id", "id", "--window", "25", "--workers", "2", "--file-mb", "1"]
         process = started("none", str(source), str(out), *options, "--ray", cluster.address)
-        wait_until(lambda: actors(mark) and any(map(is_whole, out.glob("*.parquet"))), process)
-        cluster.remove_node(nodes[0], allow_graceful=False)
+        wait_until(lambda: actors(mark, ".submit"), process)  # which computes
+        lost = next(i for i in range(2) if actors(f"{mark}-{i}"))
+        cluster.remove_node(nodes[lost], allow_graceful=False)
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     finally:

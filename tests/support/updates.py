@@ -21,9 +21,10 @@ ROWS: Rows = [
 
 
 def changed(rows: Rows) -> Rows:
-    """Return rows of which one has another text, one another url, one is gone, and one is new."""
+    """Return rows of which one has another text, one another url, one another day, one is gone, and one is new."""
     after = [dict(row) for row in rows]
     after[7]["text"], after[50]["url"] = "another text", "another url"
+    after[20]["dt"] = "2024-03"
     del after[35]
     return [*after, {"id": "new", "text": "a new text", "url": "u", "dt": "2024-03"}]
 
