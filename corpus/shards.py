@@ -32,9 +32,9 @@ DONE = "done"
 SHARD_FILES = ("vectors.npy", "facts.npy", "offsets.npy", "rows.arrow", "shard.json")
 # The names of shards, and of everything else that runs make in the folder.
 SHARD_NAME = re.compile(r"[0-9]{8}(\.partial-[0-9]+)?")
-UNFINISHED_MANIFEST = re.compile(rf"{re.escape(MANIFEST)}\.[0-9]+\.partial")
+UNFINISHED = re.compile(rf"({re.escape(MANIFEST)}|{re.escape(PREVIOUS)})\.[0-9]+\.partial")
 OWN_NAME = re.compile(
-    rf"{re.escape(MANIFEST)}|{UNFINISHED_MANIFEST.pattern}|{PREVIOUS}|{DONE}|new"
+    rf"{re.escape(MANIFEST)}|{UNFINISHED.pattern}|{PREVIOUS}|{DONE}|new"
     r"|(parquet|arrow|feather|npy|jsonl|rows\.parquet|skipped\.jsonl)\.partial"
 )
 
@@ -76,7 +76,7 @@ class ShardFolder:
         if self.path.stat().st_dev != self.path.parent.stat().st_dev:  # a link: no file can be renamed across disks
             raise CorpusError(place, "it is on another disk than the output", "name an output on that disk")
         if not path.exists():
-            if strange := [name for name in os.listdir(self.path) if not UNFINISHED_MANIFEST.fullmatch(name)]:
+            if strange := [name for name in os.listdir(self.path) if not UNFINISHED.fullmatch(name)]:
                 problem = f"it is no folder of a run, as it has {quoted(min(strange))} and no {MANIFEST}"
                 raise CorpusError(place, problem, "move it away, or name another output")
             with written_whole(path) as file:
