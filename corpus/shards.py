@@ -124,7 +124,7 @@ class ShardFolder:
         Files of others stay, and so does the folder then. `open` must have been called.
         """
         assert self._lock is not None
-        for name in sorted(os.listdir(self.path), key=lambda name: (name == MANIFEST, name)):  # the manifest last
+        for name in sorted(os.listdir(self.path), key=lambda name: (name == MANIFEST, name == DONE, name)):  # last
             if SHARD_NAME.fullmatch(name):
                 _remove_shard(self.path / name)
             elif OWN_NAME.fullmatch(name) and not (self.path / name).is_dir():

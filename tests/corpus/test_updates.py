@@ -163,3 +163,29 @@ def test_killed_at_any_of_its_last_steps_an_update_comes_to_the_same_end(
         assert sorted(path.name for path in tmp_path.glob("v*")) == [output.rstrip("/")]
         for path in sorted(tmp_path.glob("v/*")) if output == "v/" else [tmp_path / output]:
             path.unlink()
+
+
+def test_killed_while_it_removes_what_it_made_an_update_stays_as_it_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    true, parts = Path.unlink, shards_path(tmp_path / "v.parquet")
+    run(ROWS, "v.parquet")
+    for nth in range(4):
+        left = [nth]
+
+        def killed(path: Path, missing_ok: bool = False, left: list[int] = left) -> None:
+            if path.parent == parts and ((parts / "done").exists() or path.name == "manifest.json"):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise SystemExit("killed")
+            true(path, missing_ok=missing_ok)
+
+        after = [{**row, "text": f"{row['text']} {nth}"} if i == nth else row for i, row in enumerate(ROWS)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            assert run(after, "v.parquet", "--update") == "killed"
+        whole = read(f"{tmp_path}/v.parquet")
+        said = run(after, "v.parquet", "--update")
+        assert not said.startswith("embed_corpus: ")
+        same(read(f"{tmp_path}/v.parquet"), whole)
+        assert not parts.exists()
