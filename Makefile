@@ -41,7 +41,7 @@ help:
 predict: $(READY) ## print the vector of TEXT="..." for TASK=retrieval_query
 	@$(RUN) scripts/predict.py -i "text=$$TEXT" -i "task=$$TASK"
 
-embed: $(READY) ## embed a file: INPUT=a.jsonl OUTPUT=b.parquet OPTIONS="..."
+embed: $(READY) ## embed files: INPUT=a.jsonl OUTPUT=b.parquet OPTIONS="..."
 	@test -n "$$INPUT" -a -n "$$OUTPUT" || { echo "make embed INPUT=corpus.jsonl OUTPUT=vectors.parquet" >&2; exit 2; }
 	@$(RUN) -m scripts.embed_corpus "$$INPUT" "$$OUTPUT" $(OPTIONS)
 

@@ -208,7 +208,7 @@ class Predictor(BaseRunner):
         file_format: str = Input(
             description="The file's format; auto goes by the end of its name.",
             default="auto",
-            choices=["auto", "txt", "jsonl", "csv", "parquet"],
+            choices=["auto", "txt", "jsonl", "csv", "parquet", "arrow"],
         ),
         output_file: str = Input(
             description="The format of the file of vectors.", default="parquet", choices=["parquet", "jsonl", "npy"]

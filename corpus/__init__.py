@@ -1,6 +1,8 @@
 """Files of texts in, files of vectors out, in constant memory.
 
-`readers` yields rows, `blocks` gathers them, `compute` makes vectors of a block and `output_rows` rows of the vectors;
-`writers` and `output_files` make the output. `run` keeps finished blocks in shards, so that it can be resumed;
-`prediction` goes through the queue that all requests share; `cluster` runs in the actors of a Ray cluster.
+`inputs` reads files one after another and `readers` yields the rows of one, `blocks` gathers them, `compute` makes
+vectors of a block and `output_rows` rows of the vectors; `writers`, `output_files` and `folders` make the output, and
+`destination` puts it in its place. `previous` reads the output that an update takes over. `run` keeps finished blocks
+in shards, so that it can be resumed; `prediction` goes through the queue that all requests share; `cluster` runs in the
+actors of a Ray cluster.
 """

@@ -4,14 +4,27 @@ Carried values never become Python's and come back: those lack nanoseconds, for 
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus.rows import BadRow, Columns, CorpusError, Row, cut, label, make_row, not_utf8, quoted
 
+
+class UnfitValue(ValueError):
+    """A value that the type of its column in all files does not hold."""
+
+
+# Of views of lists pyarrow 26 cannot take rows, and casting leaves some invalid; the others no .parquet can hold.
+NOT_CARRIED = (
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_union,
+    pa.types.is_run_end_encoded,
+    pa.types.is_interval,
+)
 Leaf = Callable[[pa.DataType], pa.DataType]
 
 
@@ -45,6 +58,12 @@ def plain(kind: pa.DataType) -> pa.DataType:
     return mapped(kind, leaf)
 
 
+def as_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return a type with bytes for strings, whose bytes need not be UTF-8."""
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return mapped(kind, lambda kind: kinds.get(kind, kind))
+
+
 def for_json(kind: pa.DataType) -> pa.DataType:
     """Return the type whose Python values are JSON without loss; bytes are left to the caller.
 
@@ -67,45 +86,115 @@ def in_utc(kind: pa.DataType) -> pa.DataType:
     return mapped(kind, lambda kind: pa.timestamp(kind.unit, "UTC") if getattr(kind, "tz", None) else kind)
 
 
-def check_schema(place: str, schema: pa.Schema, columns: Columns) -> None:
-    """Raise CorpusError for a column that is missing, there twice, or of a type that its use does not allow."""
+def located(fields: Iterable[pa.Field], name: str) -> list[tuple[int, ...]]:
+    """Return where a column is: its number, or with dots in its `name` those of the structs that lead to it."""
+    numbered = list(enumerate(fields))
+    tops: list[tuple[int, ...]] = [(i,) for i, field in numbered if field.name == name]
+    if tops:
+        return tops
+    structs = [(i, field) for i, field in numbered if pa.types.is_struct(field.type)]
+    return [
+        (i, *inner)
+        for i, field in structs
+        if name.startswith(f"{field.name}.")
+        for inner in located(field.type, name[len(field.name) + 1 :])
+    ]
+
+
+def field_of(schema: pa.Schema, name: str) -> pa.Field:
+    """Return a column that is there once, under its whole name."""
+    [[first, *inner]] = located(schema, name)
+    field = schema.field(first)
+    for i in inner:
+        field = field.type.field(i)
+    return pa.field(name, field.type, metadata=field.metadata if not inner else None)
+
+
+def column_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
+    """Return a column that is there once; a field is null where its struct is."""
+    [[first, *inner]] = located(batch.schema, name)
+    return pc.struct_field(batch.column(first), inner) if inner else batch.column(first)
+
+
+def check_schema(place: str, schema: pa.Schema, columns: Columns, optional: Collection[str] = ()) -> list[str]:
+    """Return the wanted columns that are there. Raises CorpusError as `check_names` does, and for an unfit type."""
+    counts = {name: len(located(schema, name)) for name in columns.wanted()}
+    there = {name: field_of(schema, name) for name in check_names(place, schema.names, counts, columns, optional)}
 
     def refused(name: str, kind: pa.DataType, needs: str) -> CorpusError:
         return CorpusError(place, f"{label(name)}: its type is {_words(kind)}", needs)
 
-    check_names(place, schema.names, columns)
     for name, uses, null_too in ((columns.text, "texts", False), (columns.title, "titles", True)):
-        kind = None if name is None else plain(schema.field(name).type)
+        kind = plain(there[name].type) if name in there else None
         if kind is not None and not (_is_string(kind) or (null_too and pa.types.is_null(kind))):
             raise refused(str(name), kind, f"{uses} are strings: write the column as strings")
-    if columns.id is not None:
-        kind = plain(schema.field(columns.id).type)
+    if columns.id in there:
+        kind = plain(there[columns.id].type)
         if not (pa.types.is_integer(kind) or _is_string(kind)):
             raise refused(columns.id, kind, "ids are whole numbers or strings: write the column as one of them")
-    for name in columns.carried:
-        kind = schema.field(name).type
-        if any(pa.types.is_list_view(leaf) or pa.types.is_large_list_view(leaf) for leaf in _leaves(kind)):
-            # pyarrow 26 cannot take rows of them, and casting leaves some of them invalid.
+    for name in (name for name in columns.carried if name in there):
+        kind = there[name].type
+        if any(unfit(leaf) for leaf in _leaves(kind) for unfit in NOT_CARRIED):
             problem = f"{label(name)}: its type {cut(str(kind))} cannot be carried"
-            raise CorpusError(place, problem, "write the column with lists")
+            raise CorpusError(place, problem, "write the column with lists, or with a type that .parquet has")
+    return [*there]
 
 
-def check_names(place: str, present: Sequence[str], columns: Columns) -> None:
-    """Raise CorpusError unless each wanted column is there once."""
-    counts = Counter(present)
+def check_names(
+    place: str, present: Sequence[str], counts: Mapping[str, int], columns: Columns, optional: Collection[str] = ()
+) -> list[str]:
+    """Return the wanted columns that are there. Raises CorpusError unless each is there once, or `optional`."""
     for name in columns.wanted():
-        if not counts[name]:
+        if not counts[name] and name not in optional:
             problem = f"no column {quoted(name)} among {columns.among(present, 'column')}"
             raise CorpusError(place, problem, "name the column that holds it")
         if counts[name] > 1:
             raise CorpusError(place, f"{counts[name]} columns are named {quoted(name)}", "rename all but one")
+    return [name for name in columns.wanted() if counts[name]]
 
 
-def plain_fields(schema: pa.Schema, columns: Columns) -> list[pa.Field]:
-    """Return the field `id`, and those of the carried columns, as they are kept."""
-    id_type = pa.int64() if columns.id is None else plain(schema.field(columns.id).type)
-    carried = (schema.field(name) for name in columns.carried)
-    return [pa.field("id", id_type), *(field.with_type(plain(field.type)) for field in carried)]
+def common(first: pa.Field, second: pa.Field) -> pa.Field | None:
+    """Return a field that holds all values of two, as of columns in different files, unchanged; None without one."""
+    if pa.types.is_null(second.type) or first.equals(second, check_metadata=True):
+        return first
+    if pa.types.is_null(first.type):
+        return second
+    kinds = {first.type, second.type}
+    mixed_signs = pa.uint64() in kinds and any(map(pa.types.is_signed_integer, kinds))
+    if _family(first.type) != _family(second.type) or mixed_signs:
+        return None
+    schemas = [pa.schema([pa.field("", kind)]) for kind in (first.type, second.type)]
+    try:
+        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+    return pa.field(first.name, kind, metadata=first.metadata if first.metadata == second.metadata else None)
+
+
+def _family(kind: pa.DataType) -> object:
+    families = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, _is_string)
+    return next((family for family in families if family(kind)), kind.id)
+
+
+def completed(
+    batch: pa.RecordBatch, columns: Columns, fields: Sequence[pa.Field], given: Mapping[str, str | None]
+) -> pa.RecordBatch:
+    """Return a batch with all wanted columns: carried ones of their `fields`, absent ones as `given`.
+
+    Raises UnfitValue for a value that its column's type does not hold.
+    """
+    kinds = {field.name: field.type for field in fields}
+    arrays = []
+    for name in columns.wanted():
+        if name in batch.schema.names:
+            array = batch.column(name)
+        else:
+            array = pa.array([given[name]] * batch.num_rows, pa.string() if given[name] is not None else pa.null())
+        try:
+            arrays.append(array.cast(kinds.get(name, array.type)))
+        except pa.ArrowException as error:
+            raise UnfitValue(f"{label(name)}: not all of {array.type} fit {cut(str(kinds[name]))}: {error}") from None
+    return pa.RecordBatch.from_arrays(arrays, names=columns.wanted())
 
 
 def batch_rows(batch: pa.RecordBatch, columns: Columns, first: int, exact: bool) -> Iterator[Row | BadRow]:

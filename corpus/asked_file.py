@@ -12,7 +12,7 @@ from corpus.limits import MB, Limits
 from corpus.rows import Columns
 
 if TYPE_CHECKING:
-    from corpus.readers import Reader
+    from corpus.inputs import Inputs
 
 ANSWER_MB = 16_384
 FILES_AT_ONCE = 2
@@ -32,12 +32,12 @@ class InputFile:
     skip: bool
     output_format: str
 
-    def open(self) -> "Reader":
+    def open(self) -> "Inputs":
         """Open the file. Raises CorpusError, which quotes nothing of it, as servers log what they answer."""
-        from corpus.readers import Reader
+        from corpus.inputs import Inputs
 
         columns = replace(self.columns, quotes=False)
-        return Reader(str(self.path), columns, None if self.file_format == "auto" else self.file_format, "file")
+        return Inputs([str(self.path)], columns, None if self.file_format == "auto" else self.file_format, name="file")
 
 
 def check_beside_file(**inputs: object) -> None:

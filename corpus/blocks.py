@@ -7,21 +7,33 @@ continue and produce the same bytes.
 import hashlib
 import io
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpus.readers import Reader
+from corpus.inputs import Inputs
 from corpus.rows import INNER_COLUMNS, BadRow, Row, UnfitRow
 from texts.chunking import Chunking
 
 DIGEST_BYTES = 16
 # Columns of a block's rows beside `id` and the carried columns, under names that no carried column has.
-NUMBER, BLOCK, TEXT, PROBLEM = INNER_COLUMNS
-BLOCK_COLUMNS = {NUMBER: pa.int64(), BLOCK: pa.int32(), TEXT: pa.int32(), PROBLEM: pa.string()}
+NUMBER, BLOCK, TEXT, PROBLEM, FILE, HASH = INNER_COLUMNS
+BLOCK_COLUMNS = {
+    NUMBER: pa.int64(),
+    BLOCK: pa.int32(),
+    TEXT: pa.int32(),
+    PROBLEM: pa.string(),
+    FILE: pa.string(),
+    HASH: pa.binary(DIGEST_BYTES),
+}
+Source = tuple[int, int]
+"""Block and text where a row's vectors are; blocks below -1 are of an earlier output."""
+Find = Callable[[list[bytes]], list[Source | None]]
+"""Where the vectors of texts are already, by their hashes."""
 NO_SOURCE = (-1, -1)
 # Vectors of a block of chunks, where each character is a token.
 BLOCK_VECTORS = 1 << 14
@@ -55,11 +67,12 @@ class Block:
 
     index: int
     rows: pa.Table
-    """`BLOCK_COLUMNS`, id and carried columns: a row has the vectors of text #text of block #block, or a #problem."""
+    """`BLOCK_COLUMNS`, id and carried columns: row #number of #file has the vectors of text #text of block #block, or a
+    #problem."""
     texts: list[str]
     titles: list[str | None]
-    text_numbers: list[int]
-    """The number of the first row of each text."""
+    text_rows: list[tuple[int, str]]
+    """The number and the file of the first row of each text."""
     digest: str
 
     @property
@@ -67,16 +80,19 @@ class Block:
         """How many rows have a text."""
         return int(self.rows[PROBLEM].null_count)
 
+    @property
+    def reused_rows(self) -> int:
+        """How many rows have the vectors of an earlier output."""
+        return int(pc.sum(pc.less(self.rows[BLOCK], NO_SOURCE[0])).as_py() or 0)
+
 
 def blocks_of(
-    reader: Reader, limits: BlockLimits, chunking: Chunking | None, skip: bool
-) -> Iterator[tuple[Block, int]]:
-    """Yield a file's blocks, each with an estimate of how many fit rows the whole file has. Raises UnfitRow."""
-    read = 0
-    rows, limits = reader.rows(exact=True), limits.for_chunks(chunking)
-    for block in blocks(rows, limits, reader.carried_fields, skip, reader.id_type):
-        read += block.fit_rows
-        yield block, int(read / max(reader.fraction(), 1e-9))
+    inputs: Inputs, limits: BlockLimits, chunking: Chunking | None, skip: bool, find: Find | None = None
+) -> Iterator[tuple[Block, tuple[int, bool]]]:
+    """Yield a corpus's blocks, each with the rows of all files, and whether these are known. Raises UnfitRow."""
+    rows, limits = inputs.rows(exact=True), limits.for_chunks(chunking)
+    for block in blocks(rows, limits, inputs.carried_fields, skip, inputs.id_type, find):
+        yield block, inputs.expected()
 
 
 def blocks(
@@ -85,8 +101,11 @@ def blocks(
     carried_fields: Sequence[pa.Field],
     skip: bool,
     id_type: pa.DataType | None = None,
+    find: Find | None = None,
 ) -> Iterator[Block]:
     """Gather rows into blocks. A text is computed once in its block, and only once in all while `KnownTexts` has it.
+
+    Texts that `find` finds are not computed.
 
     Without `id_type` each block's ids determine their type. Raises UnfitRow at a bad row, unless `skip`.
     """
@@ -100,10 +119,10 @@ def blocks(
             raise UnfitRow(row)
         gathered.append(row)
         if len(gathered) >= limits.rows or chars >= limits.chars:
-            yield _block(index, gathered, known, [*carried_fields], id_type)
+            yield _block(index, gathered, known, [*carried_fields], id_type, find)
             gathered, chars, index = [], 0, index + 1
     if gathered:
-        yield _block(index, gathered, known, [*carried_fields], id_type)
+        yield _block(index, gathered, known, [*carried_fields], id_type, find)
 
 
 def _block(
@@ -112,19 +131,21 @@ def _block(
     known: "KnownTexts",
     carried_fields: list[pa.Field],
     id_type: pa.DataType | None,
+    find: Find | None,
 ) -> Block:
+    hashes = [_text_digest(row) if isinstance(row, Row) else None for row in rows]
+    found = find([digest or b"" for digest in hashes]) if find else [None] * len(rows)
     own: dict[bytes, int] = {}  # the block's new texts by digest, in order
     firsts: list[Row] = []
     sources = []
     whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for row in rows:
+    for row, digest, before in zip(rows, hashes, found, strict=True):
         source, facts = NO_SOURCE, repr(row)
-        if isinstance(row, Row):
-            digest = _text_digest(row)
-            source = known.find(digest) or (index, own.setdefault(digest, len(own)))
+        if isinstance(row, Row) and digest is not None:
+            source = before or known.find(digest) or (index, own.setdefault(digest, len(own)))
             if len(own) > len(firsts):
                 firsts.append(row)
-            facts = f"{row.number} {row.id!r} {digest.hex()}"
+            facts = f"{row.file} {row.number} {row.id!r} {digest.hex()}"
         sources.append(source)
         whole.update(facts.encode())
     for digest, text in own.items():
@@ -133,10 +154,10 @@ def _block(
     whole.update(_content(carried))
     return Block(
         index=index,
-        rows=_table(rows, sources, carried, id_type),
+        rows=_table(rows, sources, hashes, carried, id_type),
         texts=[row.text for row in firsts],
         titles=[row.title for row in firsts],
-        text_numbers=[row.number for row in firsts],
+        text_rows=[(row.number, row.file) for row in firsts],
         digest=whole.hexdigest(),
     )
 
@@ -148,8 +169,8 @@ def _carried(rows: list[Row | BadRow], fields: list[pa.Field]) -> pa.Table:
     arrays = []
     for values, field in zip(columns, fields, strict=True):
         if any(isinstance(value, pa.Array) for value in values):
-            null = pa.nulls(1, field.type)
-            arrays.append(pa.concat_arrays([null if value is None else value for value in values]))
+            alone = (value if isinstance(value, pa.Array) else pa.array([value], field.type) for value in values)
+            arrays.append(pa.concat_arrays(list(alone)))
         else:
             arrays.append(pa.array(values, field.type))
     return pa.table(arrays, schema=pa.schema(fields))
@@ -165,10 +186,15 @@ def _content(carried: pa.Table) -> bytes:
 
 
 def _table(
-    rows: list[Row | BadRow], sources: list[tuple[int, int]], carried: pa.Table, id_type: pa.DataType | None
+    rows: list[Row | BadRow],
+    sources: list[Source],
+    hashes: list[bytes | None],
+    carried: pa.Table,
+    id_type: pa.DataType | None,
 ) -> pa.Table:
     problems = [None if isinstance(row, Row) else row.problem for row in rows]
-    columns = [[row.number for row in rows], *map(list, zip(*sources, strict=True)), problems]
+    files = [row.file for row in rows]
+    columns = [[row.number for row in rows], *map(list, zip(*sources, strict=True)), problems, files, hashes]
     arrays = [pa.array(values, kind) for values, kind in zip(columns, BLOCK_COLUMNS.values(), strict=True)]
     ids = [row.id if isinstance(row, Row) else None for row in rows]
     arrays.append(pa.array(ids, id_type or _type_of(ids)))

@@ -2,12 +2,14 @@
 
 import csv
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from corpus.arrow import check_names
 from corpus.limits import ROW_VALUES, Limits, too_many_values
 from corpus.lines import LINE_END_BYTES, Overlong
-from corpus.rows import BadRow, Columns, CorpusError, Row, label, make_row, not_utf8
+from corpus.rows import NOTHING, BadRow, Columns, CorpusError, Row, label, make_row, not_utf8
 
 # Stands for a line beyond a limit, alone or with those before it: within quotes and outside, it is no row.
 NO_ROW = '""x"x\n'
@@ -62,22 +64,25 @@ class _Lines:
         return None
 
 
+def csv_header(lines: Iterable[bytes | Overlong], place: Callable[[int], str], limits: Limits) -> list[str]:
+    """Return the columns of a .csv. Raises CorpusError for a first line that is not CSV."""
+    return _opened(lines, place, limits)[2]
+
+
 def csv_rows(
-    lines: Iterable[bytes | Overlong], columns: Columns, place: Callable[[int], str], limits: Limits
+    lines: Iterable[bytes | Overlong],
+    columns: Columns,
+    place: Callable[[int], str],
+    limits: Limits,
+    given: Mapping[str, str | None] = NOTHING,
 ) -> Iterator[Row | BadRow]:
     """Yield the rows of a .csv whose first line is its header; `place` names a line.
 
-    Raises CorpusError for a wrong header, and at a row that may have swallowed others.
+    Columns that the header lacks are as `given`. Raises CorpusError for a wrong header, and at a row that may have
+    swallowed others.
     """
-    csv.field_size_limit(sys.maxsize)  # the limit of a row applies, also after a quote that is never closed
-    source = _Lines(lines, limits)
-    table = csv.reader(source, strict=True)
-    try:
-        header = next(table, [])
-    except csv.Error as error:
-        why = source.problem or f"the header is not CSV: {_in_words(error)}"
-        raise CorpusError(place(1), why) from error
-    check_names(place(1), header, columns)
+    source, table, header = _opened(lines, place, limits)
+    check_names(place(1), header, Counter(header), columns, given)
     while True:
         source.begin_row()
         number = table.line_num + 1  # a quoted field may span lines: the row is named by its first
@@ -89,7 +94,7 @@ def csv_rows(
         except csv.Error as error:
             fields, problem = None, source.problem or f"not CSV: {_in_words(error)}"
         if fields is not None and problem is None:
-            yield _row(number, dict(zip(header, fields, strict=True)), columns)
+            yield _row(number, dict(zip(header, fields, strict=True)), columns, given)
         elif reach := source.reach(number, is_whole=fields is not None):
             opened, end = reach
             raise CorpusError(
@@ -99,6 +104,20 @@ def csv_rows(
             )
         else:
             yield BadRow(number, problem or "")
+
+
+def _opened(
+    lines: Iterable[bytes | Overlong], place: Callable[[int], str], limits: Limits
+) -> "tuple[_Lines, Any, list[str]]":
+    """Return the lines, the rows and the header."""
+    csv.field_size_limit(sys.maxsize)  # the limit of a row applies, also after a quote that is never closed
+    source = _Lines(lines, limits)
+    table = csv.reader(source, strict=True)
+    try:
+        return source, table, next(table, [])
+    except csv.Error as error:
+        why = source.problem or f"the header is not CSV: {_in_words(error)}"
+        raise CorpusError(place(1), why) from error
 
 
 def _misfit(fields: list[str], header: list[str]) -> str | None:
@@ -111,9 +130,10 @@ def _misfit(fields: list[str], header: list[str]) -> str | None:
     return f"{len(fields)} fields, and the header has {len(header)}; {remedy}"
 
 
-def _row(number: int, fields: dict[str, str], columns: Columns) -> Row | BadRow:
+def _row(number: int, fields: dict[str, str], columns: Columns, given: Mapping[str, str | None]) -> Row | BadRow:
     try:
-        values = {name: _utf8(fields[name], label(name)) for name in columns.wanted()}
+        own = {name: _utf8(fields[name], label(name)) for name in columns.wanted() if name in fields}
+        values = {**given, **own}
         return make_row(columns, number, values, tuple(values[name] for name in columns.carried))
     except ValueError as error:
         return BadRow(number, str(error))

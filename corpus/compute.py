@@ -72,7 +72,8 @@ def prepare_block(tokenizer: Tokenizer, options: Options, block: Block, skip: bo
             elif skip:
                 refused[i] = each
             else:
-                raise UnfitRow(BadRow(block.text_numbers[i], each))
+                number, file = block.text_rows[i]
+                raise UnfitRow(BadRow(number, each, file))
     return PreparedBlock(block, gather(passes, options), refused)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus.output_rows import OutputRows, VectorsOf, output_rows, unfit_rows
-from corpus.rows import BadRow, CorpusError
+from corpus.rows import TEXT_HASH, BadRow, CorpusError
 from corpus.shards import shards_path
-from corpus.writers import JsonLinesWriter, NumpyWriter, ParquetWriter, Writer
+from corpus.writers import ArrowWriter, JsonLinesWriter, NumpyWriter, ParquetWriter, Writer
 from fetching.whole import fsync
 from texts.options import Options
 
-OUTPUT_FORMATS = ("parquet", "npy", "jsonl")
+OUTPUT_FORMATS = ("parquet", "arrow", "feather", "npy", "jsonl")
+UPDATED_FORMATS = ("parquet", "arrow", "feather")
+"""Formats that keep the hash of each text, so that they can be updated."""
 SKIPPED_LISTED = 1_000_000
 """Rows in the list of skipped rows; further rows are only counted."""
 # Errors of a file system without second names for files.
@@ -48,7 +51,7 @@ def check_output(output: Path, work: Path | None = None, beside: Sequence[Path] 
     """
     output_format = output.suffix.removeprefix(".")
     if output_format not in OUTPUT_FORMATS:
-        remedy = "name a .parquet, .npy or .jsonl file"
+        remedy = "name a .parquet, .arrow, .npy, .jsonl or .lance output, or a folder: end it with /"
         raise CorpusError(str(output), f"the output's format is {output_format!r}", remedy)
     try:
         if not output.parent.is_dir():
@@ -115,6 +118,21 @@ def take_back(partial: Path, path: Path) -> None:
         path.unlink()
 
 
+def skipped_line(row: BadRow) -> bytes:
+    """Return a line of the list of rows that have no vector."""
+    place = {"file": row.file} if row.file else {}
+    line = {**place, "number": row.number, "problem": row.problem}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def nothing_written(output: str, first: BadRow | None) -> CorpusError:
+    """Return the error of an output without any vector; `first` is the first row that has none."""
+    of = f" of {first.file}" if first and first.file else ""
+    why = f"the first, number {first.number}{of}: {first.problem}" if first else ""
+    problem = f"not written, as no row of the input has a vector{'' if why else ', or the input has none'}"
+    return CorpusError(output, problem, why)
+
+
 class OutputFiles:
     """An output and the files beside it, in a with block; all appear under their names when `finish` is called.
 
@@ -123,9 +141,21 @@ class OutputFiles:
     full disk.
     """
 
-    def __init__(self, output: Path, model: str, options: Options, work: Path, beside: Sequence[Path] = ()) -> None:
-        """`beside` are those of `side_files` that may be made. Raises CorpusError if a file cannot be there."""
+    def __init__(
+        self,
+        output: Path,
+        model: str,
+        options: Options,
+        work: Path,
+        beside: Sequence[Path] = (),
+        hashed: bool = False,
+    ) -> None:
+        """`beside` are those of `side_files` that may be made; with `hashed` each row has its text's hash.
+
+        Raises CorpusError if a file cannot be there.
+        """
         self._format = check_output(output, work, beside)
+        self._hashed = hashed
         self._output, self._work, self._beside = output, work, beside
         for path in beside:
             take_back(self._partial(path), path)
@@ -159,6 +189,8 @@ class OutputFiles:
     def write_block(self, rows: pa.Table, vectors_of: VectorsOf) -> list[BadRow]:
         """Append a block's rows that have a vector, and return those that have none."""
         for part in output_rows(rows, vectors_of, self._with_ranges):
+            if not self._hashed:
+                part = replace(part, table=part.table.drop_columns([TEXT_HASH]))
             self._writers = self._writers or self._open_writers(part)
             for writer in self._writers:
                 writer.write(part)
@@ -170,19 +202,14 @@ class OutputFiles:
     def skip(self, row: BadRow) -> None:
         """List a row that has no vector in `side_file(output, "skipped.jsonl")`."""
         self.skipped += 1
-        if self.skipped > SKIPPED_LISTED:
-            return
-        path = side_file(self._output, "skipped.jsonl")
-        line = json.dumps({"number": row.number, "problem": row.problem}, ensure_ascii=False)
-        (self._files.get(path) or self._open(path)).write(f"{line}\n".encode())
+        if self.skipped <= SKIPPED_LISTED:
+            path = side_file(self._output, "skipped.jsonl")
+            (self._files.get(path) or self._open(path)).write(skipped_line(row))
 
     def finish(self) -> None:
         """Give the files their names. Raises CorpusError if there is no vector at all."""
         if not self._writers:
-            first = self._first_unfit
-            why = f"the first, number {first.number}: {first.problem}" if first else ""
-            problem = f"not written, as no row of the input has a vector{'' if why else ', or the input has none'}"
-            raise CorpusError(str(self._output), problem, why)
+            raise nothing_written(str(self._output), self._first_unfit)
         for writer in self._writers:
             writer.close()
         for path, file in self._files.items():
@@ -213,6 +240,8 @@ class OutputFiles:
         file = self._open(self._output)
         if self._format == "parquet":
             return [ParquetWriter(file, first, self._metadata)]
+        if self._format in ("arrow", "feather"):
+            return [ArrowWriter(file, first, self._metadata)]
         if self._format == "jsonl":
             return [JsonLinesWriter(file)]
         rows_path = side_file(self._output, "rows.parquet")

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from corpus.blocks import BLOCK, BLOCK_COLUMNS, PROBLEM, TEXT
+from corpus.blocks import BLOCK, BLOCK_COLUMNS, FILE, HASH, NUMBER, PROBLEM, TEXT
 from corpus.compute import FACTS, VECTORS_AT_ONCE, TextVectors
-from corpus.rows import BadRow
+from corpus.rows import TEXT_HASH, BadRow
 
 VectorsOf = Callable[[int], TextVectors]
-"""The vectors of a block's texts, by the block's index."""
+"""The vectors of a block's texts, by the block's index; below -1 it is a part of an earlier output."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRows:
-    """Rows of the output: a table of id, FACTS (ranges only with chunks) and carried columns; vectors [rows, width]."""
+    """Rows of the output: id, FACTS (ranges only with chunks), carried columns and hash; vectors [rows, width]."""
 
     table: pa.Table
     vectors: np.ndarray
@@ -25,10 +26,13 @@ class OutputRows:
 def unfit_rows(rows: pa.Table, vectors_of: VectorsOf) -> list[BadRow]:
     """Return the block's rows that have no vector, in order."""
     refused = {int(block): vectors_of(int(block)).refused for block in np.unique(rows[BLOCK]) if block >= 0}
+    if not any(refused.values()):
+        rows = rows.filter(pc.is_valid(rows[PROBLEM]))
     unfit = []
-    for number, block, text, problem in zip(*(rows[name].to_pylist() for name in BLOCK_COLUMNS), strict=True):
-        if problem := problem or refused[block].get(text):
-            unfit.append(BadRow(number, problem))
+    columns = (rows[name].to_pylist() for name in (NUMBER, BLOCK, TEXT, PROBLEM, FILE))
+    for number, block, text, problem, file in zip(*columns, strict=True):
+        if problem := problem or refused.get(block, {}).get(text):
+            unfit.append(BadRow(number, problem, file))
     return unfit
 
 
@@ -61,6 +65,7 @@ def _output_rows(rows: pa.Table, vectors_of: VectorsOf, positions: np.ndarray, w
     table = rows.drop_columns(list(BLOCK_COLUMNS))
     for i, field in enumerate(fact_fields(with_ranges), 1):
         table = table.add_column(i, field, pa.array(np.ascontiguousarray(facts[field.name])))
+    table = table.append_column(pa.field(TEXT_HASH, rows.schema.field(HASH).type), rows[HASH])
     return OutputRows(table, vectors)
 
 

@@ -24,10 +24,11 @@ from texts.options import Options
 
 
 class RunProgress(NamedTuple):
-    """How far a run is, or what a block adds: `rows` were embedded, of which `resumed` were done before.
+    """How far a run is, or what a block adds: `rows` have vectors, of which `resumed` had them before.
 
-    `computed` texts had `tokens` tokens. `expected` estimates the rows of the input. Known only at the end are the
-    `skipped` rows, and how many vectors are of texts that began with a prompt (`prompted`).
+    `computed` texts had `tokens` tokens. `read` counts all rows that are done, bad ones too, of the input's `expected`,
+    an estimate unless `is_known`. Known only at the end are the `skipped` rows, and how many vectors are of texts that
+    began with a prompt (`prompted`).
     """
 
     blocks: int = 0
@@ -38,6 +39,8 @@ class RunProgress(NamedTuple):
     expected: int = 0
     skipped: int = 0
     prompted: int = 0
+    read: int = 0
+    is_known: bool = False
 
     def plus(self, block: "RunProgress") -> "RunProgress":
         """Return the sum."""
@@ -68,7 +71,8 @@ class Pipeline:
     def _store(self, prepared: PreparedBlock, vectors: np.ndarray | None) -> RunProgress:
         block = prepared.block
         self._shards.write(block, self._finish(prepared, vectors))
-        return RunProgress(1, block.fit_rows, computed=len(block.texts), tokens=prepared.tokens)
+        reused, read = block.reused_rows, block.rows.num_rows
+        return RunProgress(1, block.fit_rows, reused, len(block.texts), prepared.tokens, read=read)
 
     def close(self) -> None:
         """Drop the blocks that have not been started; a started block goes on to the end of its step."""

@@ -25,9 +25,10 @@ from batching.request import Cost
 from corpus.asked_file import InputFile, answer_bytes, places_set
 from corpus.blocks import BlockLimits, blocks_of
 from corpus.compute import PreparedBlock, finish, prepare_block
+from corpus.inputs import Inputs
 from corpus.limits import MB
 from corpus.output_files import OutputFiles
-from corpus.readers import Reader, UnknownFormat
+from corpus.readers import UnknownFormat
 from corpus.rows import BadRow, CorpusError, UnfitRow
 from corpus.sources import reason
 from engine.contract import Ranges, TokenIds
@@ -70,12 +71,12 @@ class FileProgress:
         """Log how far the file is."""
         logger.info("%d of about %d rows, %d tokens", self.rows, self.expected, self.tokens)
 
-    def log_end(self, place: Callable[[int], str]) -> None:
+    def log_end(self, place: Callable[[BadRow], str]) -> None:
         """Log that all rows are done, and which have no vector."""
         self.expected = self.rows
         self.log()
         for row in self.first_skipped:
-            logger.warning("%s: %s; skipped", place(row.number), row.problem)
+            logger.warning("%s: %s; skipped", place(row), row.problem)
         if self.skipped > SKIPPED_LOGGED:
             logger.warning("and %d more rows were skipped", self.skipped - SKIPPED_LOGGED)
 
@@ -153,34 +154,34 @@ async def _embed_file(
     thread = ThreadPoolExecutor(1, "corpus")  # one thread, so the files are closed after everything that uses them
     in_thread = partial(asyncio.get_running_loop().run_in_executor, thread)
     opened = ExitStack()
-    reader = None
+    inputs = None
     try:
-        reader = await in_thread(lambda: opened.enter_context(closing(file.open())))
+        inputs = await in_thread(lambda: opened.enter_context(closing(file.open())))
         files = opened.enter_context(OutputFiles(output, model, options, output.parent))
         progress = FileProgress()
-        read = partial(next, _prepared_blocks(reader, tokenizer, options, file.skip), None)
+        read = partial(next, _prepared_blocks(inputs, tokenizer, options, file.skip), None)
         store = partial(_store, files, answer_bytes(), progress, options)
-        await _embed_blocks(in_thread, read, embed, store, progress, reader.stop)
+        await _embed_blocks(in_thread, read, embed, store, progress, inputs.stop)
         await in_thread(files.finish)
     finally:
         closed = in_thread(opened.close)  # also what is opened only after the prediction was cancelled
         thread.shutdown(wait=False)
-        if reader is not None:
+        if inputs is not None:
             await closed
-    progress.log_end(reader.place)
+    progress.log_end(inputs.place)
     return progress
 
 
 def _prepared_blocks(
-    reader: Reader, tokenizer: Tokenizer, options: Options, skip: bool
+    inputs: Inputs, tokenizer: Tokenizer, options: Options, skip: bool
 ) -> Iterator[tuple[PreparedBlock, int]]:
     """Yield the file's blocks, each with an estimate of the file's rows. Raises CorpusError at a bad row."""
     try:
-        for block, expected in blocks_of(reader, LIMITS, options.chunking, skip):
+        for block, (expected, _) in blocks_of(inputs, LIMITS, options.chunking, skip):
             yield prepare_block(tokenizer, options, block, skip), expected
     except UnfitRow as unfit:
         remedy = "Mend it, or skip such rows with on_error 'skip'"
-        raise CorpusError(reader.place(unfit.row.number), unfit.row.problem, remedy) from None
+        raise CorpusError(inputs.place(unfit.row), unfit.row.problem, remedy) from None
 
 
 async def _embed_blocks(

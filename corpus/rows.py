@@ -3,10 +3,11 @@
 import json
 import re
 import reprlib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -17,12 +18,18 @@ from texts.checks import check_text, check_title
 
 Id = int | str
 
-OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "prompted", "start", "end")
-"""The columns that every output has; `start` and `end` only where texts are cut into chunks."""
-INNER_COLUMNS = ("#number", "#block", "#text", "#problem")
+TEXT_HASH = "text_hash"
+OUTPUT_COLUMNS = ("id", "embedding", "token_count", "truncated", "prompted", "start", "end", TEXT_HASH)
+"""The columns that outputs have; `start` and `end` only where texts are cut into chunks, the hash where it is kept."""
+INNER_COLUMNS = ("#number", "#block", "#text", "#problem", "#file", "#hash")
 """What a block notes of its rows, beside id and carried columns."""
 # What Python's json writes for numbers that JSON lacks. Strings match first, as they may contain such a word.
 NO_NUMBERS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?Infinity|NaN')
+RAW = dict[str, msgspec.Raw]
+ABSENT = object()
+# Dots in longer names do not lead to columns within columns.
+NESTED_CHARS = 256
+NOTHING: Mapping[str, str | None] = MappingProxyType({})
 # How much of names and values a message shows.
 SHOWN_CHARS = 80
 SHOWN_NAMES = 5
@@ -53,8 +60,10 @@ class CorpusError(ValueError):
 class Columns:
     """Which columns hold what; a .txt file has none, each line is a text. `carried` columns are copied to the output.
 
-    With `quotes`, messages show a little of what the file holds. A server's do not, as they are logged. Raises
-    CorpusError for a carried column that is named twice, or that the output has already.
+    "a.b" is the field b of a column a, unless a column has that very name. With `carry_all`, `carried` is known once
+    the input is open: all columns, but no `id` that holds the ids. With `quotes`, messages show a little of what the
+    file holds. A server's do not, as they are logged. Raises CorpusError for a carried column that is named twice, or
+    that the output has already.
     """
 
     text: str = "text"
@@ -62,11 +71,13 @@ class Columns:
     id: str | None = None
     carried: tuple[str, ...] = ()
     quotes: bool = True
+    carry_all: bool = False
 
     def __post_init__(self) -> None:
         for name in self.carried:
             if name in OUTPUT_COLUMNS:
-                raise CorpusError("carry", f"{quoted(name)} is a column of the output itself", "rename it in the input")
+                remedy = "rename it in the input" if name != "id" else "name it with --id, or rename it in the input"
+                raise CorpusError("carry", f"{quoted(name)} is a column of the output itself", remedy)
             if name in INNER_COLUMNS:
                 raise CorpusError("carry", f"{quoted(name)} is a name that a run uses itself", "rename it in the input")
             if (count := self.carried.count(name)) > 1:
@@ -76,6 +87,13 @@ class Columns:
         """Return the columns to read, each once."""
         names = [self.text, self.title, self.id, *self.carried]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    def carrying(self, names: Iterable[str]) -> "Columns":
+        """Return these columns, with `names` carried if all are to be."""
+        if not self.carry_all:
+            return self
+        carried = (name for name in dict.fromkeys(names) if name != "id" or name != self.id)
+        return replace(self, carried=tuple(carried), carry_all=False)
 
     def among(self, names: Collection[str], kind: str) -> str:
         """Return in words which columns or keys (`kind`: column or key) there are."""
@@ -90,21 +108,29 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text. `number` is its line (of parquet, its row) in the file, from 1; `id` is its column's, or the number."""
+    """A text. `number` is its line (of parquet, its row) in the file, from 1; `id` is its column's, or the number.
+
+    `file` is the file's name among those of a corpus, "" for the only one.
+    """
 
     number: int
     text: str
     title: str | None
     id: Id
     carried: tuple[Any, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be embedded; `problem` names the column and the remedy."""
+    """A row that cannot be embedded; `problem` names the column and the remedy.
+
+    Of a file that cannot be read further, this is the first row that is lost, 0 for all.
+    """
 
     number: int
     problem: str
+    file: str = ""
 
 
 class UnfitRow(ValueError):
@@ -138,9 +164,11 @@ def _check_id(value: object, column: str, columns: Columns) -> Id:
 class IdKind:
     """The kind of the ids so far, in a file without a schema: strings, or whole numbers of a single 64-bit type."""
 
-    def __init__(self) -> None:
-        self._before: Id | None = None
-        self._least = self._most = 0
+    def __init__(self, example: Id | None = None) -> None:
+        """Begin with an `example`, of the kind that other files have."""
+        self._before = example
+        numbers = (0, example) if isinstance(example, int) else (0,)
+        self._least, self._most = min(numbers), max(numbers)
 
     def check(self, value: Id, column: str, columns: Columns) -> None:
         """Raise ValueError for an id of another kind than those before it."""
@@ -175,10 +203,13 @@ def json_object(line: bytes) -> dict[str, Any]:
     return values
 
 
-def json_columns(line: bytes, columns: Columns) -> tuple[dict[str, Any], tuple[str | None, ...]]:
+def json_columns(
+    line: bytes, columns: Columns, given: Mapping[str, str | None] = NOTHING
+) -> tuple[dict[str, Any], tuple[str | None, ...]]:
     """Return the object in a line of .jsonl, and the JSON of each carried column as it stands, None for null or absent.
 
-    NaN and Infinity, which JSON lacks, are read as null unless a wanted column holds them. Raises ValueError.
+    Columns that the line lacks are as `given`. NaN and Infinity, which JSON lacks, are read as null unless a wanted
+    column holds them. Raises ValueError.
     """
     if len(line) > ROW_VALUES and sum(map(line.count, (b",", b"[", b"{"))) > ROW_VALUES:
         raise ValueError(too_many_values("the line"))
@@ -188,14 +219,38 @@ def json_columns(line: bytes, columns: Columns) -> tuple[dict[str, Any], tuple[s
         if (mended := _without_no_numbers(line, columns)) is None:
             raise
         line, values = mended, json_object(mended)
+    own = {name: within(values, name) for name in columns.wanted() if "." in name}
+    values |= {name: value for name, value in own.items() if value is not ABSENT}
+    lacking = {name: value for name, value in given.items() if name not in values}
     if not columns.carried:
+        values.update(lacking)
         return values, ()
     try:
-        raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])  # orjson would round numbers beyond 64 bits
+        raw = msgspec.json.decode(line, type=RAW)  # orjson would round numbers beyond 64 bits
+        stands = [None if values.get(name) is None else bytes(within(raw, name)).decode() for name in columns.carried]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"its columns cannot be carried as they stand: {cut(str(error))}; nest them less") from None
-    stands = (None if values.get(name) is None else bytes(raw[name]).decode() for name in columns.carried)
+    for i, name in enumerate(columns.carried):
+        if lacking.get(name) is not None:
+            stands[i] = json.dumps(lacking[name])
+    values.update(lacking)
     return values, tuple(stands)
+
+
+def within(values: Any, name: str) -> Any:
+    """Return the value under a key, or under dotted keys within each other; ABSENT without one."""
+    if isinstance(values, msgspec.Raw):
+        values = msgspec.json.decode(values, type=RAW) if bytes(values)[:1] == b"{" else None
+    if not isinstance(values, dict) or name in values:
+        return values[name] if isinstance(values, dict) else ABSENT
+    heads = (name[:i] for i, sign in enumerate(name if len(name) <= NESTED_CHARS else "") if sign == ".")
+    found = (within(values[head], name[len(head) + 1 :]) for head in heads if head in values)
+    return next((value for value in found if value is not ABSENT), ABSENT)
+
+
+def plain_json(value: str | None) -> str | None:
+    """Return a JSON string as itself and any other JSON as its text."""
+    return json.loads(value) if value is not None and value.startswith('"') else value
 
 
 def _without_no_numbers(line: bytes, columns: Columns) -> bytes | None:
@@ -214,7 +269,8 @@ def _without_no_numbers(line: bytes, columns: Columns) -> bytes | None:
         return None
     for name in columns.wanted() if isinstance(values, dict) else ():
         try:
-            json.dumps(values.get(name), allow_nan=False)
+            value = within(values, name)
+            json.dumps(None if value is ABSENT else value, allow_nan=False)
         except (ValueError, RecursionError):
             raise ValueError(
                 f"{label(name)}: it holds NaN or Infinity, which JSON has not; write null in its place"

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
+from corpus.assembly import Assembly
 from corpus.blocks import Block, BlockLimits, blocks_of
-from corpus.output_files import OutputFiles, side_files
+from corpus.destination import Destination
+from corpus.inputs import Inputs
 from corpus.pipeline import RunProgress
-from corpus.readers import Reader
+from corpus.previous import Previous
 from corpus.rows import CorpusError, UnfitRow
 from corpus.shards import ShardFolder
-from corpus.sources import reason
+from corpus.sources import RemoteError, reason
 from corpus.writers import check_carried
 from texts.options import Options
 
@@ -27,12 +29,14 @@ BLOCKS_PER_DEVICE = 4
 class CorpusJob:
     """What to embed, by which model, into what. `skip` goes on past rows that cannot be embedded."""
 
-    reader: Reader
-    output: Path
+    inputs: Inputs
+    destination: Destination
     model: str
     options: Options
     limits: BlockLimits
     skip: bool = False
+    previous: Previous | None = None
+    """The output that is updated."""
 
 
 def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -> Generator[RunProgress]:
@@ -42,34 +46,56 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
     cannot go on; everything stored stays, and the same job continues from there.
     """
     progress = RunProgress()
-    check_carried(job.output, job.reader.carried_fields)
+    check_carried(job.destination.product, job.inputs.carried_fields)
     try:
-        for block, expected in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
-            progress = progress.plus(block)._replace(expected=expected)
-            yield progress
-        written = _write_output(job, shards, progress.blocks)
+        with _in_words(job.destination, shards):
+            for block, (expected, is_known) in _stored_blocks(job, shards, submit, devices * BLOCKS_PER_DEVICE):
+                progress = progress.plus(block)
+                progress = progress._replace(expected=max(expected, progress.read), is_known=is_known)
+                yield progress
+            assembly = Assembly(shards, progress.blocks, job.destination, job.previous)
+            written = assembly.write(job.model, job.options, job.skip)
     except UnfitRow as unfit:
         remedy = "What was done is kept: mend it and run the same again, or skip such rows (on-error skip)"
-        raise CorpusError(job.reader.place(unfit.row.number), unfit.row.problem, remedy) from None
+        raise CorpusError(job.inputs.place(unfit.row), unfit.row.problem, remedy) from None
+    finish(job.destination, shards)
+    yield progress._replace(expected=progress.read, is_known=True, **written)
+
+
+def finish(destination: Destination, shards: ShardFolder) -> None:
+    """Put the whole product in its place, if it is not there yet, and delete everything else of the run."""
+    if destination.product != destination.base:
+        with _in_words(destination, shards):
+            if not shards.is_done:
+                destination.deliver()
+                shards.set_done()
+            destination.clear()
+    shards.remove()
+
+
+@contextmanager
+def _in_words(destination: Destination, shards: ShardFolder) -> Iterator[None]:
+    """Raise CorpusError for what cannot be written."""
+    try:
+        yield
     except MemoryError:  # pyarrow's is an ArrowException, too
         raise
     except (OSError, pa.ArrowException) as error:
-        remedy = f"what is done is kept in {shards.path}: make room and run the same again"
-        raise CorpusError(str(job.output), f"cannot be written: {reason(error)}", remedy) from error
-    shards.remove()
-    yield progress._replace(expected=written["rows"], **written)
+        first = "" if isinstance(error, RemoteError) else "make room and "
+        remedy = f"what is done is kept in {shards.path}: {first}run the same again"
+        raise CorpusError(destination.target, f"cannot be written: {reason(error)}", remedy) from error
 
 
 def _stored_blocks(
     job: CorpusJob, shards: ShardFolder, submit: Submit, at_once: int
-) -> Iterator[tuple[RunProgress, int]]:
-    """Yield every stored block, also those stored by an earlier run, with an estimate of the input's rows."""
-    expected = 0
+) -> Iterator[tuple[RunProgress, tuple[int, bool]]]:
+    """Yield every stored block, also of an earlier run, with the input's rows and whether their number is known."""
+    expected, find = (0, False), job.previous.find if job.previous else None
     waiting: set[Future[RunProgress]] = set()
     try:
-        for block, expected in blocks_of(job.reader, job.limits, job.options.chunking, job.skip):
+        for block, expected in blocks_of(job.inputs, job.limits, job.options.chunking, job.skip, find):
             if shards.has(block):
-                yield RunProgress(1, block.fit_rows, resumed=block.fit_rows), expected
+                yield RunProgress(1, block.fit_rows, resumed=block.fit_rows, read=block.rows.num_rows), expected
             else:
                 waiting.add(submit(block))
                 yield from ((stored, expected) for stored in _finished(waiting, at_once))
@@ -89,18 +115,3 @@ def _finished(waiting: "set[Future[RunProgress]]", limit: int) -> Iterator[RunPr
         waiting -= done
         for future in done:
             yield future.result()
-
-
-def _write_output(job: CorpusJob, shards: ShardFolder, block_count: int) -> dict[str, int]:
-    """Write all rows with a vector, list the others in a file beside the output, and return RunProgress's counts."""
-    id_type, count = shards.id_type(block_count), 0
-    with OutputFiles(job.output, job.model, job.options, shards.path, side_files(job.output, job.skip)) as files:
-        for index in range(block_count):
-            rows = shards.rows(index)
-            at = rows.schema.get_field_index("id")
-            rows = rows.set_column(at, pa.field("id", id_type), rows["id"].cast(id_type))
-            count += rows.num_rows
-            for row in files.write_block(rows, shards.vectors):
-                files.skip(row)
-        files.finish()
-        return {"rows": count - files.skipped, "skipped": files.skipped, "prompted": files.prompted}

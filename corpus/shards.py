@@ -27,12 +27,15 @@ from fetching.whole import fsync, written_whole
 # Blocks whose facts stay in memory, about 30 bytes a text, while rows that repeat their texts are gathered.
 BLOCKS_KEPT = 32
 MANIFEST = "manifest.json"
+PREVIOUS = "previous.txt"  # what the output was that an update takes over
+DONE = "done"
 SHARD_FILES = ("vectors.npy", "facts.npy", "offsets.npy", "rows.arrow", "shard.json")
 # The names of shards, and of everything else that runs make in the folder.
 SHARD_NAME = re.compile(r"[0-9]{8}(\.partial-[0-9]+)?")
-UNFINISHED_MANIFEST = re.compile(rf"{re.escape(MANIFEST)}\.[0-9]+\.partial")
+UNFINISHED = re.compile(rf"({re.escape(MANIFEST)}|{re.escape(PREVIOUS)})\.[0-9]+\.partial")
 OWN_NAME = re.compile(
-    rf"{re.escape(MANIFEST)}|{UNFINISHED_MANIFEST.pattern}|(parquet|npy|jsonl|rows\.parquet|skipped\.jsonl)\.partial"
+    rf"{re.escape(MANIFEST)}|{UNFINISHED.pattern}|{PREVIOUS}|{DONE}|new"
+    r"|(parquet|arrow|feather|npy|jsonl|rows\.parquet|skipped\.jsonl)\.partial"
 )
 
 
@@ -73,7 +76,7 @@ class ShardFolder:
         if self.path.stat().st_dev != self.path.parent.stat().st_dev:  # a link: no file can be renamed across disks
             raise CorpusError(place, "it is on another disk than the output", "name an output on that disk")
         if not path.exists():
-            if strange := [name for name in os.listdir(self.path) if not UNFINISHED_MANIFEST.fullmatch(name)]:
+            if strange := [name for name in os.listdir(self.path) if not UNFINISHED.fullmatch(name)]:
                 problem = f"it is no folder of a run, as it has {quoted(min(strange))} and no {MANIFEST}"
                 raise CorpusError(place, problem, "move it away, or name another output")
             with written_whole(path) as file:
@@ -88,6 +91,27 @@ class ShardFolder:
                 problem = f"it is {now!r}, and the run to go on with had {then!r}"
                 raise CorpusError(name, problem, f"run it with that, or delete {self.path} to start anew")
 
+    def check_previous(self, identity: str) -> None:
+        """Note which output the run updates. Raises CorpusError if it began with another."""
+        path = self.path / PREVIOUS
+        if not identity and not path.exists():
+            return
+        if not path.exists():
+            with written_whole(path) as file:
+                file.write(identity.encode())
+        if path.read_text() != identity:
+            problem, remedy = "the output has changed since this update of it began", f"delete {self.path}"
+            raise CorpusError("", problem, f"{remedy} to start anew")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run's output is in its place."""
+        return (self.path / DONE).exists()
+
+    def set_done(self) -> None:
+        """Note that the run's output is in its place."""
+        (self.path / DONE).touch()
+
     def close(self) -> None:
         """Let others work in the folder."""
         if self._lock is not None:
@@ -100,10 +124,10 @@ class ShardFolder:
         Files of others stay, and so does the folder then. `open` must have been called.
         """
         assert self._lock is not None
-        for name in sorted(os.listdir(self.path), key=lambda name: (name == MANIFEST, name)):  # the manifest last
+        for name in sorted(os.listdir(self.path), key=lambda name: (name == MANIFEST, name == DONE, name)):  # last
             if SHARD_NAME.fullmatch(name):
                 _remove_shard(self.path / name)
-            elif OWN_NAME.fullmatch(name):
+            elif OWN_NAME.fullmatch(name) and not (self.path / name).is_dir():
                 (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()

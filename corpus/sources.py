@@ -16,8 +16,9 @@ from fsspec.implementations.local import LocalFileSystem
 from corpus.rows import CorpusError
 
 REMOTE_READ_BYTES = 1 << 20
+CHECK_ADDRESS = "check the address, the network and what may be read there, or download the file and name it"
 NOT_PLAIN = {
-    stat.S_IFDIR: ("a folder", "name one file, as folders are read only with --ray"),
+    stat.S_IFDIR: ("a folder", "name the files in it"),
     stat.S_IFIFO: ("a pipe, and is read more than once", "write it to a file and name that"),
     stat.S_IFSOCK: ("a socket", "write what it sends to a file and name that"),
     stat.S_IFCHR: ("a device", "write what it holds to a file and name that"),
@@ -29,6 +30,10 @@ class RemoteError(OSError):
     """A URL whose content cannot be read, or not all of it."""
 
 
+class Unreachable(CorpusError):
+    """A file that cannot be opened or read for now; of what it holds that says nothing."""
+
+
 def open_source(path: str, name: str | None = None) -> BinaryIO:
     """Return the file, at its beginning and seekable. Reading it raises only OSError.
 
@@ -37,15 +42,32 @@ def open_source(path: str, name: str | None = None) -> BinaryIO:
     name = name or path
     if "://" not in path:
         return _open_local(path, name)
+    files, inner = file_system(path, name)
+    if isinstance(files, LocalFileSystem):
+        return _open_local(inner, name)
     try:
-        with _as_remote_error():
-            file_system, inner = fsspec.core.url_to_fs(path)
-            if not isinstance(file_system, LocalFileSystem):
-                return _open_remote(name, file_system, inner)
+        with as_remote_error():
+            return _open_remote(name, files, inner)
     except RemoteError as error:
-        remedy = "check the address, the network and what may be read there, or download the file and name it"
-        raise CorpusError(name, f"cannot be opened: {reason(error)}", remedy) from error
-    return _open_local(inner, name)
+        raise Unreachable(name, f"cannot be opened: {reason(error)}", CHECK_ADDRESS) from error
+
+
+def file_system(path: str, name: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a path or URL, and what it calls the path. Raises Unreachable."""
+    try:
+        with as_remote_error():
+            files, inner = fsspec.core.url_to_fs(path)
+            return files, inner
+    except RemoteError as error:
+        is_missing = isinstance(error.__cause__, ImportError)
+        remedy = "install it with pip and run the same again" if is_missing else CHECK_ADDRESS
+        why = reason(error.__cause__ if is_missing and error.__cause__ else error)
+        raise Unreachable(name, f"cannot be opened: {why}", remedy) from error
+
+
+def is_single(path: str) -> bool:
+    """Return whether a path can only be a file: what http serves has no folders, and its question marks no magic."""
+    return path.startswith(("http://", "https://"))
 
 
 def name_of(path: str) -> str:
@@ -67,10 +89,10 @@ def _open_local(path: str, name: str) -> BinaryIO:
         kind = stat.S_IFMT(os.stat(path).st_mode)
         if kind != stat.S_IFREG:
             what, remedy = NOT_PLAIN.get(kind, ("no plain file", "name one"))
-            raise CorpusError(name, f"it is {what}", remedy)
+            raise Unreachable(name, f"it is {what}", remedy)
         return open(path, "rb")
     except OSError as error:
-        raise CorpusError(name, f"cannot be opened: {reason(error)}", "check the path") from error
+        raise Unreachable(name, f"cannot be opened: {reason(error)}", "check the path") from error
 
 
 def _open_remote(name: str, file_system: Any, inner: str) -> BinaryIO:
@@ -80,7 +102,7 @@ def _open_remote(name: str, file_system: Any, inner: str) -> BinaryIO:
         file.seek(0)
     except (ValueError, OSError, TypeError):
         file.close()
-        raise CorpusError(
+        raise Unreachable(
             name,
             "its server does not say how long it is, or cannot send parts of it, so a broken connection would look "
             "like the end",
@@ -102,17 +124,17 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _as_remote_error():
+        with as_remote_error():
             self._file.seek(offset, whence)
             return self.tell()
 
     def tell(self) -> int:
-        with _as_remote_error():
+        with as_remote_error():
             return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
         at = self.tell()
-        with _as_remote_error():
+        with as_remote_error():
             data = self._file.read(min(len(buffer), max(self._size - at, 0)))
         if not data and at < self._size:
             raise RemoteError(f"it ended after {at:,} of {self._size:,} bytes")
@@ -126,7 +148,7 @@ class _Remote(io.RawIOBase):
 
 
 @contextmanager
-def _as_remote_error() -> Iterator[None]:
+def as_remote_error() -> Iterator[None]:
     """Raise as RemoteError whatever another library raises, except errors of this process."""
     try:
         yield

@@ -1,7 +1,6 @@
-"""The output's formats: rows with vectors to .parquet, .npy or .jsonl. The same rows give the same bytes."""
+"""The output's formats: rows with vectors to .parquet, .arrow, .npy or .jsonl. The same rows give the same bytes."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from corpus.arrow import for_json, in_utc
 from corpus.output_rows import OutputRows, vector_array
 from corpus.readers import AS_JSON
-from corpus.rows import CorpusError
+from corpus.rows import CorpusError, plain_json
 
 
 def check_carried(output: Path, fields: Sequence[pa.Field]) -> None:
@@ -34,7 +33,7 @@ class ParquetWriter:
         self, file: BinaryIO, first: OutputRows, metadata: Mapping[str, str], with_vectors: bool = True
     ) -> None:
         self._with_vectors = with_vectors
-        schema = self._table(first).schema.with_metadata(metadata)
+        schema = _table(first, with_vectors).schema.with_metadata(metadata)
         # Parquet stores single bytes only by a dictionary of their 256 values; floats are all different.
         is_bytes = first.vectors.dtype.itemsize == 1
         dictionary = [field.name for field in schema if field.name != "embedding"]
@@ -46,30 +45,55 @@ class ParquetWriter:
             file, schema, compression=compression, use_dictionary=dictionary, write_statistics=["id"]
         )
 
-    def _table(self, rows: OutputRows) -> pa.Table:
-        table = rows.table
-        for i, field in enumerate(table.schema):
-            if field.metadata == AS_JSON:
-                texts = [_plain(value) for value in table.column(i).to_pylist()]
-                table = table.set_column(i, pa.field(field.name, pa.string()), pa.array(texts, pa.string()))
-        if self._with_vectors:
-            vectors = vector_array(rows.vectors)
-            table = table.add_column(1, pa.field("embedding", vectors.type, nullable=False), vectors)
-        return table
-
     def write(self, rows: OutputRows) -> None:
         """Raises CorpusError for ids that do not fit the type of those before them."""
-        table, id_type = self._table(rows), self._writer.schema.field("id").type
-        if table["id"].type != id_type:
-            try:
-                table = table.set_column(0, pa.field("id", id_type), table["id"].cast(id_type))
-            except pa.ArrowInvalid as error:
-                problem = f"one does not fit the type of those before it, {id_type}"
-                raise CorpusError("id", problem, "write all ids as strings") from error
-        self._writer.write_table(table)
+        self._writer.write_table(_with_id_type(_table(rows, self._with_vectors), self._writer.schema.field("id").type))
 
     def close(self) -> None:
         self._writer.close()
+
+
+class ArrowWriter:
+    """.arrow: Arrow's IPC file, not compressed so that it can be memory-mapped; its columns are those of .parquet."""
+
+    def __init__(self, file: BinaryIO, first: OutputRows, metadata: Mapping[str, str]) -> None:
+        schema = _table(first).schema.with_metadata(metadata)
+        self._id_type = schema.field("id").type
+        self._writer = pa.ipc.new_file(file, schema)
+
+    def write(self, rows: OutputRows) -> None:
+        """Raises CorpusError for ids that do not fit the type of those before them."""
+        self._writer.write_table(_with_id_type(_table(rows).combine_chunks(), self._id_type))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def json_as_strings(table: pa.Table) -> pa.Table:
+    """Return a table whose columns of JSON are strings: those in it as themselves, anything else as its text."""
+    for i, field in enumerate(table.schema):
+        if field.metadata == AS_JSON:
+            texts = [plain_json(value) for value in table.column(i).to_pylist()]
+            table = table.set_column(i, pa.field(field.name, pa.string()), pa.array(texts, pa.string()))
+    return table
+
+
+def _table(rows: OutputRows, with_vectors: bool = True) -> pa.Table:
+    table = json_as_strings(rows.table)
+    if with_vectors:
+        vectors = vector_array(rows.vectors)
+        table = table.add_column(1, pa.field("embedding", vectors.type, nullable=False), vectors)
+    return table
+
+
+def _with_id_type(table: pa.Table, id_type: pa.DataType) -> pa.Table:
+    if table["id"].type == id_type:
+        return table
+    try:
+        return table.set_column(0, pa.field("id", id_type), table["id"].cast(id_type))
+    except pa.ArrowInvalid as error:
+        problem = f"one does not fit the type of those before it, {id_type}"
+        raise CorpusError("id", problem, "write all ids as strings") from error
 
 
 class NumpyWriter:
@@ -133,10 +157,5 @@ def _base64(value: object) -> str:
     return base64.b64encode(value).decode()
 
 
-Writer = ParquetWriter | NumpyWriter | JsonLinesWriter
+Writer = ParquetWriter | ArrowWriter | NumpyWriter | JsonLinesWriter
 """Takes the output piece by piece; `close` writes the end of the file, and leaves the file open."""
-
-
-def _plain(value: str | None) -> str | None:
-    """Return a JSON string as itself and any other JSON as its text."""
-    return json.loads(value) if value is not None and value.startswith('"') else value

@@ -3,6 +3,7 @@
     python -m scripts.embed_corpus corpus.jsonl vectors.parquet --task retrieval_document --id key --carry url
     python -m scripts.embed_corpus corpus.txt.zst vectors.npy --dim 256 --precision int8 --on-error skip
     python -m scripts.embed_corpus books.parquet chunks.parquet --chunk 512 --overlap 64
+    python -m scripts.embed_corpus 's3://bucket/**/*.parquet' vectors.parquet --text page.body --id url --carry all
     python -m scripts.embed_corpus s3://bucket/texts s3://bucket/vectors --id key --ray auto --workers 2-16
 
 After Ctrl-C or any other interruption, the same command continues where the run stopped. Exit status: 0 when the output
@@ -14,23 +15,24 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Generator
-from contextlib import closing
-from pathlib import Path
-from typing import Any, get_args
-
-from tqdm import tqdm
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any, NoReturn, get_args
 
 import encoding
 import engine
 import weights
 from corpus.blocks import BlockLimits
-from corpus.output_files import OUTPUT_FORMATS, check_output, is_published, partial_path, side_file, side_files
+from corpus.destination import DEFAULT_FILE_MB, Destination, skipped_list
+from corpus.inputs import Inputs
+from corpus.listing import covers, spooled
+from corpus.output_files import OUTPUT_FORMATS, check_output, side_files
 from corpus.pipeline import DeviceJob, RunProgress
-from corpus.readers import Reader
+from corpus.progress import shown
+from corpus.readers import FORMATS
 from corpus.rows import Columns, CorpusError
-from corpus.run import CorpusJob, run
-from corpus.shards import ShardFolder
+from corpus.run import CorpusJob, finish, run
+from corpus.shards import ShardFolder, shards_path
 from engine.contract import DeviceError
 from engine.device import device_shares
 from engine.tokenizer import Truncate
@@ -47,15 +49,19 @@ BLOCK_ROWS = {"cpu": 2_048, "cuda": 32_768}
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    outputs = ", ".join(f".{form}" for form in OUTPUT_FORMATS)
-    parser.add_argument("input", help=".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst) or .parquet: a path or URL")
-    parser.add_argument("output", help=f"path of a file: {outputs}; with --ray a folder")
+    outputs = ", ".join(f".{form}" for form in (*OUTPUT_FORMATS, "lance"))
+    formats = ".txt, .jsonl, .csv (also .gz, .bz2, .xz, .zst), .parquet or .arrow"
+    parser.add_argument("input", nargs="+", help=f"{formats}: paths, URLs, folders, globs, or - for standard input")
+    parser.add_argument("output", help=f"path or URL of a file ({outputs}) or, with / at its end, of a folder")
     parser.add_argument("--weights", default=os.environ.get("WEIGHTS"), help="checkpoint (default: variable WEIGHTS)")
+    parser.add_argument(
+        "--format", choices=sorted({*FORMATS.values()}), help="of all files (default: as their names say)"
+    )
     columns = parser.add_argument_group("columns")
     columns.add_argument("--text", default="text", metavar="COLUMN", help="column of the texts (default: text)")
     columns.add_argument("--title", metavar="COLUMN", help="column of the documents' titles")
     columns.add_argument("--id", metavar="COLUMN", help="column of the ids (default: number of the line or row)")
-    columns.add_argument("--carry", action="append", default=[], metavar="COLUMN", help="copy this column; repeatable")
+    columns.add_argument("--carry", action="append", default=[], metavar="COLUMNS", help="copy these (a,b), or all")
     vectors = parser.add_argument_group("vectors")
     vectors.add_argument("--task", choices=list(PROMPTS), help="use of the vectors (default: retrieval_document)")
     vectors.add_argument("--dim", type=int, default=768, choices=EMBEDDING_DIMS, help="vector size (default: 768)")
@@ -65,18 +71,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     vectors.add_argument("--chunk", type=int, metavar="TOKENS", help="cut texts into chunks of at most this length")
     vectors.add_argument("--overlap", type=int, default=0, metavar="TOKENS", help="tokens shared by adjacent chunks")
     vectors.add_argument("--late", action="store_true", help="late chunking: encode neighbouring chunks together")
+    _add_output_options(parser.add_argument_group("output"))
     running = parser.add_argument_group("run")
     running.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="what to do at a bad row")
     running.add_argument("--devices", type=int, help="number of GPUs or CPU shares (default: all GPUs, or 1)")
     running.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray (default: local)")
     running.add_argument("--workers", type=_range, metavar="MIN[-MAX]", help="actors of --ray (default: 1)")
     running.add_argument("--window", type=_positive, help="rows sorted by length and stored together")
+    running.add_argument("--log", choices=["console", "json"], default="console", help="json: an object a line")
     args = parser.parse_args(arguments)
+    if args.input == ["-"] and not args.format:
+        parser.error("-: standard input has no name that tells its format; name it with --format")
     if args.ray is None and args.workers:
         parser.error("--workers needs --ray; without it --devices says how many compute")
     if args.ray is not None and args.devices:
         parser.error("--devices has no meaning with --ray; --workers says how many compute")
+    if args.remove and not args.update:
+        parser.error("--remove needs --update")
+    if args.update and not args.id:
+        parser.error("--update needs --id, as rows are known by their ids")
     return args
+
+
+def _add_output_options(output: argparse._ArgumentGroup) -> None:
+    output.add_argument("--update", action="store_true", help="embed only texts that the output does not have yet")
+    output.add_argument("--remove", action="store_true", help="with --update: remove rows that the input lacks")
+    output.add_argument("--file-mb", type=_positive, default=DEFAULT_FILE_MB, help="size of a folder's files (MB)")
+    output.add_argument("--partition-by", action="append", default=[], metavar="COLUMN", help="folders column=value")
 
 
 def _positive(text: str) -> int:
@@ -102,7 +123,7 @@ def options_of(args: argparse.Namespace) -> Options:
 
 def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) -> dict[str, Any]:
     """Return everything that the output's bytes depend on besides the input: only an equal run can continue."""
-    columns = job.reader.columns
+    columns = job.inputs.columns
     return {
         "dtype": number_format,
         "model": job.model,
@@ -111,6 +132,11 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
         "title": columns.title,
         "id": columns.id,
         "carry": list(columns.carried),
+        "output": job.destination.target,
+        "update": job.destination.update,
+        "remove": job.destination.remove,
+        "file_mb": job.destination.file_mb,
+        "partition": list(job.destination.partition),
         "window": job.limits.rows,
         "engine": os.environ.get("ENGINE", "").strip() or "packed",
         "threads": environment.get("OMP_NUM_THREADS", "a GPU"),
@@ -118,85 +144,122 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
     }
 
 
-def embed(args: argparse.Namespace, options: Options, columns: Columns) -> RunProgress:
-    """Run to the end, with a progress bar. Raises CorpusError, or another error with a sentence."""
-    output, skip = _output(args), args.on_error == "skip"
-    shards = ShardFolder(output)
-    check_output(output, shards.path, side_files(output, skip))
-    reader = Reader(args.input, columns)
-    checkpoint = weights.resolve(args.weights)
-    devices = device_shares(args.devices)
-    rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
-    number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
-    job = CorpusJob(reader, output, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
-    shards.open(manifest(job, number_format, devices[0]))
-    if is_published(partial_path(shards.path, output, output), output):  # a run was killed between its last two steps
-        shards.remove()
-        return RunProgress()
-    device_job = DeviceJob(checkpoint.directory, number_format, options, output, skip)
-    with closing(shards), closing(device_job.devices(devices)) as computing:
-        return _show(run(job, shards, computing.submit, len(devices)))
+def embed(args: argparse.Namespace, options: Options, columns: Columns) -> tuple[RunProgress, float]:
+    """Run to the end, showing progress, and return it and the tokens a second. Raises an error with a sentence."""
+    destination, skip = _destination(args), args.on_error == "skip"
+    shards, product = ShardFolder(destination.base), destination.product
+    if product == destination.base:
+        check_output(product, shards.path, side_files(product, skip))
+    elif not product.exists():
+        destination.check_new()
+    with ExitStack() as opened:
+        inputs = opened.enter_context(closing(_inputs(args, columns, opened)))
+        checkpoint = weights.resolve(args.weights)
+        devices = device_shares(args.devices)
+        rows = args.window or BLOCK_ROWS["cuda" if "CUDA_VISIBLE_DEVICES" in devices[0] else "cpu"]
+        number_format = engine.number_format(checkpoint.directory, measured=weights.measurements())
+        job = CorpusJob(inputs, destination, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
+        shards.open(manifest(job, number_format, devices[0]))
+        opened.enter_context(closing(shards))
+        if shards.is_done or destination.is_whole():  # a run was killed in its last steps
+            finish(destination, shards)
+            return RunProgress(), 0
+        job = replace(job, previous=destination.open_previous({"model": job.model, **options.described()}))
+        shards.check_previous(destination.identity())
+        device_job = DeviceJob(checkpoint.directory, number_format, options, destination.base, skip)
+        computing = opened.enter_context(closing(device_job.devices(devices)))
+        return shown(run(job, shards, computing.submit, len(devices)), args.log == "json")
 
 
-def _output(args: argparse.Namespace) -> Path:
-    """Return the path of the output. Raises CorpusError for a URL, and where the input would be written over."""
-    if "://" in args.output:
-        remedy = "give a path and copy the file from there (with --ray it is a folder, which may be a URL)"
-        raise CorpusError(args.output, "the output is a file of this machine", remedy)
-    output = Path(args.output)
-    for beside in side_files(output, skip=True):
-        if os.path.realpath(args.input) == os.path.realpath(beside):
-            raise CorpusError(args.input, f"the run to {output} writes a file of this name", "name another output")
-    return output
+def _destination(args: argparse.Namespace) -> Destination:
+    """Return where the output goes. Raises CorpusError where that cannot be, and for a place among the input's."""
+    given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
+    destination = Destination.of(args.output, args.update, **given)
+    output = destination.base
+    local = () if destination.file_system else (*side_files(output, skip=True), output)
+    for path in (shards_path(output) / "a" / "rows.arrow", *local):
+        for source in args.input:
+            is_said = path == output and not args.update and os.path.exists(output)  # otherwise
+            if covers(source, str(path)) and not is_said:
+                what = "writes a file of this name" if source == str(path) else "writes files among these"
+                raise CorpusError(source, f"the run to {destination.target} {what}", "name another output")
+    return destination
 
 
-def _show(steps: Generator[RunProgress]) -> RunProgress:
-    """Show a run's progress in a bar, whose end is estimated from the fraction of the file that was read."""
-    progress = RunProgress()
-    with closing(steps), tqdm(unit=" texts", dynamic_ncols=True) as bar:
-        for progress in steps:
-            bar.total = progress.expected
-            if progress.rows == progress.resumed:
-                bar.n = bar.initial = progress.resumed  # not this run's work: the rate leaves it out
-            tokens_s = progress.tokens / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{tokens_s:,.0f} tokens/s", refresh=False)
-            bar.update(progress.rows - bar.n)
-    return progress
+def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> Inputs:
+    """Return the input. Raises CorpusError where it cannot be read."""
+    paths, name = args.input, None
+    if paths == ["-"]:
+        paths, name = [opened.enter_context(spooled(sys.stdin.buffer)).name], "standard input"
+    return Inputs(paths, columns, args.format, args.on_error == "skip", name)
+
+
+def _columns(args: argparse.Namespace) -> Columns:
+    """Return which columns hold what. Raises CorpusError for a carried one that cannot be."""
+    asked = [name for names in args.carry for name in names.split(",")]
+    carried = (*asked, *(name for name in args.partition_by if name not in asked))
+    return Columns(args.text, args.title, args.id, () if "all" in carried else carried, carry_all="all" in carried)
 
 
 def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Columns) -> int:
     """Return how many rows the output has. Raises CorpusError, and ModuleNotFoundError without Ray."""
     from corpus import cluster  # needs requirements/ray.txt
 
+    if args.update and not args.remove:
+        remedy = "add --remove, and name an input that has all rows"
+        raise CorpusError("update", "with --ray rows that the input lacks cannot stay", remedy)
+    given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
+    destination = Destination.of(f"{args.output.rstrip('/')}/", args.update, **given)
     job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
-    return cluster.embed(job, args.input, args.output, args.ray, args.workers or (1, 1), args.window)
+    sources, workers = cluster.parquet_files(args.input), args.workers or (1, 1)
+    return cluster.embed(job, sources, destination, args.ray, workers, args.window)
 
 
 def main() -> None:
-    logs.of_command(logger.name, *logs.OURS)
     args = parse()
+    logs.of_command(logger.name, *logs.OURS, as_json=args.log == "json")
     try:
-        options, columns = options_of(args), Columns(args.text, args.title, args.id, tuple(args.carry))
+        options, columns = options_of(args), _columns(args)
         if args.ray is not None:
             logger.info("%s: %d rows", args.output, _embed_on_cluster(args, options, columns))
             return
-        progress = embed(args, options, columns)
+        progress, tokens_s = embed(args, options, columns)
     except ModuleNotFoundError as error:
-        sys.exit(f"embed_corpus: ray: {error}; install requirements/ray.txt")
+        _fail(f"ray: {error}; install requirements/ray.txt", args)
     except (ValueError, OSError, DeviceError, WeightsError) as error:
-        sys.exit(f"embed_corpus: {masking.masked(error)}")
+        _fail(masking.masked(error), args)
     except KeyboardInterrupt:
         logger.info("Interrupted; what is done is kept: run the same again to go on.")
         os._exit(130)  # without waiting for the block under way, which would be computed again anyway
+    _tell_end(args.output, progress, tokens_s)
+
+
+def _fail(sentence: str, args: argparse.Namespace) -> NoReturn:
+    if args.log == "json":
+        logger.error("%s", sentence)
+        sys.exit(1)
+    sys.exit(f"embed_corpus: {sentence}")
+
+
+def _tell_end(output: str, progress: RunProgress, tokens_s: float) -> None:
     if progress.skipped:
-        skipped_file = side_file(Path(args.output), "skipped.jsonl")
-        logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_file)
+        logger.info("%d rows have no vector; %s says why", progress.skipped, skipped_list(output))
     if progress.prompted:
         logger.info("%d vectors are of texts that began with a prompt, and got no second one", progress.prompted)
-    if progress.blocks:
-        logger.info("%s: %d rows, %d texts computed", args.output, progress.rows, progress.computed)
-    else:
-        logger.info("%s: it was whole already", args.output)
+    if not progress.blocks:
+        logger.info("%s: it was whole already", output)
+        return
+    facts = {
+        "rows": progress.rows,
+        "skipped": progress.skipped,
+        "reused": progress.resumed,
+        "texts": progress.computed,
+        "tokens": progress.tokens,
+        "tokens_s": round(tokens_s),
+    }
+    form = "{rows:,} rows, {skipped:,} skipped, {reused:,} reused; {texts:,} texts computed, {tokens:,} tokens, "
+    words = f"{output}: {form.format(**facts)}{tokens_s:,.0f} tokens/s"
+    logger.info("%s", words, extra={"facts": {"output": output, **facts}})
 
 
 if __name__ == "__main__":

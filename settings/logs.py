@@ -24,16 +24,16 @@ class JsonLines(logging.Formatter):
     """Lines as Cog's server writes its own, so that one parser reads both."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a line of JSON: the time in UTC, the level, the message with any traceback, and the logger."""
+        """Return a line of JSON: time in UTC, level, the message with any traceback, a record's `facts`, logger."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
         level = "WARN" if record.levelno == logging.WARNING else record.levelname
-        fields = {"message": super().format(record)}
+        fields = {"message": super().format(record), **getattr(record, "facts", {})}
         return json.dumps({"timestamp": f"{time}Z", "level": level, "fields": fields, "target": record.name})
 
 
-def of_command(*loggers: str) -> None:
-    """Write plain sentences to stderr for the person who runs a command; of INFO only what `loggers` have."""
-    _write(logging.Formatter("%(message)s"), loggers, logging.INFO)
+def of_command(*loggers: str, as_json: bool = False) -> None:
+    """Write sentences to stderr for the person who runs a command, or JSON; of INFO only what `loggers` have."""
+    _write(JsonLines() if as_json else logging.Formatter("%(message)s"), loggers, logging.INFO)
 
 
 def of_server() -> None:

@@ -21,8 +21,9 @@ import torch
 import engine
 import weights
 from corpus.blocks import BlockLimits
+from corpus.destination import Destination
+from corpus.inputs import Inputs
 from corpus.pipeline import Pipeline
-from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
@@ -48,7 +49,8 @@ def embed_alone(loaded: Engine, texts: Sequence[str], block_rows: int) -> tuple[
 def embed_file(loaded: Engine, source: Path, output: Path, block_rows: int) -> float:
     """Return the seconds that a run takes from file to file."""
     start = time.perf_counter()
-    job = CorpusJob(Reader(str(source), Columns()), output, "", Options(), BlockLimits(rows=block_rows))
+    inputs, destination = Inputs([str(source)], Columns()), Destination.of(str(output))
+    job = CorpusJob(inputs, destination, "", Options(), BlockLimits(rows=block_rows))
     shards = ShardFolder(output)
     shards.open({})
     with closing(shards), closing(Pipeline(loaded.tokenizer, loaded.embed, Options(), shards, False)) as pipeline:

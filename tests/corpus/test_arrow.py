@@ -191,6 +191,31 @@ def test_views_of_lists_are_refused_at_once(tmp_path: Path) -> None:
             Reader(str(tmp_path / f"{k}.parquet"), Columns(carried=("c",)))
 
 
+def test_types_that_parquet_has_not_are_refused_at_once(tmp_path: Path) -> None:
+    for k, array in enumerate(NOT_IN_PARQUET):
+        table = pa.table({"text": texts(len(array)), "c": array})
+        with pa.OSFile(str(tmp_path / f"{k}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        assert len(list(Reader(str(tmp_path / f"{k}.arrow"), Columns()).rows())) == len(array)
+        with pytest.raises(CorpusError, match=r"c: its type .* cannot be carried; write the column with lists, or wi"):
+            Reader(str(tmp_path / f"{k}.arrow"), Columns(carried=("c",)))
+
+
+def test_every_type_is_kept_from_arrows_files(engine: PackedEngine, source: Path, tmp_path: Path) -> None:
+    table = sample_table()
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=130)
+    embed(engine, tmp_path / "a.arrow", tmp_path / "v.parquet", CARRIED, limits=BlockLimits(rows=64), skip=True)
+    expected = pa.concat_tables([table.slice(0, 7), table.slice(8)])
+    carried = pq.read_table(tmp_path / "v.parquet")
+    for name in CARRIED.carried:
+        values = expected[name].combine_chunks()
+        written = pa.BufferOutputStream()
+        pq.write_table(pa.table({name: values.cast(plain(values.type))}), written)
+        there = pq.read_table(pa.BufferReader(written.getvalue()))[name].combine_chunks()  # as .parquet keeps it
+        assert carried[name].combine_chunks().to_string(window=COUNT) == there.to_string(window=COUNT), name
+
+
 def test_ids_of_every_type_are_kept_or_refused_at_once(engine: PackedEngine, tmp_path: Path) -> None:
     for k, array in enumerate(ALL):
         array = array.slice(0, 1) if view(array) or array.type == pa.null() else array.drop_null()

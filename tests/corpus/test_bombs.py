@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from batching.errors import Busy
-from corpus import parquet, prediction
+from corpus import columnar, prediction
 from corpus.asked_file import InputFile
 from corpus.prediction import embed_file
 from corpus.readers import Reader
@@ -223,4 +223,4 @@ def test_an_answer_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def no_process_stays() -> Iterator[None]:
     """The idle process keeps the limits of the test that started it, except the memory limit."""
     yield
-    assert len(parquet._idle) <= 1
+    assert len(columnar._idle) <= 1

@@ -17,7 +17,7 @@ import pytest
 
 from container.make_openapi import ROOT
 from corpus.shards import shards_path
-from tests.support import corpora
+from tests.support import corpora, interrupted_runs
 
 Process = subprocess.Popen[str]
 OPTIONS = ["--weights", "small", "--window", "16"]
@@ -88,6 +88,27 @@ def test_killed_twenty_times_the_output_is_the_same(corpus: Path, whole: Path, t
     assert all(path.read_bytes() == whole.read_bytes() for path in outputs)
     assert output in outputs and not shards_path(output).exists()
     assert pq.read_table(output)["id"].to_pylist() == list(range(1, 401)), "no text twice, none lost"
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("name", ["v.parquet", "v"])
+def test_killed_again_and_again_an_update_is_the_same_and_the_output_whole_meanwhile(
+    corpus: Path, tmp_path: Path, name: str
+) -> None:
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(corpora.texts(320))]
+    source, form = corpora.write(tmp_path / "a.jsonl", rows), "/" if name == "v" else ""
+    before, output = tmp_path / f"before-{name}", tmp_path / name
+    options = [*OPTIONS, "--id", "id"]
+    run("scripts.embed_corpus", source, f"{before}{form}", *options)
+    corpora.write(source, [{**row, "text": f"now {i}"} if i % 4 else row for i, row in enumerate(rows)])
+    more = [*options, "--update", "--remove"]
+    left = json.loads(
+        run("tests.support.interrupted_runs", "update", before, "1", "7", source, f"{output}{form}", *more)
+    )
+    print("shards that each killed update left:", left)
+    outputs = [interrupted_runs.content(path) for path in sorted(tmp_path.glob(f"{name}*")) if path != before]
+    assert len(left) == 7 and len(outputs) >= 2 and all(each == outputs[0] for each in outputs)
+    assert sorted(path.name for path in tmp_path.glob("*.parts")) == []
 
 
 def test_control_c_keeps_what_is_done(corpus: Path, whole: Path, tmp_path: Path) -> None:

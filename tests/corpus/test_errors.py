@@ -56,8 +56,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_outputs_that_cannot_be(said: Callable[..., str], source: Path, tmp_path: Path) -> None:
-    for url in ("s3://bkt/v.parquet", "file:///tmp/v.parquet"):
-        assert said(source, url).startswith(f"{url}: the output is a file of this machine; give a path and copy the")
+    for url, problem in (
+        ("http://localhost/v.parquet", "nothing is written by http; name a path, or a URL of s3, gs, abfs, ..."),
+        ("nowhere://bucket/v.parquet", "cannot be opened: ValueError: Protocol not known: nowhere; check the address"),
+    ):
+        assert said(source, url) == f"{url}: {problem}"
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     for output, problem in (

@@ -11,7 +11,7 @@ import pytest
 from corpus import pipeline
 from corpus.blocks import BlockLimits, blocks_of
 from corpus.compute import PreparedBlock, TextVectors, finish
-from corpus.readers import Reader
+from corpus.inputs import Inputs
 from corpus.rows import Columns
 from corpus.shards import ShardFolder
 from engine.contract import DIMENSIONS, Ranges, TokenIds
@@ -38,7 +38,7 @@ def test_a_block_is_computed_before_the_one_before_is_finished(monkeypatch: pyte
     shards = ShardFolder(tmp_path / "vectors.parquet")
     shards.open({})
     threads = pipeline.Pipeline(Tokenizer(SMALL), embed, Options(), shards, False)
-    with closing(Reader(str(source), Columns())) as reader, closing(shards), closing(threads):
-        blocks = [block for block, _ in blocks_of(reader, BlockLimits(rows=1), None, False)]
+    with closing(Inputs([str(source)], Columns())) as inputs, closing(shards), closing(threads):
+        blocks = [block for block, _ in blocks_of(inputs, BlockLimits(rows=1), None, False)]
         stored = [threads.submit(block) for block in blocks]
         assert [future.result(60).computed for future in stored] == [1, 1]

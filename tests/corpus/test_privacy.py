@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -57,7 +58,10 @@ FILES: dict[str, bytes | pa.Table] = {
     "damaged.txt.gz": C,
     "damaged.txt.zst": C,
     "damaged.parquet": b"PAR1" + C + b"PAR1",
+    "damaged.arrow": C,
     "names.parquet": pa.table({CANARY: [CANARY]}),
+    "names.arrow": pa.table({CANARY: [CANARY]}),
+    "latin.arrow": table(text=pa.array([C + b"\xff"], pa.binary()).view(pa.string())),
     "struct.parquet": table(text=[{CANARY: CANARY}]),
     "zone.parquet": table(id=pa.array([1], pa.timestamp("s", "Europe/Vienna"))),
     "struct-id.parquet": table(id=[{CANARY: 1}]),
@@ -72,6 +76,8 @@ def written(folder: Path, name: str) -> Path:
     content = FILES[name]
     if isinstance(content, bytes):
         (folder / name).write_bytes(content)
+    elif name.endswith(".arrow"):
+        feather.write_feather(content, str(folder / name))
     else:
         pq.write_table(content, folder / name)
     return folder / name

@@ -126,13 +126,17 @@ def test_what_is_not_there_is_said(site: str) -> None:
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/a.txt"
         assert re.match(rf": cannot be opened: Connect.*{remedy}$", refusal(address))
     for address, words in (
-        ("s3://bucket/a.jsonl", "ImportError: Install s3fs to access S3"),
-        ("gs://bucket/a.jsonl", "ImportError: Please install gcsfs to access Google Storage"),
         ("nothing://at/a.txt", "ValueError: Protocol not known: nothing"),
         ("memory://none/a.txt", "there is no such file"),
         ("http://[broken/a.txt", "Invalid IPv6 URL"),
     ):
         assert refusal(address) == f": cannot be opened: {words}{remedy}"
+    installing = "install it with pip and run the same again"
+    for address, words in (
+        ("gs://bucket/a.jsonl", "Please install gcsfs to access Google Storage"),
+        ("sftp://host/a.jsonl", 'SFTPFileSystem requires "paramiko" to be installed'),
+    ):
+        assert refusal(address) == f": cannot be opened: {words}; {installing}"
 
 
 def test_hugging_face_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +161,7 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
         said = {name: refusal(f"{tmp_path}/{name}.txt") for name in ("pipe", "folder", "device", "nowhere", "socket")}
     assert said == {
         "pipe": ": it is a pipe, and is read more than once; write it to a file and name that",
-        "folder": ": it is a folder; name one file, as folders are read only with --ray",
+        "folder": ": it is a folder; name the files in it",
         "device": ": it is a device; write what it holds to a file and name that",
         "nowhere": ": cannot be opened: No such file or directory; check the path",
         "socket": ": it is a socket; write what it sends to a file and name that",

@@ -129,7 +129,7 @@ def test_outputs_that_cannot_be(engine: PackedEngine, tmp_path: Path) -> None:
     (tmp_path / "there.npy").touch()
     for name, problem in (
         ("there.npy", "the file is there already; delete it, or name another"),
-        ("v.doc", r"the output's format is 'doc'; name a \.parquet, \.npy or \.jsonl file"),
+        ("v.doc", r"the output's format is 'doc'; name a \.parquet, \.arrow, \.npy, \.jsonl or"),
         ("nowhere/v.npy", "there is no folder .*nowhere; make it first"),
     ):
         with pytest.raises(CorpusError, match=problem):

@@ -214,6 +214,17 @@ def test_ids_and_streams_are_kept_as_they_are(server: Server) -> None:
     assert table_of(answer)["id"].to_pylist() == ["a", "b"]
 
 
+def test_columns_within_columns_of_a_stream_of_arrows(server: Server) -> None:
+    table, sink = pa.table({"page": [{"body": "one", "url": "u1"}, {"body": "two", "url": "u2"}]}), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    columns = {"text_column": "page.body", "id_column": "page.url"}
+    answer = embed_file(server, file=data_url(sink.getvalue()), file_format="arrow", **columns)
+    assert table_of(answer)["id"].to_pylist() == ["u1", "u2"]
+    failed = server.predict({"file": data_url(b"none"), "file_format": "arrow"})
+    assert "file: not a whole arrow file: ArrowInvalid; its beginning or end" in failed["error"]
+
+
 def test_a_url_that_has_no_file_fails_its_own_prediction(
     server: Server, site: tuple[str, Path, dict[str, float]]
 ) -> None:

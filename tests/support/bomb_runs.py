@@ -19,8 +19,9 @@ import numpy as np
 from batching.request import Cost
 from corpus import asked_file, prediction
 from corpus.blocks import BlockLimits
+from corpus.destination import Destination
+from corpus.inputs import Inputs
 from corpus.pipeline import Pipeline
-from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
@@ -47,8 +48,8 @@ def predict(path: Path, output: Path, options: Options, tokenizer: Tokenizer) ->
 
 def run_over(path: Path, output: Path, options: Options, tokenizer: Tokenizer) -> int:
     columns = Columns() if ".txt" in path.name else Columns(id="id", carried=("load",))
-    with closing(Reader(str(path), columns)) as reader:
-        job = CorpusJob(reader, output, "none", options, BlockLimits(WINDOW), True)
+    with closing(Inputs([str(path)], columns)) as inputs:
+        job = CorpusJob(inputs, Destination.of(str(output)), "none", options, BlockLimits(WINDOW), True)
         shards = ShardFolder(output)
         shards.open({})
         with closing(shards), closing(Pipeline(tokenizer, vectors, options, shards, True)) as pipeline:

@@ -202,6 +202,30 @@ def many_columns(path: Path) -> None:
     pq.write_table(pa.table([pa.array(["a"])] * len(names), names=names), path)
 
 
+def write_arrow(path: Path, content: pa.Table, compression: str | None = None) -> None:
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, content.schema, options=options) as writer:
+        writer.write_table(content)
+
+
+@bomb("dictionary.arrow")
+def arrows_dictionary(path: Path) -> None:
+    write_arrow(path, table(2000, text=one_value("x" * 10 * MB, 2000, pa.string())), "zstd")
+
+
+@bomb("batch.arrow")
+def one_batch(path: Path) -> None:
+    write_arrow(path, table(UNFOLDED_MB, load=pa.array(["x" * MB] * UNFOLDED_MB)), "zstd")
+
+
+@bomb("views.arrow")
+def views_of_one_buffer(path: Path) -> None:
+    size = 10 * MB
+    views = struct.pack("<i4sii", size, b"xxxx", 0, 0) * 2000
+    loads = pa.Array.from_buffers(pa.string_view(), 2000, [None, pa.py_buffer(views), pa.py_buffer(b"x" * size)])
+    write_arrow(path, table(2000, load=loads), "zstd")
+
+
 def with_footer(path: Path, footer: bytes) -> None:
     path.write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
 

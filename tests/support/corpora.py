@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 import encoding
 from corpus.blocks import BlockLimits
+from corpus.destination import Destination
+from corpus.inputs import Inputs
 from corpus.pipeline import Pipeline, RunProgress
-from corpus.readers import Reader
 from corpus.rows import Columns
 from corpus.run import CorpusJob, run
 from corpus.shards import ShardFolder
@@ -51,7 +52,13 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     if suffixes[0] == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
-    if suffixes[0] == ".jsonl":
+    if suffixes[0] in (".arrow", ".arrows", ".feather"):
+        table = pa.Table.from_pylist(rows)
+        new = pa.ipc.new_stream if suffixes[0] == ".arrows" else pa.ipc.new_file
+        with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=200)
+        return path
+    if suffixes[0] in (".jsonl", ".ndjson"):
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     elif suffixes[0] == ".csv":
         buffer = io.StringIO()
@@ -73,7 +80,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def embed(
     engine: Engine,
-    source: Path,
+    source: Path | str,
     output: Path,
     columns: Columns | None = None,
     options: Options | None = None,
@@ -81,12 +88,12 @@ def embed(
     skip: bool = False,
 ) -> RunProgress:
     """Run a job to its end in this process."""
-    reader = Reader(str(source), columns or Columns())
-    job = CorpusJob(reader, output, "small", options or Options(), limits or BlockLimits(rows=16), skip)
+    inputs, destination = Inputs([str(source)], columns or Columns(), skip=skip), Destination.of(str(output))
+    job = CorpusJob(inputs, destination, "small", options or Options(), limits or BlockLimits(rows=16), skip)
     shards = ShardFolder(output)
     shards.open({})
     pipeline = Pipeline(engine.tokenizer, engine.embed, job.options, shards, skip)
-    with closing(shards), closing(pipeline):
+    with closing(inputs), closing(shards), closing(pipeline):
         *_, last = run(job, shards, pipeline.submit)
     return last
 

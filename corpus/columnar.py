@@ -1,4 +1,4 @@
-"""A .parquet file, read by a process of its own, whose memory the kernel limits.
+"""A .parquet or .arrow file, read by a process of its own, whose memory the kernel limits.
 
 A few bytes of parquet may unfold to any size: in its description, a page, a dictionary, or lists within lists. Only
 the library that reads it knows, and that has no limit.
@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from corpus.limits import MB, Limits
 from corpus.rows import Columns, CorpusError
-from corpus.sources import RemoteError
+from corpus.sources import RemoteError, Unreachable
 
 ROOT = Path(__file__).parent.parent
 BATCH_ROWS = 256
 # pyarrow does without numpy, which takes half of the time to start.
 START = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['numpy'] = None; "
-    "from corpus import parquet_process; parquet_process.main()"
+    "from corpus import columnar_process; columnar_process.main()"
 )
 # After a batch that took too much memory, the next try has this many times fewer rows.
 FEWER = 16
@@ -41,16 +41,17 @@ class OutOfMemory(Exception):
 
 Process = subprocess.Popen[bytes]
 _idle: list[Process] = []
-"""At most one process that waits for the next file: starting another takes a fifth of a second."""
+"""Processes that wait for the next file, as starting another takes a fifth of a second."""
+_most_idle = 1
 _taking = threading.Lock()
 os.register_at_fork(after_in_child=_idle.clear)
 
 
 def _take() -> Process:
     with _taking:
-        if _idle and _idle[0].poll() is None:
-            return _idle.pop()
-        _idle.clear()
+        while _idle:
+            if (process := _idle.pop()).poll() is None:
+                return process
     # Other memory pools reserve more than they use, and the kernel counts that too.
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
     pipe = subprocess.PIPE
@@ -59,9 +60,24 @@ def _take() -> Process:
     )
 
 
+@contextmanager
+def idle_processes(most: int) -> Iterator[None]:
+    """Let so many processes wait for the next files, where usually one does."""
+    global _most_idle
+    _most_idle = most
+    try:
+        yield
+    finally:
+        with _taking:
+            _most_idle, ending = 1, _idle[1:]
+            del _idle[1:]
+        for process in ending:
+            _end(process)
+
+
 def _give_back(process: Process) -> None:
     with _taking:
-        if not _idle:
+        if len(_idle) < _most_idle:
             _idle.append(process)
             return
     _end(process)
@@ -76,34 +92,42 @@ def _end(process: Process) -> None:
                 pipe.close()
 
 
-class ParquetFile:
+class ColumnarFile:
     """A file's wanted columns. Raises CorpusError for a damaged file, and for columns missing or of a wrong type."""
 
     schema: pa.Schema
-    """The wanted columns, of the types that they are kept as; columns of other types become these."""
+    """The wanted columns that it has, of the types that they are kept as; columns of other types become these."""
     num_rows: int
-    is_begun = False
-    """Whether `batches` was called, which works once."""
+    """-1 where the file does not tell."""
+    carried: tuple[str, ...]
+    """The columns to carry, as asked for or all."""
 
-    def __init__(self, path: str, name: str, columns: Columns, limits: Limits) -> None:
-        """Messages call the file `name`."""
-        self._job = {"path": path, "name": name, "columns": asdict(columns)} | asdict(limits)
+    def __init__(
+        self, path: str, name: str, file_format: str, columns: Columns, optional: Collection[str], limits: Limits
+    ) -> None:
+        """Messages call the file `name`; it may lack the `optional` columns."""
+        whole = path if "://" in path else os.path.abspath(path)
+        facts = {"path": whole, "name": name, "file_format": file_format, "optional": [*optional]}
+        self._job = facts | {"columns": asdict(columns)} | asdict(limits)
         self._name, self._limits = name, limits
         self._changing = threading.Lock()
         self._process: Process | None = None
         self._is_closed = False
-        self._stream = self._start(0, BATCH_ROWS)
-        self.num_rows = int(self._stream.schema.metadata[b"rows"])
+        self._stream = self._start(0, 0)
+        for _ in self._received():
+            pass
+        facts = self._stream.schema.metadata
+        self.num_rows, self.carried = int(facts[b"rows"]), tuple(json.loads(facts[b"carried"]))
         self.schema = self._stream.schema.remove_metadata()
 
     def batches(self) -> Iterator[pa.RecordBatch | None]:
-        """Yield the rows from the first on, once, and None for a row over the limit.
+        """Yield the rows from the first on, and None for a row over the limit.
 
         Raises Damaged or RemoteError, and CorpusError for a row that takes too much memory.
         """
-        self.is_begun = True
         first, rows = 0, BATCH_ROWS
         while True:
+            self._stream = self._start(first, rows)
             try:
                 for batch in self._received():
                     first += 1 if batch is None else batch.num_rows
@@ -114,7 +138,6 @@ class ParquetFile:
                 if rows == 1:
                     raise CorpusError(f"{self._name}, row {first + 1}", self._too_much()) from None
             rows = max(rows // FEWER, 1)
-            self._stream = self._start(first, rows)
 
     def close(self) -> None:
         """End reading. If another thread reads, it raises."""
@@ -139,6 +162,7 @@ class ParquetFile:
             _give_back(process)
 
     def _start(self, first: int, rows: int) -> pa.RecordBatchStreamReader:
+        """Begin to read from row `first` on, at most `rows` at a time, 0 for the schema alone."""
         job = json.dumps(self._job | {"first": first, "batch_rows": rows})
         process = _take()
         with self._changing:
@@ -157,7 +181,8 @@ class ParquetFile:
             raise CorpusError(self._name, f"its description: {self._too_much()}") from None
         if error := dict(self._stream.schema.metadata or {}).get(b"error"):
             self._keep_process()
-            raise CorpusError(*json.loads(error))
+            out_of_reach, *words = json.loads(error)
+            raise (Unreachable if out_of_reach else CorpusError)(*words)
         return self._stream
 
     def _received(self) -> Iterator[pa.RecordBatch | None]:
@@ -183,4 +208,5 @@ class ParquetFile:
 
     def _too_much(self) -> str:
         limit = self._limits.parquet_bytes // MB
-        return f"reading it takes more than {limit:,} MB; write it in smaller pages, or set CORPUS_PARQUET_MB to more"
+        remedy = "write it in smaller pages or batches, or set CORPUS_PARQUET_MB to more"
+        return f"reading it takes more than {limit:,} MB; {remedy}"

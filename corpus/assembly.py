@@ -1,0 +1,154 @@
+"""Stored blocks, and rows that stay of an earlier output, to a whole product: a file, or the files of a folder."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import encoding
+from corpus.blocks import NUMBER
+from corpus.compute import TextVectors
+from corpus.destination import SKIPPED, SUCCESS, Destination
+from corpus.folders import Layout, Tables, has_rows, link, rows_of_file, write_file
+from corpus.limits import MB
+from corpus.output_files import (
+    SKIPPED_LISTED,
+    UPDATED_FORMATS,
+    OutputFiles,
+    nothing_written,
+    side_files,
+    skipped_line,
+)
+from corpus.output_rows import unfit_rows
+from corpus.previous import KEY, Previous, Sorted, keys
+from corpus.rows import INNER_COLUMNS, BadRow, CorpusError, quoted
+from corpus.shards import ShardFolder
+from fetching.whole import fsync
+from texts.options import Options
+
+
+class Assembly:
+    """The rows of an output in their order, and where their vectors are."""
+
+    def __init__(self, shards: ShardFolder, blocks: int, destination: Destination, previous: Previous | None) -> None:
+        """Raises CorpusError for ids that are there twice, and for rows that cannot stand beside those that stay."""
+        self._shards, self._destination, self._previous = shards, destination, previous
+        id_type = shards.id_type(blocks)
+        self._new: Tables = [partial(self._block, index, id_type) for index in range(blocks)]
+        self._keys = [keys(table()["id"]) for table in self._new] if destination.update else []
+        if destination.update:
+            self._check_unique()
+        self._kept: list[tuple[int, partial[pa.Table]]] = []
+        if previous and not destination.remove:
+            apart = {*INNER_COLUMNS, *destination.partition}
+            fields = [field for table in self._new[:1] for field in table().schema if field.name not in apart]
+            previous.check_columns(fields)
+            self._kept = previous.kept(Sorted(np.concatenate([np.empty(0, KEY), *self._keys])))
+
+    @property
+    def _tables(self) -> Tables:
+        return [*self._new, *(table for _, table in self._kept)]
+
+    def _block(self, index: int, id_type: pa.DataType) -> pa.Table:
+        rows = self._shards.rows(index)
+        at = rows.schema.get_field_index("id")
+        return rows.set_column(at, pa.field("id", id_type), rows["id"].cast(id_type))
+
+    def _check_unique(self) -> None:
+        known = np.concatenate([np.empty(0, KEY), *self._keys])
+        with_id = np.flatnonzero(known != b"")
+        if (again := Sorted(known[with_id]).repeated()) is None:
+            return
+        ends = np.cumsum([len(each) for each in self._keys])
+        block = int(np.searchsorted(ends, with_id[again], side="right"))
+        row = self._new[block]().slice(int(with_id[again] - ends[block]) + len(self._keys[block]), 1)
+        problem = f"{quoted(row['id'][0].as_py())} is there twice, the second time as row {row[NUMBER][0]}"
+        raise CorpusError("id", f"{problem}, and an update tells rows by their ids", "make them unique")
+
+    def _vectors(self, block: int) -> TextVectors:
+        if block >= 0:
+            return self._shards.vectors(block)
+        assert self._previous
+        return self._previous.vectors(block)
+
+    def write(self, model: str, options: Options, skip: bool) -> dict[str, int]:
+        """Write the product, and list rows without a vector beside or in it. Return RunProgress's counts."""
+        product = self._destination.product
+        product.parent.mkdir(exist_ok=True)
+        if self._destination.form == "folder":
+            return self._write_folder({"model": model, **options.described()}, options)
+        rows, hashed = 0, product.suffix.removeprefix(".") in UPDATED_FORMATS
+        beside = side_files(product, skip)
+        with OutputFiles(product, model, options, self._shards.path, beside, hashed) as files:
+            for table in self._tables:
+                block = table()
+                rows += block.num_rows
+                for row in files.write_block(block, self._vectors):
+                    files.skip(row)
+            self._check_meanwhile()
+            files.finish()
+        return {"rows": rows - files.skipped, "skipped": files.skipped, "prompted": files.prompted}
+
+    def _write_folder(self, metadata: dict[str, str], options: Options) -> dict[str, int]:
+        destination, previous = self._destination, self._previous
+        folder, partition = destination.product.parent, destination.partition
+        for left in folder.rglob("part-*.parquet"):  # by a run that was interrupted here
+            left.unlink()
+        layout = Layout(self._rows_of_file(options), partition, previous.texts if previous else None)
+        new = [
+            layout.files_of(table(), previous.files_of(known) if previous else np.full(table().num_rows, -1))
+            for table, known in zip(self._new, self._keys or [np.empty(0)] * len(self._new), strict=True)
+        ]
+        of = [*new, *(np.full(table().num_rows, file) for file, table in self._kept)]
+        counts: dict[str, int] = {}
+        for file, name in enumerate(layout.names):
+            rows = partial(rows_of_file, self._tables, of, file, partition)
+            if previous and file < len(previous.names) and has_rows(previous, file, rows()):
+                counts[name] = previous.counts[file]
+                if destination.file_system is None:
+                    link(destination.base / name, folder / name)
+            elif count := write_file(folder / name, rows(), self._vectors, metadata, options.chunking is not None):
+                counts[name] = count
+        skipped = self._list_skipped(folder / SKIPPED)
+        if not counts:
+            raise nothing_written(destination.target, next(self._unfit(), None))
+        self._check_meanwhile()
+        written = folder / f"{SUCCESS}.partial"
+        written.write_text(json.dumps({**metadata, "rows": sum(counts.values()), "files": counts}, indent=1))
+        fsync(written)
+        written.rename(destination.product)
+        return {"rows": sum(map(len, of)) - skipped, "skipped": skipped}
+
+    def _unfit(self) -> Iterator[BadRow]:
+        return (row for table in self._new for row in unfit_rows(table(), self._vectors))
+
+    def _list_skipped(self, path: Path) -> int:
+        """List rows without a vector, if there are any, and return how many there are."""
+        count = 0
+        with path.open("wb") as file:
+            for count, row in enumerate(self._unfit(), 1):
+                if count <= SKIPPED_LISTED:
+                    file.write(skipped_line(row))
+        if not count:
+            path.unlink()
+        return count
+
+    def _rows_of_file(self, options: Options) -> int:
+        """Return how many rows make a file of about the size that is asked for."""
+        sample = self._tables[0]() if self._tables else pa.table({"id": []})
+        width = encoding.WIRE_DTYPES[options.precision].itemsize * options.width
+        vectors = [self._shards.vectors(index).offsets for index in range(len(self._new))] if options.chunking else []
+        texts = sum(len(offsets) - 1 for offsets in vectors)
+        of_text = sum(int(offsets[-1]) for offsets in vectors) / texts if texts else 1
+        row = of_text * (width + sample.nbytes / max(sample.num_rows, 1))
+        return max(1, int(self._destination.file_mb * MB / row))
+
+    def _check_meanwhile(self) -> None:
+        """Raise CorpusError if the output changed since the run began, or another was made."""
+        self._destination.check_new()
+        before = self._previous.identity if self._previous else ""
+        if self._destination.identity() != before:
+            raise CorpusError(self._destination.target, "it has changed since the update began", "run it anew")

@@ -1,0 +1,148 @@
+"""An output of many files: which row goes into which file, and the files, of which an update writes only some.
+
+A row stays in the file that its id is in. A file whose rows are all the same is not written again.
+"""
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from itertools import groupby
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+from corpus.blocks import BLOCK_COLUMNS, HASH, PROBLEM
+from corpus.output_rows import VectorsOf, output_rows
+from corpus.previous import Previous
+from corpus.rows import TEXT_HASH
+from corpus.writers import ParquetWriter, json_as_strings
+from fetching.whole import fsync
+
+# The name that Hive gives the folder of rows without a value.
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+# How much larger than asked for a file may grow by updates.
+GROWTH = 2
+
+
+class Layout:
+    """The files of an output, and which file each row goes to, asked for in the rows' order."""
+
+    def __init__(self, rows_of_file: int, partition: Sequence[str], before: Mapping[str, int] | None = None) -> None:
+        """`before` are the files that are there, with their texts. A new file gets at most `rows_of_file` rows."""
+        self.names: list[str] = []
+        self._partition, self._rows_of_file = partition, rows_of_file
+        self._room: list[int] = []
+        self._current: dict[str, int] = {}
+        self._next: defaultdict[str, int] = defaultdict(int)
+        for name, count in (before or {}).items():
+            self._add_file(name, GROWTH * rows_of_file - count)
+
+    def files_of(self, rows: pa.Table, before: np.ndarray) -> np.ndarray:
+        """Return the number of each row's file; `before` are the numbers of those that have them, -1 for new rows."""
+        files: list[int] = []
+        for (folder, file), run in groupby(zip(self._folders(rows), before.tolist(), strict=True)):
+            count = sum(1 for _ in run)
+            if file >= 0 and os.path.dirname(self.names[file]) == folder:
+                self._current[folder] = file
+                files += [file] * count
+            else:
+                files += self._files_of_new(folder, count)
+        return np.array(files, np.int32)
+
+    def _files_of_new(self, folder: str, count: int) -> Iterator[int]:
+        for _ in range(count):
+            file = self._current.get(folder, -1)
+            if file < 0 or self._room[file] <= 0:
+                name = os.path.join(folder, f"part-{self._next[folder]:05d}.parquet")
+                file = self._add_file(name, self._rows_of_file)
+            self._room[file] -= 1
+            yield file
+
+    def _add_file(self, name: str, room: int) -> int:
+        folder, number = os.path.dirname(name), Path(name).stem.rpartition("-")[2]
+        if number.isdigit():  # not so where a cluster made the file
+            self._next[folder] = max(self._next[folder], int(number) + 1)
+        self.names.append(name)
+        self._room.append(room)
+        self._current[folder] = len(self.names) - 1
+        return len(self.names) - 1
+
+    def _folders(self, rows: pa.Table) -> Iterable[str]:
+        """Return the folder of each row, as Hive names them: `column=value`, one in the other."""
+        if not self._partition:
+            return [""] * rows.num_rows
+        chosen = json_as_strings(rows.select(list(self._partition)))
+        columns = [chosen[name].cast(pa.string()).to_pylist() for name in self._partition]
+        return ("/".join(map(_folder, self._partition, values)) for values in zip(*columns, strict=True))
+
+
+def _folder(name: str, value: str | None) -> str:
+    return f"{quote(name, safe='')}={NO_VALUE if value is None else quote(value, safe=' ')}"
+
+
+def write_file(
+    path: Path, rows: Iterable[pa.Table], vectors_of: VectorsOf, metadata: dict[str, str], with_ranges: bool
+) -> int:
+    """Write rows of blocks as .parquet and return how many the file has; without any there is no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # not written over: it may be a name of the earlier output's file
+    count, writer = 0, None
+    with path.open("wb") as file, ExitStack() as opened:
+        for table in rows:
+            for part in output_rows(table, vectors_of, with_ranges):
+                writer = writer or opened.enter_context(closing(ParquetWriter(file, part, metadata)))
+                writer.write(part)
+                count += part.table.num_rows
+    if count:
+        fsync(path)
+    else:
+        path.unlink()
+    return count
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a file a second name, or where that cannot be, copy it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def has_rows(previous: Previous, file: int, rows: Iterable[pa.Table]) -> bool:
+    """Return whether a file of the earlier output has just these rows of blocks: ids, texts and carried columns."""
+    carried: list[str] | None = None
+    before: Iterator[pa.Table] = iter(())
+    left = pa.table({})
+    for table in rows:
+        table = json_as_strings(table.filter(table[PROBLEM].is_null()))
+        now = table.drop_columns(list(BLOCK_COLUMNS)).add_column(1, TEXT_HASH, table[HASH])
+        if carried is None:
+            carried = now.column_names[2:]
+            if not {*carried} <= {*previous.schema.names}:
+                return False
+            before = previous.rows_of(file, carried)
+        while now.num_rows:
+            left = left if left.num_rows else next(before, pa.table({}))
+            count = min(now.num_rows, left.num_rows)
+            if not count or not now.slice(0, count).equals(left.slice(0, count)):
+                return False
+            now, left = now.slice(count), left.slice(count)
+    return carried is not None and not left.num_rows and next(before, None) is None
+
+
+Tables = Sequence[Callable[[], pa.Table]]
+"""The rows of blocks, one after another, read when called."""
+
+
+def rows_of_file(tables: Tables, files: Sequence[np.ndarray], file: int, without: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield those rows of `tables` that `files` says are of one file, less the columns that its folder names."""
+    for table, of in zip(tables, files, strict=True):
+        if (chosen := of == file).any():
+            rows = table().filter(pa.array(chosen))
+            yield rows.drop_columns([name for name in without if name in rows.schema.names])
