@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
+from engine.config_file import Config
+from engine.configs import SECOND, read_architecture
 from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges, TokenIds
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
@@ -31,12 +36,17 @@ class ReferenceEngine(Engine):
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.tokenizer = Tokenizer(directory)
         disable_progress_bar()  # would fill the setup log
-        self._model = SentenceTransformer(
-            str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
-        ).eval()
-        check_pipeline(self._model, directory)
         # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
-        del self._model[-1]
+        if Config(directory / "config.json").values.get("model_type") == SECOND:
+            read_architecture(directory)  # checks the pipeline
+            model: Any = nn.Sequential(TextTower(directory, dtype), Pooling(DIMENSIONS, "mean"))
+        else:
+            model = SentenceTransformer(
+                str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype}
+            )
+            check_pipeline(model, directory)
+            del model[-1]
+        self._model = model.to(self.device).eval()
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.number_format = dtype
         self.description = f"sentence-transformers, {dtype}, {self.device.type}"
@@ -66,6 +76,22 @@ class ReferenceEngine(Engine):
         lengths = torch.tensor([len(ids) for ids in token_ids])
         mask = (torch.arange(rows.shape[1]) < lengths[:, None]).long()  # [batch, longest]
         return {"input_ids": rows.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+class TextTower(nn.Module):
+    """EmbeddingGemma 2's text tower in transformers, as a module of sentence-transformers.
+
+    sentence-transformers' own loads the processors of images and sounds too, which need more libraries.
+    """
+
+    def __init__(self, directory: Path, dtype: str) -> None:
+        super().__init__()
+        config = AutoConfig.from_pretrained(directory, vision_config=None, audio_config=None)
+        self.model = AutoModel.from_pretrained(directory, config=config, dtype=dtype)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the tokens' vectors, [batch, longest, 768]."""
+        return features | {"token_embeddings": self.model(**features).last_hidden_state}
 
 
 def check_pipeline(model: SentenceTransformer, directory: Path) -> None:

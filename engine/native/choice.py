@@ -143,7 +143,7 @@ def trial(a: Architecture, numbers: NumberFormat) -> Network:
         parameter.copy_(numbers_of_all[i : i + parameter.numel()].view(parameter.shape) * width)
     for module in network.modules():
         if isinstance(module, Attention):
-            module.qk_norm.gain.add_(1.5)  # the scores of random tokens then have a deviation of 6
+            module.head_norm.gain.add_(1.5)  # the scores of random tokens then have a deviation of 6
     network.finish()
     if numbers.int8:
         quantise(network, *random_batch(network, LENGTHS), torch.ops.embeddinggemma.int8_levels()[0])

@@ -67,7 +67,7 @@ class Encoder:
 
 def _tensors(layer: Layer) -> list[Tensor]:
     """Return a layer's tensors in the order of `Layer` in encoder.cpp."""
-    norms = (layer.attention.qk_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
+    norms = (layer.attention.head_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
     return [*(tensor for matrix in matrices(layer) for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.device import choose_device
 from engine.model import FLOAT16, FLOAT32
 from engine.packing import layout_of, spans_of

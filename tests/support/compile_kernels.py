@@ -96,14 +96,15 @@ def main() -> None:
     """Print what was compiled as JSON."""
     compiled: list[dict[str, Any]] = []
     samples = Samples(FULL, torch.float16, torch.device("cpu"))
-    for module, name in (
-        (norms, "embed_norm"), (norms, "add_norm"), (rotary, "norm_rotate"), (gating, "geglu"),
-        (pooling, "segment_mean"),
+    for module, name, names in (
+        (norms, "embed_norm", ["_embed_norm"]), (norms, "add_norm", ["_add_norm"]),
+        (rotary, "norm_rotate", ["_norm_rotate"]), (gating, "geglu", ["_geglu", "_gate_normed"]),
+        (pooling, "segment_mean", ["_segment_mean"]),
     ):  # fmt: skip
-        kernel = getattr(module, f"_{name}")
+        kernels = {each: getattr(module, each) for each in names}
         for capability in map(int, sys.argv[1:]):
-            setattr(module, f"_{name}", Compiler(kernel, capability, compiled))
-            getattr(samples, name)(getattr(FUSED, name))
+            with patch.dict(vars(module), {each: Compiler(k, capability, compiled) for each, k in kernels.items()}):
+                getattr(samples, name)(getattr(FUSED, name))
     for capability in map(int, sys.argv[1:]):
         compile_attention(samples, capability, compiled)
     sys.stdout.write(json.dumps(compiled))

@@ -20,7 +20,7 @@ import engine
 import selfcheck
 import weights
 from engine import memory
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.contract import Engine
 from engine.tokenizer import Tokenizer
 
