@@ -9,8 +9,7 @@ from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError
 from engine.model import Architecture
 
 DENSE_PIPELINE = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
-SECOND = "embedding_gemma2"
-"""The model_type of EmbeddingGemma 2, which projects in its Transformer."""
+# EmbeddingGemma 2 projects in its Transformer.
 SECOND_PIPELINE = ["Transformer", "Pooling", "Normalize"]
 # The ids in EmbeddingGemma 2's vocabulary for an image, a sound and a video, and what names them in config.json.
 PLACEHOLDERS = {"image_token_id": 258_880, "audio_token_id": 258_881, "video_token_id": 258_884}
@@ -21,12 +20,16 @@ FULL_HEADS = {"head_dim": 512, "num_key_value_heads": 1}
 def read_architecture(directory: Path) -> Architecture:
     """Read the network's sizes. Raises CheckpointError unless the pipeline is that of EmbeddingGemma 1 or 2."""
     config = Config(directory / "config.json")
-    is_second = config.values.get("model_type") == SECOND
     pooling, *dense = read_modules(directory)
-    architecture = _second(config) if is_second else _first(config, dense)
-    _check_pooling(Config(pooling / "config.json"), DIMENSIONS if is_second else architecture.hidden)
+    architecture = _first(config, dense) if dense else _second(config)
+    _check_pooling(Config(pooling / "config.json"), architecture.hidden if dense else DIMENSIONS)
     _check_sizes(config, architecture, directory, dense)
     return architecture
+
+
+def is_second(directory: Path) -> bool:
+    """Whether config.json is of EmbeddingGemma 2. Raises CheckpointError where there is none."""
+    return bool(Config(directory / "config.json").values.get("model_type") == "embedding_gemma2")
 
 
 def _first(config: Config, dense: list[Path]) -> Architecture:
@@ -145,8 +148,7 @@ def _check_whole(path: Path) -> None:
 def read_modules(directory: Path) -> list[Path]:
     """Return the directories of Pooling and, if it has them, the two Dense modules; checks the pipeline's order."""
     path = directory / "modules.json"
-    is_second = Config(directory / "config.json").values.get("model_type") == SECOND
-    pipeline = SECOND_PIPELINE if is_second else DENSE_PIPELINE
+    pipeline = SECOND_PIPELINE if is_second(directory) else DENSE_PIPELINE
     modules = read_json(path)
     try:
         kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]

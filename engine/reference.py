@@ -1,22 +1,24 @@
 """The reference engine: sentence-transformers itself, without its last module, the normalisation."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
-from engine.config_file import Config
-from engine.configs import SECOND, read_architecture
+from engine.config_file import read_json
+from engine.configs import is_second, read_architecture
 from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges, TokenIds
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
+from engine.tokenizer_config import max_tokens
 
 # Padded tokens in one forward pass. Small batches waste less on padding, which a CPU needs; large ones fill a GPU.
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -36,17 +38,15 @@ class ReferenceEngine(Engine):
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.tokenizer = Tokenizer(directory)
         disable_progress_bar()  # would fill the setup log
-        # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
-        if Config(directory / "config.json").values.get("model_type") == SECOND:
-            read_architecture(directory)  # checks the pipeline
-            model: Any = nn.Sequential(TextTower(directory, dtype), Pooling(DIMENSIONS, "mean"))
+        if is_second(directory):
+            self._model = text_pipeline(directory, str(self.device), dtype=dtype).eval()
         else:
-            model = SentenceTransformer(
-                str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype}
-            )
-            check_pipeline(model, directory)
-            del model[-1]
-        self._model = model.to(self.device).eval()
+            self._model = SentenceTransformer(
+                str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
+            ).eval()
+            check_pipeline(self._model, directory)
+        # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
+        del self._model[-1]
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.number_format = dtype
         self.description = f"sentence-transformers, {dtype}, {self.device.type}"
@@ -78,20 +78,26 @@ class ReferenceEngine(Engine):
         return {"input_ids": rows.to(self.device), "attention_mask": mask.to(self.device)}
 
 
-class TextTower(nn.Module):
-    """EmbeddingGemma 2's text tower in transformers, as a module of sentence-transformers.
+def text_pipeline(directory: Path, device: str | None = None, **options: Any) -> SentenceTransformer:
+    """Return EmbeddingGemma 2 in sentence-transformers, for texts alone; `options` are those of its network.
 
-    sentence-transformers' own loads the processors of images and sounds too, which need more libraries.
+    Its own way of loading would also make processors of images and sounds, which need more libraries: so the tokenizer
+    is loaded from a folder without them.
     """
-
-    def __init__(self, directory: Path, dtype: str) -> None:
-        super().__init__()
-        config = AutoConfig.from_pretrained(directory, vision_config=None, audio_config=None)
-        self.model = AutoModel.from_pretrained(directory, config=config, dtype=dtype)
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add the tokens' vectors, [batch, longest, 768]."""
-        return features | {"token_embeddings": self.model(**features).last_hidden_state}
+    read_architecture(directory)  # checks the pipeline
+    with TemporaryDirectory() as folder:
+        settings = read_json(directory / "tokenizer_config.json")
+        settings.pop("processor_class", None)
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        copyfile(directory / "tokenizer.json", Path(folder) / "tokenizer.json")
+        transformer = Transformer(
+            str(directory),
+            tokenizer_name_or_path=folder,
+            max_seq_length=max_tokens(directory),
+            model_kwargs=options,
+            config_kwargs={"vision_config": None, "audio_config": None, "local_files_only": True},
+        )
+    return SentenceTransformer(modules=[transformer, Pooling(DIMENSIONS, "mean"), Normalize()], device=device)
 
 
 def check_pipeline(model: SentenceTransformer, directory: Path) -> None:

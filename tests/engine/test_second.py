@@ -24,8 +24,6 @@ from tasks import PROMPTS
 from tests.support.vectors import errors, random_ids, segments_of
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from engine.reference import ReferenceEngine
 
 CPU = torch.device("cpu")
@@ -113,23 +111,10 @@ def test_rescaling_changes_no_bit_in_float32(second_weights: Path) -> None:
     assert torch.equal(plain, rescaled)
 
 
-def sentence_transformer(directory: Path, tokenizer: Path) -> "SentenceTransformer":
-    """Return sentence-transformers' own pipeline for texts alone; its tokenizer has no image processor beside it."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+def test_all_prompts_and_dimensions_are_sentence_transformers(second_weights: Path) -> None:
+    from engine.reference import text_pipeline
 
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(directory / name, tokenizer / name)
-    transformer = Transformer(
-        str(directory),
-        tokenizer_name_or_path=str(tokenizer),
-        config_kwargs=dict.fromkeys(("vision_config", "audio_config")),
-    )
-    return SentenceTransformer(modules=[transformer, Pooling(768, "mean"), Normalize()], device="cpu")
-
-
-def test_all_prompts_and_dimensions_are_sentence_transformers(second_weights: Path, tmp_path: Path) -> None:
-    theirs, packed = sentence_transformer(second_weights, tmp_path), PackedEngine(second_weights, "cpu", FLOAT32)
+    theirs, packed = text_pipeline(second_weights, "cpu"), PackedEngine(second_weights, "cpu", FLOAT32)
     texts = [
         "parcels",
         "If you forgot your password, choose a new one.",
