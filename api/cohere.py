@@ -39,7 +39,7 @@ class Input(msgspec.Struct, forbid_unknown_fields=True):
 class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A list of texts; `input_type` is Cohere's name for a task, or this server's."""
 
-    model: str = names.MODEL
+    model: str | None = None
     texts: list[str] | None = None
     inputs: list[Input] | None = None
     input_type: str | None = None
@@ -93,7 +93,7 @@ async def embed(call: Call, version: str = "2") -> Answer:
     for position, kind in enumerate(kinds):
         one_of(f"embedding_types[{position}]", kind, PRECISIONS)
     options = options_of(
-        names.task_of(call.service.name, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
+        names.task_of(call.service, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
         embedding_dim=dimensions_of(("output_dimension", asked.output_dimension)),
         truncate=cut_end(asked.truncate or "END"),
         max_tokens=token_limit("max_tokens", asked.max_tokens),

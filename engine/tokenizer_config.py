@@ -37,7 +37,7 @@ def max_tokens(directory: Path) -> int:
             text_config.get("max_position_embeddings") or read("config.json", "max_position_embeddings"),
         )
         limit = min((value for value in limits if isinstance(value, int) and value > 0), default=None)
-    if text_config.get("model_type") == "embedding_gemma2_text" and isinstance(limit, int):
+    if generation(directory) == 2 and isinstance(limit, int):
         limit = min(limit, SECOND_LIMIT)
     if not isinstance(limit, int) or not 8 <= limit <= LONGEST_LIMIT:
         path = directory / "sentence_bert_config.json"
@@ -46,6 +46,11 @@ def max_tokens(directory: Path) -> int:
             "for EmbeddingGemma"
         )
     return limit
+
+
+def generation(directory: Path) -> int:
+    """Return 2 for EmbeddingGemma 2, by config.json, and 1 for everything else."""
+    return 2 if _text_config(directory).get("model_type") == "embedding_gemma2_text" else 1
 
 
 def vocab_size(directory: Path) -> int | None:

@@ -40,7 +40,8 @@ collect_ignore = ["clients"]
 OF_A_FILE = re.compile(r"^pytestmark = pytest\.mark\.(evaluation|tuning)$", re.MULTILINE)
 # Files whose tests import sentence-transformers, which takes seven seconds of a core: one worker has them all.
 REFERENCE = {
-    "tests/test_selfcheck.py", "tests/test_weights.py", "tests/engine/test_number_formats.py",
+    "tests/test_selfcheck.py", "tests/test_second_selfcheck.py", "tests/test_weights.py",
+    "tests/engine/test_number_formats.py",
     "tests/engine/test_packed.py", "tests/engine/test_reference.py", "tests/engine/test_second.py",
     "tests/engine/test_tokenizer.py",
     "tests/lab/checkpoints/test_small.py", "tests/lab/judging/test_activations.py",

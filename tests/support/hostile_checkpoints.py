@@ -32,7 +32,7 @@ def facts_of(directory: Path) -> tuple[Any, ...]:
     checkpoint = weights.resolve(str(directory))
     if checkpoint.canaries:
         selfcheck.read(checkpoint.canaries)
-    selfcheck.compare_prompts(directory)
+    selfcheck.compare_prompts(directory, Tokenizer(directory).generation)
     tokenizer = Tokenizer(directory)
     return read_architecture(directory), tokenizer.max_tokens, tokenizer.encode([""], ["hello"])[0].ids
 
