@@ -110,7 +110,5 @@ export async function embed(texts, how, { signal, note = () => {} } = {}) {
 }
 
 /** Learn the model's name and the most tokens of a text. `note` is told what the server is waited for. */
-export const learn = async (note) => {
-  const [{ id, max_model_len: limit }] = (await call("v1/models", null, { note })).json.data;
-  Object.assign(server, { name: id, limit });
-};
+export const learn = async (note) =>
+  ({ id: server.name, max_model_len: server.limit } = (await call("v1/models", null, { note })).json.data[0]);

@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from engine.contract import EFFECTIVE_WINDOW, DeviceError
+from engine.contract import DeviceError
 from engine.int8 import matrices, quantise
 from engine.kernels import int8
 from engine.kernels.norms import RMSNorm
@@ -27,7 +27,7 @@ from engine.model import BFLOAT16, FLOAT32, INT8, Architecture, Attention, Layer
 from engine.native.encoder import Encoder, supports
 from engine.native.library import NotAvailable, load
 from engine.per_layer import PerLayerInput
-from engine.selection import random_batch, relative_error
+from engine.selection import random_batch, relative_error, windows_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ def faster_format(a: Architecture, kept: Path | None = None) -> NumberFormat:
 @torch.inference_mode()
 def trial(a: Architecture, numbers: NumberFormat) -> Network:
     """Return a sliding and a full layer with random weights and a vocabulary of 256, ready to compute."""
-    windows = (next(filter(None, a.windows), EFFECTIVE_WINDOW - 1), None)
-    network = Network(replace(a, windows=windows, vocab_size=VOCABULARY), numbers).eval()
+    full, sliding = windows_of(a)
+    network = Network(replace(a, windows=(sliding, full), vocab_size=VOCABULARY), numbers).eval()
     network.embedding.table = torch.nn.Parameter(torch.empty(VOCABULARY, a.hidden), requires_grad=False)
     parameters = list(network.parameters())
     random = torch.Generator().manual_seed(0)

@@ -90,6 +90,10 @@ def compile_attention(samples: Samples, capability: int, compiled: list[dict[str
         with patch.dict(vars(qkv_attention), {"tiling": lambda *_, how=how: how, **compilers}):
             segments = qkv_attention.with_tiles(segments_of([len(samples.qkv)]), FULL.heads)
             qkv_attention.qkv_attention_fused(samples.qkv, samples.qk_norm, samples.rotation, segments, 256, 1 / 16)
+    wide = qkv_attention.WIDE if capability in (90, 100, 103) else qkv_attention.WIDE_SMALLER
+    q, k, v = (torch.zeros(len(samples.qkv), heads, 512, dtype=samples.qkv.dtype) for heads in (4, 1, 1))
+    with patch.dict(vars(qkv_attention), {"wide_tiling": lambda *_: wide, **compilers}):
+        qkv_attention.attention_fused(q, k, v, segments_of([len(q)]), None, 1.0)
 
 
 def main() -> None:
