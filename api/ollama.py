@@ -19,7 +19,8 @@ from texts.request import Names, Texts
 
 VERSION = "0.13.0"
 """Clients look at the version to see what it can do."""
-FAMILY = "gemma3"
+# What Ollama calls the architecture of each generation, and how many parameters it has.
+FAMILIES = {1: ("gemma3", "300M"), 2: ("embeddinggemma2", "271M")}
 NAMES = Names("input", "input[{}]")
 
 
@@ -193,7 +194,8 @@ async def show(call: Call) -> ShowAnswer:
         raise ValueError("model: it is missing; /api/tags lists the names")
     names.task_in(name, call.service)
     facts = {"context_length": call.service.engine.tokenizer.max_tokens, "embedding_length": EMBEDDING_DIMS[0]}
-    model_info = {"general.architecture": FAMILY} | {f"{FAMILY}.{fact}": value for fact, value in facts.items()}
+    family, _ = FAMILIES[call.service.engine.tokenizer.generation]
+    model_info = {"general.architecture": family} | {f"{family}.{fact}": value for fact, value in facts.items()}
     return ShowAnswer(_details(call.service), model_info, ["embedding"])
 
 
@@ -204,7 +206,8 @@ async def tags(call: Call) -> Tags:
 
 
 def _details(service: Service) -> dict[str, Any]:
-    return {"family": FAMILY, "parameter_size": "300M", "quantization_level": service.engine.number_format}
+    family, size = FAMILIES[service.engine.tokenizer.generation]
+    return {"family": family, "parameter_size": size, "quantization_level": service.engine.number_format}
 
 
 async def version(call: Call) -> Version:

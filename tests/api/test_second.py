@@ -34,6 +34,8 @@ def test_it_has_its_own_names_and_limit(second: tuple[Service, httpx.Client]) ->
         answer = client.post("/v1/embeddings", json={"input": "a", "model": name})
         assert answer.status_code == 200 and answer.json()["model"] == service.model
     assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    shown = client.post("/api/show", json={"model": "embeddinggemma-2"}).json()
+    assert shown["model_info"]["embeddinggemma2.context_length"] == 8_192
     refused = client.post("/v1/embeddings", json={"input": "a", "model": "embeddinggemma-300m"})
     assert refused.status_code == 404 and "use 'embeddinggemma-2'" in refused.json()["error"]["message"]
 

