@@ -1,6 +1,7 @@
 """The reference engine: sentence-transformers itself, without its last module, the normalisation."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copyfile
@@ -85,10 +86,11 @@ def text_pipeline(directory: Path, device: str | None = None, **options: Any) ->
     is loaded from a folder without them.
     """
     read_architecture(directory)  # checks the pipeline
+    logging.getLogger(Transformer.__module__).setLevel(logging.ERROR)  # warns of the other folder at every start
     with TemporaryDirectory() as folder:
-        settings = read_json(directory / "tokenizer_config.json")
-        settings.pop("processor_class", None)
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        tokenizer = read_json(directory / "tokenizer_config.json")
+        tokenizer.pop("processor_class", None)
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
         copyfile(directory / "tokenizer.json", Path(folder) / "tokenizer.json")
         transformer = Transformer(
             str(directory),
