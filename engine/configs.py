@@ -72,7 +72,7 @@ def _second(composite: Config) -> Architecture:
     full = _read_full_heads(config, windows)
     for shared in (kv_heads, full["num_key_value_heads"]):
         _check_heads(config, heads, shared)
-    config.require("embedding_dim", DIMENSIONS)
+    config.require("embedding_dim", DIMENSIONS, DIMENSIONS)
     return Architecture(
         vocab_size=config.count("vocab_size"),
         hidden=config.count("hidden_size"),
@@ -91,7 +91,11 @@ def _second(composite: Config) -> Architecture:
         per_layer=config.count("hidden_size_per_layer_input"),
         norms_values=True,
         gain_offset=0.0,
-        placeholders=tuple(composite.count(name, default=id) for name, id in PLACEHOLDERS.items()),
+        placeholders=tuple(
+            composite.count(name, default=usual)
+            for name, usual in PLACEHOLDERS.items()
+            if composite.values.get(name, usual) is not None
+        ),
     )
 
 

@@ -133,7 +133,8 @@ def test_all_prompts_and_dimensions_are_sentence_transformers(second_weights: Pa
 
 
 def test_placeholders_of_images_and_sounds_are_read_as_padding(copy: Path) -> None:
-    change(copy / "config.json", lambda c: c.update(image_token_id=300))
+    change(copy / "config.json", lambda c: c.update(image_token_id=300, audio_token_id=None))
+    assert read_architecture(copy).placeholders == (300, 258_884)
     packed, text = PackedEngine(copy, "cpu", FLOAT32), random_ids(12)
     vectors = packed.embed([[*text[:5], 300, *text[5:]], [*text[:5], 0, *text[5:]], text])
     assert np.array_equal(vectors[0], vectors[1]) and not np.allclose(vectors[0], vectors[2])
