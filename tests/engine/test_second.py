@@ -14,17 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import encoding
+import engine
 from engine.checkpoint import load_network
 from engine.configs import read_architecture
-from engine.contract import CheckpointError
+from engine.contract import CheckpointError, DeviceError
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, NumberFormat
 from engine.packed import PackedEngine
 from engine.tokenizer import TokenizerError
 from engine.tokenizer_config import generation, max_tokens, vocab_size
+from lab.checkpoints import make_random
 from lab.checkpoints.make_random import make_second
 from lab.checkpoints.second import NARROW, TOWER
 from tasks import PROMPTS
-from tests.support.vectors import errors, random_ids, segments_of
+from tests.support.vectors import SECOND, errors, random_ids, segments_of
 from tests.test_hostile_checkpoints import PLACE, VALUES, places
 
 if TYPE_CHECKING:
@@ -138,6 +140,27 @@ def test_placeholders_of_images_and_sounds_are_read_as_padding(copy: Path) -> No
     packed, text = PackedEngine(copy, "cpu", FLOAT32), random_ids(12)
     vectors = packed.embed([[*text[:5], 300, *text[5:]], [*text[:5], 0, *text[5:]], text])
     assert np.array_equal(vectors[0], vectors[1]) and not np.allclose(vectors[0], vectors[2])
+
+
+def test_the_official_shape_is_written_by_a_command_and_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers of it, a sliding and a full one, in each number format."""
+    given = ["--model", "embeddinggemma-2", "--layers", "2", "--vocab-size", "16384"]
+    monkeypatch.setattr("sys.argv", ["make_random", str(tmp_path / "official"), *given])
+    make_random.main()
+    a = read_architecture(tmp_path / "official")
+    ids = (258_880, 258_881, 258_884)
+    assert a == replace(SECOND, vocab_size=16_384, windows=(512, None), placeholders=ids)
+    texts = texts_of((2, 40, 600))
+    expected = PackedEngine(tmp_path / "official", "cpu", FLOAT32, native=False).embed(texts)
+    for numbers, limit in ((FLOAT32, 1e-9), (BFLOAT16, 1e-3), (FLOAT16, 1e-4)):
+        assert errors(PackedEngine(tmp_path / "official", "cpu", numbers).embed(texts), expected)[0] <= limit
+
+
+def test_8_bits_are_refused_in_a_sentence(second_weights: Path) -> None:
+    with pytest.raises(DeviceError, match=r"^DTYPE is int8, which cannot be computed here: .*; set DTYPE to auto"):
+        engine.load(second_weights, dtype="int8")
 
 
 def change(path: Path, edit: Edit) -> None:
