@@ -191,7 +191,7 @@ class Predictor(BaseRunner):
             choices=["float32", "float16", "int8", "uint8", "binary", "ubinary"],
         ),
         truncate: str = Input(
-            description="Which end to cut from a text longer than 2,048 tokens; none refuses such a text.",
+            description="Which end to cut from a text beyond the model's limit of tokens; none refuses such a text.",
             default="end",
             choices=["end", "start", "none"],
         ),
@@ -200,7 +200,8 @@ class Predictor(BaseRunner):
         ),
         overlap: int = Input(description="How many tokens of a chunk the next chunk repeats.", default=0),
         late_chunking: bool = Input(
-            description="Late chunking: encode neighbouring chunks together, up to 2,048 tokens at once.", default=False
+            description="Late chunking: encode neighbouring chunks together, up to the model's limit at once.",
+            default=False,
         ),
         file: Path | None = Input(
             description="A file of texts, instead of text or texts; the answer is a file of vectors.", default=None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.contract import DIMENSIONS, Engine
-from tasks import PROMPT_NAMES, PROMPTS, prompt_for
+from tasks import PROMPT_NAMES, SECOND_PROMPT_NAMES, prompt_for, prompts_of
 
 # Relative errors |a - b| / |b|. Summing float32 in another order costs 1e-6; bfloat16 through 24 layers costs 1.4e-2,
 # which is 1e-4 in 1 - cosine, so 4.5e-2 (1e-3) leaves room for other kernels. 8 bits cost twice what bfloat16 does, and
@@ -18,6 +18,14 @@ from tasks import PROMPT_NAMES, PROMPTS, prompt_for
 FLOAT32_ERROR = 2e-5
 COARSE_ERROR = 4.5e-2
 INT8_ERROR = 0.1
+REFERENCE_TEXTS = {
+    "short": ("none", "a"),
+    "query": ("retrieval_query", "Which planet is known as the Red Planet?"),
+    "multilingual": ("clustering", "Brücke über den Fluss. 一座绿色的桥。 جسر فوق النهر. Мост через реку."),
+    # Some 700 tokens, of which the first and the last are out of sight of each other.
+    "past the window": ("retrieval_document", "".join(f"Report {i} is about the bridge, again. " for i in range(70))),
+}
+"""Texts that are compared with sentence-transformers: name -> (task, text)."""
 # A file has some tens of canaries; each adds milliseconds to a start.
 MAX_CANARIES, MAX_CANARY_CHARS = 256, 100_000
 
@@ -73,10 +81,13 @@ class Comparison:
 
 def check(engine: Engine, directory: Path, canaries: Path | None) -> str:
     """Return in words what was compared. Raises SelfCheckError naming which comparisons fail, and by how much."""
-    comparisons = compare_prompts(directory)
+    comparisons = compare_prompts(directory, engine.tokenizer.generation)
     result = "its prompts are right; no canaries.json beside it, so its vectors were not compared"
     if canaries is not None:
-        expected = read(canaries)
+        expected: Canaries | None = read(canaries)
+    else:
+        expected = by_reference(engine, directory) if engine.tokenizer.generation == 2 else None
+    if expected is not None:
         comparisons += compare_engine(engine, expected)
         result = f"{len(comparisons)} comparisons with {expected.origin} hold"
     failed = [str(comparison) for comparison in comparisons if not comparison.ok]
@@ -88,7 +99,27 @@ def check(engine: Engine, directory: Path, canaries: Path | None) -> str:
     return result
 
 
-def compare_prompts(directory: Path) -> list[Comparison]:
+def by_reference(engine: Engine, directory: Path) -> Canaries | None:
+    """Return what sentence-transformers computes in float32 of some texts; None where it is not installed.
+
+    For EmbeddingGemma 2, as long as no vectors of the official weights are known. It takes seconds, and as much memory
+    again as the engine.
+    """
+    try:
+        from engine.reference import ReferenceEngine
+    except ImportError:
+        return None
+    prompts = [prompt_for(task, None, engine.tokenizer.generation) for task, _ in REFERENCE_TEXTS.values()]
+    token_ids = [text.ids for text in engine.tokenizer.encode(prompts, [text for _, text in REFERENCE_TEXTS.values()])]
+    vectors = ReferenceEngine(directory, "cpu", "float32").embed(token_ids)
+    texts = [
+        Canary(name, task, text, list(ids), vector)
+        for (name, (task, text)), ids, vector in zip(REFERENCE_TEXTS.items(), token_ids, vectors, strict=True)
+    ]
+    return Canaries("sentence-transformers, as no vectors of it are known,", {}, texts, [], 0.0)
+
+
+def compare_prompts(directory: Path, generation: int = 1) -> list[Comparison]:
     """Compare the prompts in the checkpoint's config with ours."""
     path = directory / "config_sentence_transformers.json"
     if not path.is_file():
@@ -97,20 +128,23 @@ def compare_prompts(directory: Path) -> list[Comparison]:
         prompts = dict(json.loads(path.read_text(encoding="utf-8")).get("prompts") or {})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SelfCheckError(f"{path}: no object with prompts ({repr(error)[:200]}); fetch it again") from error
+    names = PROMPT_NAMES if generation == 1 else SECOND_PROMPT_NAMES
     return [
-        _compare_equal(f"prompt {name!r} in {path.name}", prompt, prompt_for(PROMPT_NAMES[name]))
+        _compare_equal(f"prompt {name!r} in {path.name}", prompt, prompt_for(names[name], None, generation))
         for name, prompt in prompts.items()
-        if name in PROMPT_NAMES
+        if name in names
     ]
 
 
 def compare_engine(engine: Engine, expected: Canaries) -> list[Comparison]:
     """Compare the prompts, token ids and vectors of the canaries with the engine's."""
-    prompts = [prompt_for(canary.task) for canary in expected.texts]
+    generation = engine.tokenizer.generation
+    prompts = [prompt_for(canary.task, None, generation) for canary in expected.texts]
     tokenized = engine.tokenizer.encode(prompts, [canary.text for canary in expected.texts])
     token_ids = [text.ids for text in tokenized]
     comparisons = [
-        _compare_equal(f"prompt of {task}", PROMPTS.get(task), prompt) for task, prompt in expected.prompts.items()
+        _compare_equal(f"prompt of {task}", prompts_of(generation).get(task), prompt)
+        for task, prompt in expected.prompts.items()
     ]
     comparisons += [
         _compare_equal(f"token ids of {canary.name!r}", list(ids), canary.token_ids)
@@ -203,6 +237,7 @@ def to_json(
     vectors: np.ndarray,
     origin: str,
     hashes: Mapping[str, str],
+    generation: int = 1,
 ) -> str:
     """Return a JSON file of canaries that `read` reads.
 
@@ -219,6 +254,6 @@ def to_json(
         }
         for (name, (task, text)), ids, vector in zip(texts.items(), token_ids, vectors, strict=True)
     ]
-    head = {"origin": origin, "slack": 0, "cosines": [], "prompts": PROMPTS, "sha256": hashes}
+    head = {"origin": origin, "slack": 0, "cosines": [], "prompts": prompts_of(generation), "sha256": hashes}
     lines = ",\n".join(json.dumps(canary, ensure_ascii=False) for canary in canaries)
     return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "canaries": [\n{lines}\n]}}\n'

@@ -22,6 +22,10 @@ PROMPTS: dict[str, str] = {
 """Prompts by task, as in the EmbeddingGemma model card; `none` leaves the text as it is."""
 
 
+SECOND_PROMPTS: dict[str, str] = PROMPTS | {"summarization": PROMPTS["semantic_similarity"]}
+"""The same for EmbeddingGemma 2, which has no prompt of its own for summaries."""
+
+
 PROMPT_NAMES: dict[str, str] = {
     "query": "retrieval_query",
     "document": "retrieval_document",
@@ -39,14 +43,27 @@ PROMPT_NAMES: dict[str, str] = {
     "Summarization": "summarization",
 }
 """Tasks by the names that the official checkpoint's config_sentence_transformers.json gives their prompts."""
+SECOND_PROMPT_NAMES: dict[str, str] = PROMPT_NAMES | {
+    "SearchQuery": "retrieval_query",
+    "Document": "retrieval_document",
+    "QuestionAnswering": "question_answering",
+    "FactChecking": "fact_verification",
+    "CodeRetrieval": "code_retrieval",
+    "SentenceSimilarity": "semantic_similarity",
+}
+"""The same for EmbeddingGemma 2."""
 
 
-FIXED_PROMPTS = [(task, prompt) for task, prompt in PROMPTS.items() if prompt and task != TITLED_TASK]
 TITLED_PROMPT = re.compile(re.escape(PROMPTS[TITLED_TASK]).replace(re.escape("{title}"), r"[^\n]*?"))
 
 
-def prompt_for(task: str, title: str | None = None) -> str:
-    """Return the prompt to put before a text.
+def prompts_of(generation: int) -> dict[str, str]:
+    """Return the prompts of EmbeddingGemma, generation 1 or 2, by task."""
+    return PROMPTS if generation == 1 else SECOND_PROMPTS
+
+
+def prompt_for(task: str, title: str | None = None, generation: int = 1) -> str:
+    """Return the prompt to put before a text, for EmbeddingGemma or, as `generation` 2, EmbeddingGemma 2.
 
     A `title` goes into the document prompt; the model expects the word "none" there for a document without a title.
     Raises ValueError for an unknown task, and for a title with any task but `retrieval_document`.
@@ -58,7 +75,7 @@ def prompt_for(task: str, title: str | None = None) -> str:
         return PROMPTS[task].replace("{title}", NO_TITLE if title is None else title)
     if title is not None:
         check_titled(task, "title")
-    return PROMPTS[task]
+    return prompts_of(generation)[task]
 
 
 def check_titled(task: str | None, name: str) -> None:
@@ -68,7 +85,7 @@ def check_titled(task: str | None, name: str) -> None:
 
 
 # A longer prompt would leave no room for a text: Gemma's tokens have at most 31 characters.
-PROMPT_CHARS = 2048 * 31
+PROMPT_CHARS = 8192 * 31
 
 
 class OwnPrompt(NamedTuple):
@@ -78,10 +95,11 @@ class OwnPrompt(NamedTuple):
     prompt: str
 
 
-def own_prompt(text: str) -> OwnPrompt | None:
-    """Return the prompt that `text` begins with, None unless it begins with one of PROMPTS to the letter."""
+def own_prompt(text: str, generation: int = 1) -> OwnPrompt | None:
+    """Return the prompt that `text` begins with, None unless it begins with one of the model's to the letter."""
     if not text.startswith(("task: ", "title: ")):  # true of most texts, and takes no time
         return None
     if titled := TITLED_PROMPT.match(text, 0, PROMPT_CHARS):
         return OwnPrompt(TITLED_TASK, titled[0])
-    return next((OwnPrompt(task, prompt) for task, prompt in FIXED_PROMPTS if text.startswith(prompt)), None)
+    fixed = [(task, prompt) for task, prompt in prompts_of(generation).items() if prompt and task != TITLED_TASK]
+    return next((OwnPrompt(task, prompt) for task, prompt in fixed if text.startswith(prompt)), None)

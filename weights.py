@@ -12,6 +12,7 @@ from fetching.cache import ROOT, Wanted
 from fetching.files import (
     CANARIES,
     RECORD,
+    Manifest,
     Record,
     WeightsError,
     check_canaries,
@@ -22,12 +23,16 @@ from fetching.files import (
 )
 from settings import masking
 
-__all__ = ["MANIFEST", "OFFICIAL", "SMALL", "Checkpoint", "WeightsError", "measurements", "resolve"]
+__all__ = [
+    "MANIFEST", "OFFICIAL", "SECOND", "SMALL", "Checkpoint", "WeightsError", "canaries_of", "measurements", "resolve",
+]  # fmt: skip
 
 SMALL = ROOT / "checkpoints" / "small"
 MANIFEST = ROOT / "checkpoints" / "manifests" / "embeddinggemma-300m.json"
 OFFICIAL = read_manifest(MANIFEST)
 """The official model, at the revision this code was written for. Other revisions are used only when named."""
+SECOND = read_manifest(MANIFEST.with_name("embeddinggemma-2.json"))
+"""EmbeddingGemma 2, which WEIGHTS names by its repository."""
 
 REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 # Plain HTTP only from this machine: before its first fetch nothing vouches for a tar's content.
@@ -127,7 +132,8 @@ def _wanted(weights: str) -> Wanted:
         key = _key(stem, hashlib.sha256(f"{scheme}://{address}".encode()).hexdigest()[:HASH_DIGITS])
         source = {"tar": weights}
     elif match := REPOSITORY.fullmatch(weights):
-        pinned = {source["hub"]: source["revision"] for source in OFFICIAL.sources if "hub" in source}
+        sources = [source for manifest in (OFFICIAL, SECOND) for source in manifest.sources]
+        pinned = {source["hub"]: source["revision"] for source in sources if "hub" in source}
         repo, revision = match["repo"], match["revision"] or pinned.get(match["repo"])
         key = _key(repo, revision or "main")
         source = {"hub": repo} | ({"revision": revision} if revision else {})
@@ -137,8 +143,8 @@ def _wanted(weights: str) -> Wanted:
             "address of a tar (https://...tar) either; name a directory in sentence-transformers layout, 'small', or "
             f"leave WEIGHTS unset for {OFFICIAL.name}"
         )
-    is_official = any(source.items() <= official.items() for official in OFFICIAL.sources)
-    return Wanted(key, setting, [source], OFFICIAL if is_official else None)
+    manifests = [each for each in (OFFICIAL, SECOND) if any(source.items() <= its.items() for its in each.sources)]
+    return Wanted(key, setting, [source], manifests[0] if manifests else None)
 
 
 def _key(name: str, version: str) -> str:
@@ -149,17 +155,28 @@ def _key(name: str, version: str) -> str:
 def _fetched(directory: Path, record: Record) -> Checkpoint:
     name = directory.resolve().name.rpartition("@")[0].replace("--", "/")
     revision = record.revision
-    if not differences(OFFICIAL.files, record.files):
-        name, revision = OFFICIAL.name, OFFICIAL.revision
+    if known := _known(record):
+        name, revision = known.name, known.revision
     return _checkpoint(directory, f"{name}@{revision}" if revision else name, record)
+
+
+def _known(record: Record) -> Manifest | None:
+    """Return the manifest that these files are of; none while a manifest does not know the hash of its weights."""
+    hashed = (each for each in (OFFICIAL, SECOND) if each.files["model.safetensors"].sha256)
+    return next((each for each in hashed if not differences(each.files, record.files)), None)
+
+
+def canaries_of(manifest: Manifest) -> Path:
+    """Return where the known vectors of a manifest's checkpoint are, or would be."""
+    return manifest.path.with_name(f"{manifest.path.stem}-{CANARIES}")
 
 
 def _checkpoint(directory: Path, name: str, record: Record) -> Checkpoint:
     canaries = directory / CANARIES
-    if differences(OFFICIAL.files, record.files):
-        check_canaries(directory, record.files)
+    if known := _known(record):
+        canaries = canaries_of(known)
     else:
-        canaries = MANIFEST.with_name(f"{MANIFEST.stem}-{CANARIES}")
+        check_canaries(directory, record.files)
     sha256 = content_hash(check_complete(directory), record.files)
     source = masking.masked_address(record.source)
     source = f"{source}, commit {record.revision}" if record.revision else source

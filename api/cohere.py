@@ -10,7 +10,7 @@ import encoding
 from api import names
 from api.fields import Whole, chunking_asked, cut_end, dimensions_of, one_of, token_limit
 from api.operations import Answer, Api, Call, Operation, base64s, chunks_of, numbers, options_of
-from api.refusal import Refusal
+from api.refusal import NO_MEDIA, Refusal
 from texts.request import Names, Texts, check_count
 
 TASKS: names.Tasks = {"search_document": "retrieval_document", "search_query": "retrieval_query", **names.OUR_TASKS}
@@ -39,7 +39,7 @@ class Input(msgspec.Struct, forbid_unknown_fields=True):
 class EmbedRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A list of texts; `input_type` is Cohere's name for a task, or ours, as are the last three fields."""
 
-    model: str = names.MODEL
+    model: str | None = None
     texts: list[str] | None = None
     inputs: list[Input] | None = None
     input_type: str | None = None
@@ -98,7 +98,7 @@ async def embed(call: Call, version: str = "2") -> Answer:
     for position, kind in enumerate(kinds):
         one_of(f"embedding_types[{position}]", kind, PRECISIONS)
     options = options_of(
-        names.task_of(call.service.name, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
+        names.task_of(call.service, {"model": asked.model}, {"input_type": asked.input_type}, TASKS),
         embedding_dim=dimensions_of(("output_dimension", asked.output_dimension)),
         truncate=cut_end(asked.truncate or "END"),
         chunking=chunking_asked(asked.chunk, asked.overlap, asked.late_chunking, ("max_tokens", asked.max_tokens)),
@@ -123,7 +123,7 @@ async def embed(call: Call, version: str = "2") -> Answer:
 def _texts(asked: EmbedRequest) -> Texts:
     """Return the texts that `texts` or `inputs` has."""
     if asked.images:
-        raise ValueError("images: they are not embedded here; give a list of strings in 'texts'")
+        raise ValueError(f"images: {NO_MEDIA}: a list of strings in 'texts'")
     if (asked.texts is None) == (asked.inputs is None):
         problem = "it is missing" if asked.texts is None else "'inputs' are given, too"
         raise ValueError(f"texts: {problem}; give a list of strings there, or objects with 'content' in 'inputs'")
@@ -139,7 +139,7 @@ def _texts(asked: EmbedRequest) -> Texts:
             )
         [part] = each.content
         if part.type != "text" or part.text is None or part.image_url is not None:
-            raise ValueError(f"{name}[0]: only texts are embedded here; give 'type': 'text' and a 'text'")
+            raise ValueError(f"{name}[0]: {NO_MEDIA}: 'type': 'text' and a 'text'")
         texts.append(part.text)
     return Texts(texts, names=INPUT_NAMES)
 

@@ -179,7 +179,7 @@ def _options(asked: EmbedContentRequest, name: str, call: Call) -> Options:
     task_types = {field: value for field, value, _ in _said(asked, name, "task_type")}
     truncate = agreed(*_said(asked, name, "auto_truncate"))
     return options_of(
-        names.task_of(call.service.name, models, task_types, TASKS),
+        names.task_of(call.service, models, task_types, TASKS),
         embedding_dim=dimensions_of(*(each[:2] for each in _said(asked, name, "output_dimensionality"))),
         truncate=cut_end(truncate is not False),
     )

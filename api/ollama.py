@@ -19,7 +19,8 @@ from texts.request import Names, Texts
 
 VERSION = "0.13.0"
 """Clients look at the version to see what it can do."""
-FAMILY = "gemma3"
+# What Ollama calls the architecture of each generation, and how many parameters it has.
+FAMILIES = {1: ("gemma3", "300M"), 2: ("embeddinggemma2", "271M")}
 NAMES = Names("input", "input[{}]")
 
 
@@ -183,7 +184,7 @@ async def embeddings(call: Call) -> Answer:
 
 async def _embed(call: Call, texts: Texts, **options: Any) -> Embedded:
     asked: Common = call.body
-    task = names.task_of(call.service.name, {"model": asked.model}, {}, {})
+    task = names.task_of(call.service, {"model": asked.model}, {}, {})
     max_tokens = token_limit("options.num_ctx", asked.options.num_ctx) if asked.options else None
     return await call.service.embed(texts, options_of(task, max_tokens=max_tokens, **options))
 
@@ -199,20 +200,22 @@ async def show(call: Call) -> ShowAnswer:
     name = agreed(("model", asked.model, asked.model or None), ("name", asked.name, asked.name or None))
     if name is None:
         raise ValueError("model: it is missing; /api/tags lists the names")
-    names.task_in(name, call.service.name)
+    names.task_in(name, call.service)
     facts = {"context_length": call.service.engine.tokenizer.max_tokens, "embedding_length": EMBEDDING_DIMS[0]}
-    model_info = {"general.architecture": FAMILY} | {f"{FAMILY}.{fact}": value for fact, value in facts.items()}
+    family, _ = FAMILIES[call.service.engine.tokenizer.generation]
+    model_info = {"general.architecture": family} | {f"{family}.{fact}": value for fact, value in facts.items()}
     return ShowAnswer(_details(call.service), model_info, ["embedding"])
 
 
 async def tags(call: Call) -> Tags:
     """List the names that requests may use."""
     details = _details(call.service)
-    return Tags([Tag(name, name, details) for name in names.listed()])
+    return Tags([Tag(name, name, details) for name in names.listed(call.service)])
 
 
 def _details(service: Service) -> dict[str, Any]:
-    return {"family": FAMILY, "parameter_size": "300M", "quantization_level": service.engine.number_format}
+    family, size = FAMILIES[service.engine.tokenizer.generation]
+    return {"family": family, "parameter_size": size, "quantization_level": service.engine.number_format}
 
 
 async def version(call: Call) -> Version:

@@ -36,7 +36,7 @@ PRECISIONS = {"float": "float32"} | {name: name for name in encoding.WIRE_DTYPES
 FORMATS = {"float": "float32", "base64": "float32"}
 UNKNOWN_IDS = (
     "token ids of another model's tokenizer would give vectors of another text; send strings (langchain-openai: "
-    f"check_embedding_ctx_length=False), or with ids of this model's own tokenizer send 'tokenizer': {names.MODEL!r}"
+    "check_embedding_ctx_length=False), or with ids of this model's own tokenizer send the model's name as 'tokenizer'"
 )
 # Where texts are cut, one given as ids may have this many times the model's limit: many clients cut texts to 8,191 ids,
 # as OpenAI's models do.
@@ -48,7 +48,7 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     """OpenAI's fields, then those of Jina, Voyage and vLLM, then this server's own."""
 
     input: str | list[str | int | list[int]]
-    model: str = names.MODEL
+    model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Whole | None = None
 
@@ -135,7 +135,7 @@ def error(refusal: Refusal, status: int) -> dict[str, Any]:
 async def embeddings(call: Call) -> Answer:
     """Embed a text or a list of texts."""
     asked: EmbeddingsRequest = call.body
-    options, is_base64 = _choices(call.service.name, *msgspec.structs.astuple(asked)[1:-2])
+    options, is_base64 = _choices(call.service, *msgspec.structs.astuple(asked)[1:-2])
     if isinstance(asked.input, list) and any(not isinstance(item, str) for item in asked.input[:MAX_TEXTS]):
         ids = len(asked.input) + sum(len(item) for item in asked.input[:MAX_TEXTS] if isinstance(item, list))
         decoding = _decoded(asked.input, asked.titles, asked.tokenizer, options, call.service)
@@ -192,14 +192,14 @@ def _decoded(
 
 
 @lru_cache(1024)
-def _choices(served: str, *fields: Any) -> tuple[Options, bool]:
+def _choices(service: Service, *fields: Any) -> tuple[Options, bool]:
     """Return the options that the fields between `input` and `titles` ask for, and whether vectors are sent as base64.
 
     Reading the fields takes longer than finding a vector in the cache, and most requests ask for the same.
     """
     asked = EmbeddingsRequest("", *fields)
     precision, is_base64 = _number_format(asked)
-    return _options(asked, precision, served), is_base64
+    return _options(asked, precision, service), is_base64
 
 
 def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
@@ -225,17 +225,18 @@ def _number_format(asked: EmbeddingsRequest) -> tuple[str, bool]:
     return precision or "float32", form == "base64"
 
 
-def _options(asked: EmbeddingsRequest, precision: str, served: str) -> Options:
+def _options(asked: EmbeddingsRequest, precision: str, service: Service) -> Options:
     limit = ("truncate_prompt_tokens", asked.truncate_prompt_tokens)
     if asked.is_one_document and asked.truncate_prompt_tokens is not None:
         raise ValueError("truncate_prompt_tokens: a document's chunks are not cut; leave it out, or late_chunking")
     if asked.return_multivector:
         raise ValueError("return_multivector: this model has one vector for a text; leave it out")
-    if asked.tokenizer not in (None, served, *names.ALIASES):
-        raise ValueError(f"tokenizer: {asked.tokenizer!r:.80} is another model's; send texts, or {names.MODEL!r}")
+    known = (*names.aliases(service), service.name)
+    if asked.tokenizer not in (None, *known):
+        raise ValueError(f"tokenizer: {asked.tokenizer!r:.80} is another model's; send texts, or {known[0]!r}")
     fields = {"task": asked.task, "input_type": asked.input_type}
     return Options(
-        names.task_of(served, {"model": asked.model}, fields, TASKS),
+        names.task_of(service, {"model": asked.model}, fields, TASKS),
         embedding_dim=dimensions_of(("dimensions", asked.dimensions), ("output_dimension", asked.output_dimension)),
         normalize=asked.normalized,
         precision=precision,
@@ -272,12 +273,12 @@ def _end(value: bool | str | Whole, default: Truncate = "end") -> Truncate:
 
 async def models(call: Call) -> Models:
     """List the names that requests may use."""
-    return Models([_model(name, call.service) for name in names.listed()])
+    return Models([_model(name, call.service) for name in names.listed(call.service)])
 
 
 async def model(call: Call) -> Model:
     """Return a name, if it is served."""
-    names.task_in(call.path["model"], call.service.name)
+    names.task_in(call.path["model"], call.service)
     return _model(call.path["model"], call.service)
 
 

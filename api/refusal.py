@@ -76,6 +76,14 @@ def refusal_of(error: Exception) -> Refusal | None:
     return None
 
 
+# What the APIs call parts that are no text. EmbeddingGemma 2 has towers for them, which are not served.
+MEDIA = {
+    "inlineData", "inline_data", "fileData", "file_data", "image", "images", "image_url", "imageUrl", "input_image",
+    "audio", "input_audio", "video",
+}  # fmt: skip
+NO_MEDIA = "only texts are embedded here, as no model for images, sounds or videos is served; send a text"
+
+
 def _invalid(problem: str) -> str:
     """Return msgspec's message with the field at its beginning instead of its end."""
     what, _, where = problem.partition(" - at `$")
@@ -83,9 +91,13 @@ def _invalid(problem: str) -> str:
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
         field = unknown[1][:80]
         name = ".".join(filter(None, (where, field if re.fullmatch(r"\w+", field) else repr(field))))
+        if field in MEDIA:
+            return f"{name}: {NO_MEDIA}"
         remedy = REMEDIES.get(name, "leave it out, or see /docs for its fields")
         return f"{name}: this API has no such field; {remedy}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
         return f"{'.'.join(filter(None, (where, missing[1])))}: it is missing; /docs has an example"
+    if re.match(r"Expected `[^`]*\bstr\b[^`]*`, got `object`", what):
+        return f"{where}: a text is a string here; {NO_MEDIA}"
     what = what.replace("`", "").replace("Expected", "expected")[:120]
     return f"{where or 'body'}: {what}; /docs has the fields and their types"

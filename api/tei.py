@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from api.fields import SIDES, URL_EXTRAS, Whole, agreed, cut_end, dimensions_of, one_of
-from api.names import MODEL, OUR_TASKS, Tasks, task_of
+from api.names import OUR_TASKS, Tasks, aliases, task_of
 from api.operations import Answer, Api, Call, Operation, numbers, options_of, texts_of
 from api.refusal import Refusal
 from batching.pools import CHARACTERS, run, run_in_pieces
@@ -15,13 +15,13 @@ from engine.threads import usable_threads
 from engine.tokenizer import TOKENS_AT_ONCE, Tokenizer, Truncate
 from engine.tokenizer import Token as ModelToken
 from settings.version import NAMED
-from tasks import PROMPT_NAMES, TITLED_TASK, prompt_for
+from tasks import SECOND_PROMPT_NAMES, TITLED_TASK, prompt_for
 from texts.limits import MAX_TEXTS
 from texts.options import Options
 from texts.request import TEXT_CHARS, Names, Texts
 
 NAMES = Names("inputs", "inputs[{}]")
-TASKS: Tasks = {**PROMPT_NAMES, **OUR_TASKS}
+TASKS: Tasks = {**SECOND_PROMPT_NAMES, **OUR_TASKS}
 VERSION = "1.9.3"
 """Clients look at the version to see what it can do: since 1.9 texts are cut unless a request says otherwise."""
 AUTO_TRUNCATE = True
@@ -136,7 +136,7 @@ class Said:
 
     def task(self) -> str | None:
         """Return the task that was sent, or None. Raises ValueError where two differ."""
-        return task_of(self._service.name, {}, self.values("prompt_name"), TASKS)
+        return task_of(self._service, {}, self.values("prompt_name"), TASKS)
 
     def options(self, default_task: str = TITLED_TASK) -> Options:
         """Return the options. Raises ValueError where two places differ."""
@@ -194,7 +194,7 @@ async def tokenize(call: Call) -> Answer:
     given = texts_of(asked.inputs, NAMES)
     texts, _ = await run(CHARACTERS, given.characters, given.checked)
     said = Said(call, TokenParameters)
-    prompt = prompt_for(said.task() or "none")
+    prompt = prompt_for(said.task() or "none", None, call.service.engine.tokenizer.generation)
     add_special_tokens = said.value("add_special_tokens") is not False
     prompted = [prompt + text for text in texts]
     characters = sum(map(len, prompted)) + TEXT_CHARS * len(prompted)
@@ -241,7 +241,7 @@ async def info(call: Call) -> dict[str, Any]:
         "model_sha": sha,
         "model_dtype": engine.number_format,
         "model_type": {"embedding": {"pooling": "mean"}},
-        "served_model_name": MODEL,
+        "served_model_name": aliases(call.service)[0],
         "max_concurrent_requests": None,
         "max_input_length": engine.tokenizer.max_tokens,
         "max_batch_tokens": engine.batch_tokens,

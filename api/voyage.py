@@ -11,7 +11,7 @@ from api.fields import Whole, chunking_asked, dimensions_of, one_of
 from api.openai import PRECISIONS
 from api.operations import Answer, Api, Call, Operation, base64s, numbers, options_of
 from api.refusal import Refusal
-from service import TooLong
+from service import Service, TooLong
 from tasks import TITLED_TASK
 from texts.options import Options
 from texts.request import Names, Texts, check_count
@@ -28,7 +28,7 @@ class ContextualizedRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Documents as lists of their chunks, in order; or whole documents, with `enable_auto_chunking`; or queries."""
 
     inputs: list[str | list[str]]
-    model: str = names.MODEL
+    model: str | None = None
     input_type: str | None = None
     output_dimension: Whole | None = None
     output_dtype: str | None = None
@@ -79,7 +79,7 @@ async def embed(call: Call) -> Answer:
     """Embed the chunks of documents, each chunk with the others of its document around it."""
     asked: ContextualizedRequest = call.body
     try:
-        options = _options(asked, call.service.name)
+        options = _options(asked, call.service)
         texts = _texts(asked, options)
         embedded = await call.service.embed(texts, options)
     except TooLong as error:
@@ -107,8 +107,8 @@ async def embed(call: Call) -> Answer:
     return Answer(write, [embedded], characters=sum(end - start for _, start, end in spans))
 
 
-def _options(asked: ContextualizedRequest, served: str) -> Options:
-    task = names.task_of(served, {"model": asked.model}, {"input_type": asked.input_type}, TASKS)
+def _options(asked: ContextualizedRequest, service: Service) -> Options:
+    task = names.task_of(service, {"model": asked.model}, {"input_type": asked.input_type}, TASKS)
     chunking = None
     if asked.enable_auto_chunking:
         if task not in (None, TITLED_TASK):

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from api.fields import Whole, agreed, dimensions_of, one_of
-from api.names import MODEL
+from api.names import aliases
 from api.operations import Answer, Api, Call, Operation, numbers, options_of
 from api.refusal import Refusal
 from api.status import Status, state
@@ -83,7 +83,7 @@ async def vectors(call: Call) -> Answer:
 
 async def meta(call: Call) -> Meta:
     """Return what is served."""
-    return Meta({"name": MODEL, "weights": call.service.model, "dimensions": EMBEDDING_DIMS})
+    return Meta({"name": aliases(call.service)[0], "weights": call.service.model, "dimensions": EMBEDDING_DIMS})
 
 
 API = Api("Weaviate", error)

@@ -67,7 +67,7 @@ def _numbers(directory: Path, dtype: str, measured: Path | None) -> "NumberForma
     """Return the packed engine's format; None on a GPU where the engine chooses."""
     import torch
 
-    from engine.checkpoint import read_architecture
+    from engine.configs import read_architecture
     from engine.model import FORMATS
     from engine.native.choice import faster_format, require_int8
 

@@ -38,7 +38,8 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, windo
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None, scale: float) -> Tensor:
     """Attend in one kernel for the whole batch, without reading lengths on the host.
 
-    For CUDA devices of compute capability 8.0 and up, float16 and bfloat16, head_dim up to 256. This is the operator
+    For CUDA devices of compute capability 8.0 and up, float16 and bfloat16, head_dim up to 256, kv_heads that divide
+    heads. This is the operator
     that `torch.nn.attention.varlen.varlen_attn` calls, without its additions for training. There a window as large as
     the longest text costs nothing.
     """

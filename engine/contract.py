@@ -14,6 +14,11 @@ DIMENSIONS = 768
 EFFECTIVE_WINDOW = 257
 """The smallest |i - j| that a token in a sliding-window layer does not see."""
 
+TABLE = "embed_tokens.weight"
+"""The embedding table's name in a checkpoint, after a prefix in a file of several towers."""
+OTHER_TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+"""What the names of tensors begin with that only images and sounds need."""
+
 TokenIds = Sequence[int]
 """The token ids of a text. The tokenizer gives arrays, `array("I")`, whose bytes are copied into a batch at once; any
 other sequence is read id by id."""

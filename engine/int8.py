@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.int8 import quantise_matrix
-from engine.model import Attention, GeGLU, Layer, Linear, Network
+from engine.linear import Linear
+from engine.model import Attention, GeGLU, Layer, Network
 from engine.packing import Segments
 
 CALIBRATION = (

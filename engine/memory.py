@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.contract import DeviceError
+from engine.contract import OTHER_TOWERS, TABLE, DeviceError
 
 # Measured with the official tokenizer, whose file has 16 MB, and torch 2.13.0 (docs/deploying.md). All are lower
 # bounds: a start that is refused would have failed.
@@ -63,18 +63,25 @@ def _needed(directory: Path) -> tuple[int, int]:
     """Return the least bytes of memory and of addresses that loading takes; unreadable files count nothing."""
     weights, tokenizer = ((directory / name) for name in ("model.safetensors", "tokenizer.json"))
     size, characters = (path.stat().st_size if path.is_file() else 0 for path in (weights, tokenizer))
-    # The layers' numbers are copied, at least as 16 bits each; the table and the file are only mapped.
-    layers = (size - _table_bytes(weights)) // 2
+    # The layers' numbers are copied, at least as 16 bits each; the table, other towers and the file are only mapped.
+    layers = (size - _mapped_bytes(weights)) // 2
     resident = LIBRARIES_BYTES + max(TOKENIZER_TIMES * characters, KEPT_TIMES * characters + layers)
     return resident, resident + LIBRARIES_ADDRESSES + MAPPINGS * size
 
 
-def _table_bytes(path: Path) -> int:
-    """Return the bytes of the embedding table in a safetensors file, which is mapped, not copied; 0 if unknown."""
-    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError), path.open("rb") as file:
+def _mapped_bytes(path: Path) -> int:
+    """Return the bytes of what is not copied from a safetensors file; 0 if unknown.
+
+    That is the embedding table and, in a file of several towers, all but the text tower.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError), path.open("rb") as file:
         header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 4 << 20)))
-        begin, end = header["embed_tokens.weight"]["data_offsets"]
-        return min(max(0, int(end) - int(begin)), path.stat().st_size)
+        mapped = 0
+        for name, tensor in header.items():
+            if name.endswith(TABLE) or name.startswith(OTHER_TOWERS):
+                begin, end = tensor["data_offsets"]
+                mapped += max(0, int(end) - int(begin))
+        return min(mapped, path.stat().st_size)
     return 0
 
 

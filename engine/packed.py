@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.contract import DeviceError, Engine, Ranges, TokenIds, split_by_tokens, vector_rows
 from engine.device import check_format, choose_device
 from engine.faster_attention import with_faster_attention

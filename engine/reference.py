@@ -1,7 +1,12 @@
 """The reference engine: sentence-transformers itself, without its last module, the normalisation."""
 
+import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +14,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers.utils.logging import disable_progress_bar
 
+from engine.config_file import read_json
+from engine.configs import is_second, read_architecture
 from engine.contract import DIMENSIONS, EFFECTIVE_WINDOW, CheckpointError, Engine, Ranges, TokenIds
 from engine.device import choose_device
 from engine.tokenizer import Tokenizer
+from engine.tokenizer_config import max_tokens
 
 # Padded tokens in one forward pass. Small batches waste less on padding, which a CPU needs; large ones fill a GPU.
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
@@ -31,10 +39,13 @@ class ReferenceEngine(Engine):
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self.tokenizer = Tokenizer(directory)
         disable_progress_bar()  # would fill the setup log
-        self._model = SentenceTransformer(
-            str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
-        ).eval()
-        check_pipeline(self._model, directory)
+        if is_second(directory):
+            self._model = text_pipeline(directory, str(self.device), dtype=dtype).eval()
+        else:
+            self._model = SentenceTransformer(
+                str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
+            ).eval()
+            check_pipeline(self._model, directory)
         # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
         del self._model[-1]
         self.batch_tokens = BATCH_TOKENS[self.device.type]
@@ -66,6 +77,29 @@ class ReferenceEngine(Engine):
         lengths = torch.tensor([len(ids) for ids in token_ids])
         mask = (torch.arange(rows.shape[1]) < lengths[:, None]).long()  # [batch, longest]
         return {"input_ids": rows.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+def text_pipeline(directory: Path, device: str | None = None, **options: Any) -> SentenceTransformer:
+    """Return EmbeddingGemma 2 in sentence-transformers, for texts alone; `options` are those of its network.
+
+    Its own way of loading would also make processors of images and sounds, which need more libraries: so the tokenizer
+    is loaded from a folder without them.
+    """
+    read_architecture(directory)  # checks the pipeline
+    logging.getLogger(Transformer.__module__).setLevel(logging.ERROR)  # warns of the other folder at every start
+    with TemporaryDirectory() as folder:
+        tokenizer = read_json(directory / "tokenizer_config.json")
+        tokenizer.pop("processor_class", None)
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+        copyfile(directory / "tokenizer.json", Path(folder) / "tokenizer.json")
+        transformer = Transformer(
+            str(directory),
+            tokenizer_name_or_path=folder,
+            max_seq_length=max_tokens(directory),
+            model_kwargs=options,
+            config_kwargs={"vision_config": None, "audio_config": None, "local_files_only": True},
+        )
+    return SentenceTransformer(modules=[transformer, Pooling(DIMENSIONS, "mean"), Normalize()], device=device)
 
 
 def check_pipeline(model: SentenceTransformer, directory: Path) -> None:

@@ -99,18 +99,24 @@ def attention_error(attention: Callable[..., Tensor], network: Network, lengths:
     attention of every token that sees them, so a window of another size shows, as does a text that sees its neighbour.
     """
     a, dtype, device = network.architecture, network.numbers.dtype, network.embedding.table.device
-    inputs = [x.to(device, dtype) for x in _drawn_to_the_ends(a, lengths)]
+    inputs = {window: [x.to(device, dtype) for x in _drawn_to_the_ends(a, lengths, window)] for window in windows_of(a)}
     _, segments = packed([[0] * length for length in lengths], device)
     return _largest_error(
-        lambda window: attention(*inputs, segments, window, a.attention_scale),
-        lambda window: PLAIN.attention(*(x.float() for x in inputs), segments, window, a.attention_scale),
+        a,
+        lambda window: attention(*inputs[window], segments, window, a.attention_scale),
+        lambda window: PLAIN.attention(*(x.float() for x in inputs[window]), segments, window, a.attention_scale),
     )
+
+
+def windows_of(a: Architecture) -> tuple[int | None, int]:
+    """Return the windows of a full and of a sliding layer."""
+    return None, next(filter(None, a.windows), EFFECTIVE_WINDOW - 1)
 
 
 def qkv_attention_error(kernel: Callable[..., Tensor], network: Network, lengths: Sequence[int]) -> float:
     """Return the same for norm, rotation and attention in one; only the attention that it is compared to is float32."""
     a, dtype, device = network.architecture, network.numbers.dtype, network.embedding.table.device
-    qkv = torch.cat(_drawn_to_the_ends(a, lengths), dim=1).to(device, dtype)
+    qkv = torch.cat(_drawn_to_the_ends(a, lengths, None), dim=1).to(device, dtype)
     _, segments = packed([[0] * length for length in lengths], device)
     heads = [a.heads, a.kv_heads, a.kv_heads]
     norm = RMSNorm(sum(heads[:2]), a.head_dim, eps=a.eps).to(device)
@@ -120,15 +126,18 @@ def qkv_attention_error(kernel: Callable[..., Tensor], network: Network, lengths
     q, k, v = torch.cat([rotated, qkv[:, sum(heads[:2]) :]], dim=1).float().split(heads, dim=1)
     tiled = with_tiles(segments, a.heads)
     return _largest_error(
+        a,
         lambda window: kernel(qkv.clone(), norm, rotation, tiled, window, a.attention_scale),
         lambda window: PLAIN.attention(q, k, v, segments, window, a.attention_scale),
     )
 
 
-def _largest_error(actual: Callable[[int | None], Tensor], expected: Callable[[int | None], Tensor]) -> float:
+def _largest_error(
+    a: Architecture, actual: Callable[[int | None], Tensor], expected: Callable[[int | None], Tensor]
+) -> float:
     """Return how far attention is off, full and windowed, in units of what rounding explains; NaN if there is one."""
     errors = []
-    for window in (None, EFFECTIVE_WINDOW - 1):
+    for window in windows_of(a):
         right, mixed = expected(window), actual(window)
         errors.append(((mixed.float() - right).abs() / (1 + right.abs())).max())
     return torch.stack(errors).max().item() / (torch.finfo(mixed.dtype).eps + SUM_ERROR)
@@ -148,12 +157,13 @@ def random_batch(network: Network, lengths: Sequence[int]) -> tuple[Tensor, Segm
     return packed(texts, network.embedding.table.device)
 
 
-def _drawn_to_the_ends(a: Architecture, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn_to_the_ends(a: Architecture, lengths: Sequence[int], window: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return float32 queries, keys and values [tokens, heads, head_dim] of texts for `attention_error`."""
     generator = torch.Generator().manual_seed(0)
-    heads = (a.heads, a.kv_heads, a.kv_heads)
-    q, k, v = (torch.randn(sum(lengths), n, a.head_dim, generator=generator) for n in heads)
-    end, slowest = 0, a.head_dim // 2 - 1  # hardly rotated within a text
+    query, kv, width, _ = a.heads_of(window)
+    q, k, v = (torch.randn(sum(lengths), heads, width, generator=generator) for heads in (query, kv, kv))
+    q *= 1 / (a.attention_scale * width**0.5)  # the scores of random tokens deviate by 1
+    end, slowest = 0, width // 2 - 1  # hardly rotated within a text
     for text, length in enumerate(lengths):
         first, end = end, end + length
         for token, value in ((first, text + 4.0), (end - 1, text - 2.0)):

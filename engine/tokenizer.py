@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import tokenizers
 
 from engine.pieces import PIECE_CHARS
-from engine.tokenizer_config import max_tokens, vocab_size
+from engine.tokenizer_config import generation, max_tokens, vocab_size
 from engine.tokenizer_file import TokenizerError, load
 
 __all__ = ["TextRefused", "Token", "TokenizedText", "Tokenizer", "TokenizerError", "Truncate"]
@@ -87,6 +87,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.bos, self.eos = self._special_ids(path)
         self.max_tokens = max_tokens(directory)
+        self.generation = generation(directory)
+        """Of EmbeddingGemma, 1 or 2: their prompts differ."""
         # Of a longer text only the kept part is tokenized, if the tokenizer is of Gemma's kind.
         self._remembered_ids = lru_cache(REMEMBERED_TEXTS)(lambda text: array("I", self._tokenizer.encode(text).ids))
         self._whole_chars = self.max_tokens * CHARS_PER_TOKEN if self._is_plain_bpe() else sys.maxsize

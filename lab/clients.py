@@ -14,8 +14,10 @@ import numpy as np
 
 import encoding
 from api import cohere, gemini, tei
-from api.names import MODEL
+from api.names import FIRST
 from tasks import PROMPT_NAMES, PROMPTS
+
+MODEL = FIRST[0]
 
 TIMEOUT_S = 600
 MISREAD = (ValueError, LookupError, TypeError, AttributeError)

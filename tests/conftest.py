@@ -24,7 +24,8 @@ if not torch.cuda.is_available():
 os.environ["DTYPE"] = "float32"
 
 from engine.packed import PackedEngine
-from lab.checkpoints.make_random import make
+from lab.checkpoints.make_random import make, make_second
+from lab.checkpoints.second import NARROW
 from tests.support.flash_attention import flash_attention
 from tests.support.predictions import Predict, call
 from weights import SMALL
@@ -39,8 +40,10 @@ collect_ignore = ["clients", "examples"]
 OF_A_FILE = re.compile(r"^pytestmark = pytest\.mark\.(evaluation|tuning)$", re.MULTILINE)
 # Files whose tests import sentence-transformers, which takes seven seconds of a core: one worker has them all.
 REFERENCE = {
-    "tests/test_selfcheck.py", "tests/test_weights.py", "tests/engine/test_number_formats.py",
-    "tests/engine/test_packed.py", "tests/engine/test_reference.py", "tests/engine/test_tokenizer.py",
+    "tests/test_selfcheck.py", "tests/test_second_selfcheck.py", "tests/test_weights.py",
+    "tests/engine/test_number_formats.py",
+    "tests/engine/test_packed.py", "tests/engine/test_reference.py", "tests/engine/test_second.py",
+    "tests/engine/test_tokenizer.py",
     "tests/lab/checkpoints/test_small.py", "tests/lab/judging/test_activations.py",
     "tests/lab/judging/test_variants.py", "tests/lab/benchmarks/test_embedders.py", "tests/test_service.py",
 }  # fmt: skip
@@ -83,6 +86,14 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six layers of the official width with random weights, in the official checkpoint's older file layout."""
     directory = tmp_path_factory.mktemp("checkpoints") / "random"
     make(directory, layers=6, vocab_size=16384)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def second_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the layout of EmbeddingGemma 2, narrow, with a window of 8 tokens."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "second"
+    make_second(directory, NARROW)
     return directory
 
 

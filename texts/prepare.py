@@ -128,7 +128,7 @@ def _passes_in_pieces(
     prompts: list[str] = []
     rests: list[str] = []
     for position, (text, title) in enumerate(zip(texts, titles, strict=True)):
-        prompt, rest = split_prompt(position, text, title, options)
+        prompt, rest = split_prompt(position, text, title, options, tokenizer.generation)
         prompts.append(prompt)
         rests.append(rest)
         if position and position % PIECE_TEXTS == 0:

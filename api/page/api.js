@@ -1,13 +1,12 @@
 // Calls of the server's public API: the key, patience with a busy server, errors in words, and a record of every call.
 import { by, short } from "./dom.js";
 
-const MODEL = "embeddinggemma-300m";
 const MOST_TEXTS = 256;
 const MOST_CHARACTERS = 400_000;
 const MOST_VECTORS = 30_000;
 const TRIES = { 429: 5, 503: 120 };
 export const calls = [];
-export const server = { model: "", limit: 2048 };
+export const server = { model: "", name: "embeddinggemma-300m", limit: 2048 };
 const vectors = new Map();
 let asking = null;
 
@@ -67,7 +66,7 @@ function askKey(problem) {
 /** Return the body with which texts are embedded: whole vectors, so that the page can cut them to every size itself. */
 export function embedBody(input, { task, limit, side }) {
   const cut = { truncate_prompt_tokens: limit, truncation_side: side === "start" ? "left" : "right" };
-  return { input, model: MODEL, task, ...cut, normalized: false, encoding_format: "base64" };
+  return { input, model: server.name, task, ...cut, normalized: false, encoding_format: "base64" };
 }
 
 /** Return positions from a header such as 3,17,20-29. */
@@ -110,5 +109,6 @@ export async function embed(texts, how, { signal, note = () => {} } = {}) {
   return texts.map((text) => vectors.get(key(text)));
 }
 
-/** Learn the most tokens of a text. `note` is told what the server is waited for. */
-export const learn = async (note) => { server.limit = (await call(`v1/models/${MODEL}`, null, { note })).json.max_model_len; };
+/** Learn the model's name and the most tokens of a text. `note` is told what the server is waited for. */
+export const learn = async (note) =>
+  ({ id: server.name, max_model_len: server.limit } = (await call("v1/models", null, { note })).json.data[0]);

@@ -1,5 +1,5 @@
 // The same vectors from a program: the calls as curl, Python and JavaScript, and what every call took.
-import { calls } from "./api.js";
+import { calls, server } from "./api.js";
 import { copy as copyText, field, h, milliseconds, number, options } from "./dom.js";
 import { set, state } from "./state.js";
 
@@ -10,12 +10,12 @@ const LANGUAGES = { curl: "curl", openai: "Python, openai", replicate: "Python, 
 /** Return the fields beside `input` that ask for the vectors as the page shows them. */
 function fields() {
   const task = state.part === "query" ? state.queryTask : state.docTask;
-  const cut = state.limit < 2048
+  const cut = state.limit < server.limit
     ? { truncate_prompt_tokens: state.limit, truncation_side: state.side === "start" ? "left" : "right" }
     : { truncate: state.side };
   const size = state.dims === 768 ? {} : { dimensions: state.dims };
   const format = state.precision === "float32" ? {} : { output_dtype: state.precision, encoding_format: "float" };
-  return { model: "embeddinggemma-300m", ...size, ...format, task, ...cut };
+  return { model: server.name, ...size, ...format, task, ...cut };
 }
 
 const json = (value) => JSON.stringify(value, null, 2);

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from engine.attention import grouped_attention, varlen_attention
+from engine.attention import grouped_attention
 from engine.kernels.gating import geglu, geglu_fused
 from engine.kernels.norms import add_norm, add_norm_fused, embed_norm, embed_norm_fused
 from engine.kernels.pooling import segment_mean, segment_mean_fused
-from engine.kernels.qkv_attention import qkv_attention_fused
+from engine.kernels.qkv_attention import attention_fused, qkv_attention_fused
 from engine.kernels.rotary import norm_rotate, norm_rotate_fused
 
 
@@ -28,5 +28,5 @@ class Kernels:
 
 
 PLAIN = Kernels(embed_norm, norm_rotate, grouped_attention, add_norm, geglu, segment_mean)
-FUSED = Kernels(embed_norm_fused, norm_rotate_fused, varlen_attention, add_norm_fused, geglu_fused, segment_mean_fused)
+FUSED = Kernels(embed_norm_fused, norm_rotate_fused, attention_fused, add_norm_fused, geglu_fused, segment_mean_fused)
 TILED = replace(FUSED, qkv_attention=qkv_attention_fused)

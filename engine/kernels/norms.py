@@ -16,7 +16,7 @@ from engine.kernels.triton_import import block, jit, tl
 class RMSNorm(nn.Module):
     """A root mean square norm over the last dimension: float32 `gain`, `eps`, and the `dtype` of its result.
 
-    `gain` is (1 + the checkpoint's weight) * scale.
+    `gain` is (1 + the checkpoint's weight) * scale, in EmbeddingGemma 2 the weight * scale.
     """
 
     def __init__(self, *shape: int, eps: float, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> None:
@@ -39,10 +39,17 @@ def embed_norm(
     return x, rms_norm(x, norm).to(norm.dtype)
 
 
-def add_norm(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm) -> Tensor:
-    """Add post(y) to the stream `x` in place and return pre(x) as pre.dtype; all [tokens, hidden]."""
-    x.add_(rms_norm(y, post))
-    return rms_norm(x, pre).to(pre.dtype)
+def add_norm(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, factor: float = 1.0) -> Tensor:
+    """Add post(y) to the stream `x` in place, multiply it, and return pre(x) as pre.dtype; all [tokens, hidden].
+
+    Without `pre`, return x in y's format: x itself where that is its own.
+    """
+    added = rms_norm(y, post)
+    if factor == 1.0:
+        x.add_(added)
+    else:
+        x.copy_(added.add_(x).mul_(factor))
+    return x.to(y.dtype) if pre is None else rms_norm(x, pre).to(pre.dtype)
 
 
 def embed_norm_fused(
@@ -58,18 +65,20 @@ def embed_norm_fused(
     return x, normed
 
 
-def add_norm_fused(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm) -> Tensor:
+def add_norm_fused(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, factor: float = 1.0) -> Tensor:
     """See `add_norm`."""
     tokens, hidden = x.shape
-    normed = torch.empty(tokens, hidden, dtype=pre.dtype, device=x.device)
+    in_place = pre is None and x.dtype == y.dtype
+    out = x if in_place else torch.empty(tokens, hidden, dtype=pre.dtype if pre else y.dtype, device=x.device)
     _add_norm[(tokens,)](
-        x, y, post.gain, pre.gain, normed, post.eps, pre.eps, HIDDEN=hidden, BLOCK=block(hidden), num_warps=4
-    )
-    return normed
+        x, y, post.gain, (pre or post).gain, out, post.eps, (pre or post).eps, factor,
+        HIDDEN=hidden, BLOCK=block(hidden), NORMS=pre is not None, num_warps=4,
+    )  # fmt: skip
+    return out
 
 
 @jit
-def _normed(values, gain, eps, columns, inside, HIDDEN: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def normed_row(values, gain, eps, columns, inside, HIDDEN: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     scale = tl.rsqrt(tl.sum(values * values, axis=0) / HIDDEN + eps)
     return values * scale * tl.load(gain + columns, mask=inside, other=0)
 
@@ -86,14 +95,14 @@ def _embed_norm(  # type: ignore[no-untyped-def]
     values = tl.load(table + row * HIDDEN + columns, mask=inside, other=0)
     values = (values.to(x.dtype.element_ty).to(tl.float32) * scale).to(x.dtype.element_ty)
     tl.store(x + token * HIDDEN + columns, values, mask=inside)
-    values = _normed(values.to(tl.float32), gain, eps, columns, inside, HIDDEN)
+    values = normed_row(values.to(tl.float32), gain, eps, columns, inside, HIDDEN)
     tl.store(normed + token * HIDDEN + columns, values.to(normed.dtype.element_ty), mask=inside)
 
 
 @jit
 def _add_norm(  # type: ignore[no-untyped-def]
-    x, y, post_gain, pre_gain, normed, post_eps, pre_eps,
-    HIDDEN: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    x, y, post_gain, pre_gain, out, post_eps, pre_eps, factor,
+    HIDDEN: tl.constexpr, BLOCK: tl.constexpr, NORMS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -101,7 +110,10 @@ def _add_norm(  # type: ignore[no-untyped-def]
     offsets = token * HIDDEN + columns
     added = tl.load(y + offsets, mask=inside, other=0).to(tl.float32)
     stream = tl.load(x + offsets, mask=inside, other=0).to(tl.float32)
-    stream = (stream + _normed(added, post_gain, post_eps, columns, inside, HIDDEN)).to(x.dtype.element_ty)
+    stream = (stream + normed_row(added, post_gain, post_eps, columns, inside, HIDDEN)) * factor
+    stream = stream.to(x.dtype.element_ty)
     tl.store(x + offsets, stream, mask=inside)
-    values = _normed(stream.to(tl.float32), pre_gain, pre_eps, columns, inside, HIDDEN)
-    tl.store(normed + offsets, values.to(normed.dtype.element_ty), mask=inside)
+    values = stream.to(tl.float32)
+    if NORMS:
+        values = normed_row(values, pre_gain, pre_eps, columns, inside, HIDDEN)
+    tl.store(out + offsets, values.to(out.dtype.element_ty), mask=inside)

@@ -1,5 +1,7 @@
 """Attention straight from the fused projection: norm, rotation and attention of a packed batch in one step.
 
+Or attention alone, for heads that are wider than FlashAttention takes.
+
 The Triton version takes the query heads of a token as rows, as they share the one key/value head, and cuts the rows of
 each text into tiles. A list on the device names the tiles; its length depends on sizes alone, so a graph can replay it.
 The softmax is FlashAttention's (Dao, arXiv:2307.08691).
@@ -14,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.attention import grouped_attention
+from engine.attention import grouped_attention, varlen_attention
 from engine.kernels.norms import RMSNorm
 from engine.kernels.rotary import Rotation, norm_rotate, norm_rotate_rows
 from engine.kernels.triton_import import jit, tl
@@ -39,6 +41,9 @@ SMALLER = Tiling(64, 32)
 # Up to this length a text has three tiles at most, so they share few keys, and a launch less makes a query faster.
 SHORT = 64
 OF_SHORT_TEXTS = Tiling(64, 32, stages=1, prepared=False)
+# FlashAttention's widest heads, and how wider ones are cut. No register is spilt; none has run on a GPU so far.
+FLASH_WIDTH = 256
+WIDE, WIDE_SMALLER = Tiling(64, 32, stages=1), Tiling(32, 16, stages=1)
 # More than any distance. Divisible by 16 as the model's window is, so both use one compiled kernel.
 NO_WINDOW = 1 << 20
 TOKENS_AT_ONCE, SLOTS_AT_ONCE = 16, 32
@@ -49,6 +54,12 @@ def tiling(longest: int, device: torch.device) -> Tiling:
     if longest <= SHORT:
         return OF_SHORT_TEXTS
     return TILINGS.get(torch.cuda.get_device_capability(device), SMALLER) if device.type == "cuda" else SMALLER
+
+
+def wide_tiling(device: torch.device) -> Tiling:
+    """Return how texts are cut on this device for heads that are wider than FlashAttention takes."""
+    newer = device.type == "cuda" and torch.cuda.get_device_capability(device) in TILINGS.keys() - {(8, 0)}
+    return WIDE if newer else WIDE_SMALLER
 
 
 def supports(heads: int, kv_heads: int, head_dim: int) -> bool:
@@ -70,13 +81,13 @@ def qkv_attention(
     return grouped_attention(qk[:, :heads], qk[:, heads:], qkv[:, -kv_heads:], segments, window, scale)
 
 
-def with_tiles(segments: Segments, heads: int) -> Segments:
+def with_tiles(segments: Segments, heads: int, how: Tiling | None = None) -> Segments:
     """Return the segments with the list of tiles that `qkv_attention_fused` needs, made once for all layers.
 
     It has a slot for each possible tile: text t's begin at t + heads * (its first token) // rows, which leaves enough
     for its own. In slots without work the first row is none of the text's.
     """
-    rows = tiling(segments.longest, segments.cu_seqlens.device).rows
+    rows = (how or tiling(segments.longest, segments.cu_seqlens.device)).rows
     texts, tokens = len(segments.cu_seqlens) - 1, len(segments.positions)
     tiles = segments.cu_seqlens.new_empty(texts + heads * tokens // rows, 4)
     _list_tiles[(texts,)](segments.cu_seqlens, tiles, HEADS=heads, ROWS=rows, SLOTS=SLOTS_AT_ONCE, num_warps=1)
@@ -99,7 +110,29 @@ def qkv_attention_fused(
     _attend[(len(tiles),)](
         qkv, tiles, norm.gain, rotation.cos, rotation.sin, out, NO_WINDOW if window is None else window,
         norm.eps, scale * log2(e), HEADS=heads, HALF=half, ROWS=how.rows, KEYS=how.keys, PREPARED=how.prepared,
-        num_warps=WARPS, num_stages=how.stages,
+        RAW=True, num_warps=WARPS, num_stages=how.stages,
+    )  # fmt: skip
+    return out
+
+
+def attention_fused(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int | None, scale: float) -> Tensor:
+    """See `engine.attention`: by FlashAttention, or in tiles where heads are wider and share one key/value head."""
+    tokens, heads, width = q.shape
+    if width <= FLASH_WIDTH:
+        return varlen_attention(q, k, v, segments, window, scale)
+    if k.shape[1] != 1:
+        raise ValueError(f"{k.shape[1]} key/value heads of width {width}; one is expected")
+    row, end = (heads + 2) * width, q.data_ptr() + heads * width * q.element_size()
+    if (q.stride(0), k.data_ptr(), v.data_ptr()) != (row, end, end + width * q.element_size()):
+        q = torch.cat([q, k, v], dim=1)  # elsewhere they are views of one projection already
+    how = wide_tiling(q.device)
+    tiles = with_tiles(segments, heads, how).tiles
+    assert tiles is not None
+    out = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
+    _attend[(len(tiles),)](
+        q, tiles, tiles, tiles, tiles, out, NO_WINDOW if window is None else window, 0.0, scale * log2(e),
+        HEADS=heads, HALF=width // 2, ROWS=how.rows, KEYS=how.keys, PREPARED=True, RAW=False, num_warps=WARPS,
+        num_stages=how.stages,
     )  # fmt: skip
     return out
 
@@ -149,6 +182,7 @@ def _prepare_keys(  # type: ignore[no-untyped-def]
 def _attend(  # type: ignore[no-untyped-def]
     qkv, tiles, gain, cos, sin, out, window, eps, scale,
     HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PREPARED: tl.constexpr,  # noqa: N803
+    RAW: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     tile = tiles + tl.program_id(0) * 4
     begin = tl.load(tile).to(tl.int64)
@@ -163,7 +197,10 @@ def _attend(  # type: ignore[no-untyped-def]
     token, head = row // HEADS, row % HEADS
     inside = row < HEADS * length
     text = qkv + begin * ROW
-    q = _rotated(text + token * ROW + head * WIDTH, gain + head * WIDTH, cos, sin, token, inside, eps, HALF)
+    if RAW:
+        q = _rotated(text + token * ROW + head * WIDTH, gain + head * WIDTH, cos, sin, token, inside, eps, HALF)
+    else:
+        q = tl.load(text + token * ROW + head * WIDTH + columns, mask=inside, other=0)
     largest = tl.full([ROWS], -1e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)

@@ -46,35 +46,43 @@ def _tables(rows: int, theta: float, head_dim: int, device: torch.device) -> tup
     return angles.cos(), angles.sin()
 
 
-def norm_rotate(qk: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
-    """Return queries and keys normed and rotated, [tokens, heads, head_dim] in their own format.
+def norm_rotate(qk: Tensor, norm: RMSNorm, rotation: Rotation, rotated: int | None = None) -> Tensor:
+    """Return heads normed and the first `rotated` of them rotated, [tokens, heads, head_dim] in their own format.
 
-    `qk` may be a view into the fused projection and may be overwritten. Norm and rotation are float32.
+    The heads are queries and keys, which are all rotated, and values where these are normed. `qk` may be a view into
+    the fused projection and may be overwritten. Norm and rotation are float32.
     """
-    return rotation(rms_norm(qk, norm)).to(qk.dtype)
+    normed = rms_norm(qk, norm)
+    if rotated is None or rotated == qk.shape[1]:
+        return rotation(normed).to(qk.dtype)
+    return torch.cat([rotation(normed[:, :rotated]), normed[:, rotated:]], dim=1).to(qk.dtype)
 
 
-def norm_rotate_fused(qk: Tensor, norm: RMSNorm, rotation: Rotation) -> Tensor:
+def norm_rotate_fused(qk: Tensor, norm: RMSNorm, rotation: Rotation, rotated: int | None = None) -> Tensor:
     """See `norm_rotate`. In place, one program for each token; two warps, so each thread moves 16 bytes at once."""
     tokens, heads, head_dim = qk.shape
     half = head_dim // 2
     _norm_rotate[(tokens,)](
         qk, norm.gain, rotation.cos, rotation.sin, rotation.positions, norm.eps,
-        ROW=qk.stride(0), HEADS=heads, HALF=half, HEADS_BLOCK=block(heads), HALF_BLOCK=block(half), num_warps=2,
+        ROW=qk.stride(0), HEADS=heads, ROTATED=rotated or heads, HALF=half, HEADS_BLOCK=block(heads),
+        HALF_BLOCK=block(half), num_warps=2,
     )  # fmt: skip
     return qk
 
 
 @jit
 def norm_rotate_rows(x, gain, cos, sin, inside, has_angle, eps, HALF: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Return both halves of rows, float32 and as `norm_rotate` has them, for pointers to all first halves."""
+    """Return both halves of rows, float32 and as `norm_rotate` has them, for pointers to all first halves.
+
+    A row without an angle is not rotated.
+    """
     first = tl.load(x, mask=inside, other=0).to(tl.float32)
     second = tl.load(x + HALF, mask=inside, other=0).to(tl.float32)
     squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
     scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
     first = first * scale * tl.load(gain, mask=inside, other=0)
     second = second * scale * tl.load(gain + HALF, mask=inside, other=0)
-    cosine = tl.load(cos, mask=has_angle, other=0)
+    cosine = tl.load(cos, mask=has_angle, other=1)
     sine = tl.load(sin, mask=has_angle, other=0)
     return first * cosine - second * sine, second * cosine + first * sine
 
@@ -82,7 +90,7 @@ def norm_rotate_rows(x, gain, cos, sin, inside, has_angle, eps, HALF: tl.constex
 @jit
 def _norm_rotate(  # type: ignore[no-untyped-def]
     qk, gain, cos, sin, positions, eps,
-    ROW: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
+    ROW: tl.constexpr, HEADS: tl.constexpr, ROTATED: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
     HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -92,6 +100,10 @@ def _norm_rotate(  # type: ignore[no-untyped-def]
     gain += heads * (2 * HALF) + columns
     qk += token * ROW + heads * (2 * HALF) + columns
     angles = tl.load(positions + token).to(tl.int64) * HALF + columns
-    first, second = norm_rotate_rows(qk, gain, cos + angles, sin + angles, inside, columns < HALF, eps, HALF)
+    has_angle = columns < HALF
+    if ROTATED < HEADS:  # values are not rotated
+        angles += heads * 0
+        has_angle = has_angle & (heads < ROTATED)
+    first, second = norm_rotate_rows(qk, gain, cos + angles, sin + angles, inside, has_angle, eps, HALF)
     tl.store(qk, first.to(qk.dtype.element_ty), mask=inside)
     tl.store(qk + HALF, second.to(qk.dtype.element_ty), mask=inside)

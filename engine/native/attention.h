@@ -1,5 +1,5 @@
-// Attention in float32, text by text, by products of small tiles: softmax(q k^T * scale) v, where all query heads of a
-// token share its keys and values. torch's own is twice as slow where oneDNN and MKL have no fast kernel for it.
+// Attention in float32, text by text, by products of small tiles: softmax(q k^T * scale) v, for the query heads of a token
+// that share its keys and values. torch's own is twice as slow where oneDNN and MKL have no fast kernel for it.
 
 #pragma once
 
@@ -99,15 +99,15 @@ class TiledAttention {
   float* keys(int64_t token) { return &k[token * d]; }
   float* values(int64_t token) { return &v[token * d]; }
 
-  // Write [tokens, heads * head_dim]; of a window that is not negative, |i - j| is at most it.
+  // Write [tokens, heads * head_dim] into rows of `stride`; of a window that is not negative, |i - j| is at most it.
   template <typename T>
-  void run(int64_t window, T* mixed) {
+  void run(int64_t window, T* mixed, int64_t stride) {
     int64_t token = 0;
     for (int64_t length : lengths) {
       transpose(token, length);
       const int64_t blocks = (length * heads + BLOCK_ROWS - 1) / BLOCK_ROWS;
       torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t end) {
-        for (int64_t block = first; block < end; ++block) mix(token, length, block * BLOCK_ROWS, window, mixed);
+        for (int64_t block = first; block < end; ++block) mix(token, length, block * BLOCK_ROWS, window, mixed, stride);
       });
       token += length;
     }
@@ -129,7 +129,7 @@ class TiledAttention {
 
   // A block of rows, each a query head of a token, against the keys that one of them may see.
   template <typename T>
-  void mix(int64_t token, int64_t length, int64_t row, int64_t window, T* mixed) {
+  void mix(int64_t token, int64_t length, int64_t row, int64_t window, T* mixed, int64_t out_stride) {
     const int64_t rows = std::min(BLOCK_ROWS, length * heads - row), reach = window < 0 ? length : window;
     const int64_t first_key = std::max<int64_t>(0, row / heads - reach) / STEP * STEP;
     const int64_t end_key = std::min(length, (row + rows - 1) / heads + reach + 1);
@@ -145,8 +145,10 @@ class TiledAttention {
               std::min(length, i + reach + 1) - first_key, stride, scale);
     }
     multiply({scores.data(), stride}, {&v[(token + first_key) * d], d}, rows, end_key - first_key, d, result.data(), d);
-    T* out = mixed + (token * heads + row) * d;
-    for (int64_t i = 0; i < rows * d; i += STEP) store(out + i, load(&result[i]));
+    for (int64_t r = 0; r < rows; ++r) {
+      T* out = mixed + (token + (row + r) / heads) * out_stride + (row + r) % heads * d;
+      for (int64_t i = 0; i < d; i += STEP) store(out + i, load(&result[r * d + i]));
+    }
   }
 
   int64_t heads, d;

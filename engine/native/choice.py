@@ -18,14 +18,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from engine.contract import EFFECTIVE_WINDOW, DeviceError
+from engine.contract import DeviceError
 from engine.int8 import matrices, quantise
 from engine.kernels import int8
+from engine.kernels.norms import RMSNorm
 from engine.measurements import kept_ratio, times_as_fast
 from engine.model import BFLOAT16, FLOAT32, INT8, Architecture, Attention, Layer, Network, NumberFormat
 from engine.native.encoder import Encoder, supports
 from engine.native.library import NotAvailable, load
-from engine.selection import random_batch, relative_error
+from engine.per_layer import PerLayerInput
+from engine.selection import random_batch, relative_error, windows_of
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,8 @@ def faster_format(a: Architecture, kept: Path | None = None) -> NumberFormat:
 @torch.inference_mode()
 def trial(a: Architecture, numbers: NumberFormat) -> Network:
     """Return a sliding and a full layer with random weights and a vocabulary of 256, ready to compute."""
-    network = Network(replace(a, windows=(EFFECTIVE_WINDOW - 1, None), vocab_size=VOCABULARY), numbers).eval()
+    full, sliding = windows_of(a)
+    network = Network(replace(a, windows=(sliding, full), vocab_size=VOCABULARY), numbers).eval()
     network.embedding.table = torch.nn.Parameter(torch.empty(VOCABULARY, a.hidden), requires_grad=False)
     parameters = list(network.parameters())
     random = torch.Generator().manual_seed(0)
@@ -142,9 +145,17 @@ def trial(a: Architecture, numbers: NumberFormat) -> Network:
         width = (3 / parameter.shape[-1]) ** 0.5 if parameter.dim() == 2 else 0.5
         parameter.copy_(numbers_of_all[i : i + parameter.numel()].view(parameter.shape) * width)
     for module in network.modules():
-        if isinstance(module, Attention):
-            module.qk_norm.gain.add_(1.5)  # the scores of random tokens then have a deviation of 6
+        if isinstance(module, RMSNorm):
+            module.gain.add_(1.0 - a.gain_offset)
+        elif isinstance(module, PerLayerInput):
+            module.scalar.add_(1.0)
+        elif isinstance(module, Attention):
+            module.head_norm.gain.add_(1.5)
     network.finish()
+    for layer in network.layers:  # the scores of random tokens then have a deviation of 6
+        attention = cast(Layer, layer).attention
+        query, kv, width, _ = attention.heads
+        attention.head_norm.gain[: query + kv].mul_((a.attention_scale * width**0.5) ** -0.5)
     if numbers.int8:
         quantise(network, *random_batch(network, LENGTHS), torch.ops.embeddinggemma.int8_levels()[0])
     return network

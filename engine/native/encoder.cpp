@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -27,9 +28,17 @@ namespace {
 // Tokens that are worth handing to another thread.
 constexpr int64_t GRAIN = 8;
 
+// The heads of a kind of layers, and their width.
+struct Heads {
+  int64_t query, kv, width;
+  bool operator==(const Heads&) const = default;
+};
+
 struct Sizes {
-  int64_t hidden, heads, head_dim, intermediate;
-  double eps, attention_scale, embedding_scale;
+  int64_t hidden, intermediate, per_layer;
+  Heads full, sliding;
+  bool norms_values;
+  double eps, attention_scale, embedding_scale, per_layer_eps;
 };
 
 // Numbers in oneDNN's own layout, or those of a quantised matrix.
@@ -39,10 +48,18 @@ struct Matrix {
   const int32_t* sums;
 };
 
+// What a layer makes of the embeddings, where it has such an input.
+struct PerLayer {
+  Matrix gate, inputs, out;
+  const float *norm, *post;
+  float factor;
+};
+
 struct Layer {
   Matrix qkv, out, gate_up, down;
-  const float *qk_gain, *pre_attention, *post_attention, *pre_mlp, *post_mlp, *cos, *sin;
+  const float *head_gain, *pre_attention, *post_attention, *pre_mlp, *post_mlp, *cos, *sin;
   int64_t window;  // the largest visible |i - j|; -1 where all is visible
+  std::optional<PerLayer> own;
 };
 
 // Neighbouring texts of a batch that are computed together; `x` is the residual stream of their tokens. Matmuls read and
@@ -51,20 +68,26 @@ template <typename T, typename Attention, bool INT8 = false>
 class Part {
  public:
   Part(const Sizes& sizes, const int64_t* lengths, int64_t texts, const int32_t* positions, float* x)
-      : s(sizes), positions(positions), x(x), attention(s.heads, s.head_dim, s.attention_scale, lengths, texts) {
+      : s(sizes), positions(positions), x(x) {
     for (int64_t text = 0; text < texts; ++text) tokens += lengths[text];
     rows = INT8 ? tokens : round_up(tokens, tokens <= 256 ? 8 : 32);  // oneDNN keeps a kernel for each number of rows
     normed = zeros<T>(rows, s.hidden);
-    mixed = zeros<T>(rows, s.heads * s.head_dim);
     gated = empty<T>({rows, s.intermediate});
+    kinds.push_back(kind(s.sliding, lengths, texts));
+    if (s.full != s.sliding) kinds.push_back(kind(s.full, lengths, texts));
+    if (s.per_layer) embedded = zeros<T>(rows, s.hidden), own = empty<T>({rows, s.per_layer});
   }
 
   // `x` becomes the final norm's result.
   void run(const std::vector<Layer>& layers, const float* final_gain) {
     const int64_t n = s.hidden;
     T* out = data<T>(normed);
+    T* kept = embedded ? data<T>(*embedded) : nullptr;
     each(tokens, [&](int64_t t) {
-      for (int64_t i = t * n; i < (t + 1) * n; i += STEP) store(x + i, load(x + i) * float(s.embedding_scale));
+      for (int64_t i = t * n; i < (t + 1) * n; i += STEP) {
+        store(x + i, load(x + i) * float(s.embedding_scale));
+        if (kept) store(kept + i, load(x + i));
+      }
       norm(x + t * n, layers.front().pre_attention, s.eps, n, out + t * n);
     });
     for (size_t i = 0; i + 1 < layers.size(); ++i) run(layers[i], layers[i + 1].pre_attention, out);
@@ -72,14 +95,44 @@ class Part {
   }
 
  private:
+  // Layers with the same heads share an object for each key/value head, and the rows that these write.
+  struct Kind {
+    Heads heads;
+    std::vector<Attention> attention;
+    Tensor mixed;
+  };
+
+  Kind kind(const Heads& heads, const int64_t* lengths, int64_t texts) const {
+    Kind made{heads, {}, zeros<T>(rows, heads.query * heads.width)};
+    for (int64_t i = 0; i < heads.kv; ++i)
+      made.attention.emplace_back(heads.query / heads.kv, heads.width, s.attention_scale, lengths, texts);
+    return made;
+  }
+
   // One layer; `out` gets the next norm of the residual stream.
   template <typename Out>
   void run(const Layer& layer, const float* next_gain, Out* out) {
-    rotate(product(normed, layer.qkv), layer);
-    attention.run(layer.window, data<T>(mixed));
-    add(product(mixed, layer.out), layer.post_attention, layer.pre_mlp, data<T>(normed));
+    Kind& kind = layer.window < 0 ? kinds.back() : kinds.front();
+    const int64_t stride = kind.heads.query * kind.heads.width;
+    rotate(product(normed, layer.qkv), layer, kind);
+    for (size_t i = 0; i < kind.attention.size(); ++i)
+      kind.attention[i].run(layer.window, data<T>(kind.mixed) + i * stride / kind.heads.kv, stride);
+    add(product(kind.mixed, layer.out), layer.post_attention, layer.pre_mlp, 1, data<T>(normed));
     gate(layer.gate_up);
-    add(product(gated, layer.down), layer.post_mlp, next_gain, out);
+    if (!layer.own) return add(product(gated, layer.down), layer.post_mlp, next_gain, 1, out);
+    add(product(gated, layer.down), layer.post_mlp, nullptr, 1, data<T>(normed));
+    add_own(*layer.own, next_gain, out);
+  }
+
+  // The layer's own input, gated by the residual stream, which `normed` holds here without a norm.
+  template <typename Out>
+  void add_own(const PerLayer& layer, const float* next_gain, Out* out) {
+    const int64_t n = s.per_layer;
+    const Tensor gates = product(normed, layer.gate), inputs = product(*embedded, layer.inputs);
+    const T *gate = data<T>(gates), *input = data<T>(inputs);
+    T* mixed = data<T>(*own);
+    each(rows, [&](int64_t t) { gate_norm(gate + t * n, input + t * n, layer.norm, s.per_layer_eps, n, mixed + t * n); });
+    add(product(*own, layer.out), layer.post, next_gain, layer.factor, out);
   }
 
   Tensor product(const Tensor& x, const Matrix& matrix) {
@@ -113,10 +166,10 @@ class Part {
   }
 
   template <typename Out>
-  void add(const Tensor& y, const float* post, const float* pre, Out* out) {
+  void add(const Tensor& y, const float* post, const float* pre, float factor, Out* out) {
     const int64_t n = s.hidden;
     const T* added = data<T>(y);
-    each(tokens, [&](int64_t t) { add_norm(x + t * n, added + t * n, post, pre, s.eps, n, out + t * n); });
+    each(tokens, [&](int64_t t) { add_norm(x + t * n, added + t * n, post, pre, s.eps, factor, n, out + t * n); });
   }
 
   void gate(const Matrix& gate_up) {
@@ -133,17 +186,27 @@ class Part {
     each(rows, [&](int64_t t) { geglu(in + 2 * t * n, in + (2 * t + 1) * n, n, out + t * n); });
   }
 
-  void rotate(const Tensor& qkv, const Layer& layer) {
-    const int64_t d = s.head_dim, width = s.heads * d;
+  void rotate(const Tensor& qkv, const Layer& layer, Kind& kind) {
+    const auto [query, kv, d] = kind.heads;
+    const int64_t group = query / kv;
     const T* all = data<T>(qkv);
     each(tokens, [&](int64_t t) {
       const int64_t angles = positions[t] * (d / 2);
-      const T* in = all + t * (width + 2 * d);
-      for (int64_t i = 0; i <= width; i += d) {
-        auto* out = i < width ? attention.queries(t) + i : attention.keys(t);
-        norm_rotate(in + i, layer.qk_gain + i, layer.cos + angles, layer.sin + angles, s.eps, d, out);
+      const T* in = all + t * (query + 2 * kv) * d;
+      const float* gain = layer.head_gain;
+      for (int64_t head = 0; head < query + kv; ++head, in += d, gain += d) {
+        auto* out = head < query ? kind.attention[head / group].queries(t) + head % group * d
+                                 : kind.attention[head - query].keys(t);
+        norm_rotate(in, gain, layer.cos + angles, layer.sin + angles, s.eps, d, out);
       }
-      for (int64_t i = 0; i < d; i += STEP) store(attention.values(t) + i, load(in + width + d + i));
+      for (Attention& attention : kind.attention) {
+        auto* out = attention.values(t);
+        if (s.norms_values)
+          norm(in, std::exchange(gain, gain + d), s.eps, d, out);
+        else
+          for (int64_t i = 0; i < d; i += STEP) store(out + i, load(in + i));
+        in += d;
+      }
     });
   }
 
@@ -151,8 +214,9 @@ class Part {
   const int32_t* positions;
   float* x;
   int64_t tokens = 0, rows;
-  Attention attention;
-  Tensor normed, mixed, gated;
+  std::vector<Kind> kinds;  // sliding, then full layers if these differ
+  Tensor normed, gated;
+  std::optional<Tensor> embedded, own;
 };
 
 // The mean of rows [start, end) of x for each vector; zeros where there are none.
@@ -174,13 +238,14 @@ Tensor pool(const Tensor& x, const Tensor& starts, const Tensor& ends) {
   return means;
 }
 
-// A layer's tensors are its four matrices, each followed by scales and sums if it is quantised, and its five gains.
-// Angles are cos and sin of full layers, then of sliding ones.
+// A layer's tensors are its four matrices, each followed by scales and sums if it is quantised, and its five gains; then,
+// if it has an input of its own, three matrices and two gains. Angles are cos and sin of full layers, then of sliding ones.
 std::vector<Layer> layers_of(const std::vector<Tensor>& tensors, const std::vector<int64_t>& windows,
-                             const std::vector<Tensor>& angles, bool int8) {
-  const size_t of_matrix = int8 ? 3 : 1, of_layer = 4 * of_matrix + 5;
-  if (tensors.size() != of_layer * windows.size() || angles.size() != 4)
-    throw std::invalid_argument("the layers' tensors or the angles are not as many as expected");
+                             const std::vector<Tensor>& angles, const std::vector<double>& factors, bool int8) {
+  const size_t of_matrix = int8 ? 3 : 1, of_layer = 4 * of_matrix + 5 + (factors.empty() ? 0 : 3 * of_matrix + 2);
+  if (tensors.size() != of_layer * windows.size() || angles.size() != 4 ||
+      !(factors.empty() || factors.size() == windows.size()))
+    throw std::invalid_argument("the layers' tensors, factors or angles are not as many as expected");
   std::vector<Layer> layers;
   const Tensor* next = tensors.data();
   const auto matrix = [&] {
@@ -191,18 +256,24 @@ std::vector<Layer> layers_of(const std::vector<Tensor>& tensors, const std::vect
   for (int64_t window : windows) {  // braces evaluate in order
     const Tensor* angle = &angles[window < 0 ? 0 : 2];
     layers.push_back({matrix(), matrix(), matrix(), matrix(), gain(), gain(), gain(), gain(), gain(),
-                      data<float>(angle[0]), data<float>(angle[1]), window});
+                      data<float>(angle[0]), data<float>(angle[1]), window, {}});
+    if (factors.empty()) continue;
+    layers.back().own = PerLayer{matrix(), matrix(), matrix(), gain(), gain(), float(factors[layers.size() - 1])};
   }
   return layers;
 }
 
 // Float32 means [vectors, hidden] of the final norm. `x` [tokens, hidden], float32, holds the embeddings and is
-// overwritten; texts parts[i] to parts[i + 1] are a part.
+// overwritten; texts parts[i] to parts[i + 1] are a part. `sizes` and `scalars` are the fields of Sizes, and `factors`
+// what each layer multiplies the residual stream by, if layers have inputs of their own.
 Tensor encode(Tensor x, Tensor positions, std::vector<int64_t> lengths, std::vector<int64_t> parts, Tensor starts,
               Tensor ends, std::vector<Tensor> tensors, std::vector<int64_t> windows, std::vector<Tensor> angles,
-              Tensor final_gain, std::vector<int64_t> sizes, std::vector<double> scalars, bool bfloat16, bool int8) {
-  const Sizes s{sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3), scalars.at(0), scalars.at(1), scalars.at(2)};
-  const std::vector<Layer> layers = layers_of(tensors, windows, angles, int8);
+              Tensor final_gain, std::vector<int64_t> sizes, std::vector<double> scalars, std::vector<double> factors,
+              bool bfloat16, bool int8) {
+  const Sizes s{sizes.at(0), sizes.at(1), sizes.at(2), {sizes.at(3), sizes.at(4), sizes.at(5)},
+                {sizes.at(6), sizes.at(7), sizes.at(8)}, sizes.at(9) != 0,
+                scalars.at(0), scalars.at(1), scalars.at(2), scalars.at(3)};
+  const std::vector<Layer> layers = layers_of(tensors, windows, angles, factors, int8);
   std::vector<int64_t> tokens{0};
   for (int64_t length : lengths) tokens.push_back(tokens.back() + length);
   const auto compute_part = [&]<typename Part>(int64_t i) {
@@ -249,8 +320,8 @@ std::vector<int64_t> int8_levels() {
 STABLE_TORCH_LIBRARY(embeddinggemma, library) {
   library.def(
       "encode(Tensor(a!) x, Tensor positions, int[] lengths, int[] parts, Tensor starts, Tensor ends, "
-      "Tensor[] tensors, int[] windows, Tensor[] angles, Tensor final_gain, int[] sizes, float[] scalars, bool bfloat16, "
-      "bool int8) -> Tensor");
+      "Tensor[] tensors, int[] windows, Tensor[] angles, Tensor final_gain, int[] sizes, float[] scalars, float[] factors, "
+      "bool bfloat16, bool int8) -> Tensor");
   library.def("linear_int8(Tensor x, Tensor[] matrix, int instructions) -> Tensor");
   library.def("int8_levels() -> int[]");  // of each set of instructions, the fastest first
 }

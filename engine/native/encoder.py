@@ -11,7 +11,6 @@ from torch import Tensor
 
 from engine.int8 import matrices
 from engine.kernels.int8 import PANEL
-from engine.kernels.rotary import Rotation
 from engine.model import BFLOAT16, FLOAT32, INT8, Architecture, Layer, Network, NumberFormat
 from engine.native import library
 from engine.packing import Segments
@@ -29,9 +28,11 @@ def supports(a: Architecture, numbers: NumberFormat) -> bool:
     """Whether the extension computes such a network, in such a format, on this processor."""
     if numbers.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    in_steps = all(size % STEP == 0 for size in (a.hidden, a.intermediate, a.head_dim // 2))
+    halves = [a.heads_of(window).width // 2 for window in (1, None)]
+    in_steps = all(size % STEP == 0 for size in (a.hidden, a.intermediate, a.per_layer, *halves))
     in_panels = (2 * a.intermediate) % PANEL == a.hidden % PANEL == (a.heads + 2) * a.head_dim % PANEL == 0
-    return numbers in (FLOAT32, BFLOAT16, INT8) and a.kv_heads == 1 and in_steps and (in_panels or not numbers.int8)
+    in_8_bits = in_panels and a.kv_heads == 1 and not a.per_layer
+    return numbers in (FLOAT32, BFLOAT16, INT8) and in_steps and (in_8_bits or not numbers.int8)
 
 
 class Encoder:
@@ -41,24 +42,27 @@ class Encoder:
         """Take a loaded network that is supported. Raises NotAvailable where there is no binary."""
         self.binary = library.load()
         a, self._network = network.architecture, network
-        self._tensors = [tensor for layer in network.layers for tensor in _tensors(cast(Layer, layer))]
+        layers = [cast(Layer, layer) for layer in network.layers]
+        own = [layer.per_layer for layer in layers if layer.per_layer]
+        self._tensors = [tensor for layer in layers for tensor in _tensors(layer)]
         self._windows = [-1 if window is None else window for window in a.windows]
-        self._sizes = [a.hidden, a.heads, a.head_dim, a.intermediate]
-        self._scalars = [a.eps, a.attention_scale, network.embedding.scale]
+        heads = [size for window in (None, 1) for size in a.heads_of(window)[:3]]
+        self._sizes = [a.hidden, a.intermediate, a.per_layer, *heads, int(a.norms_values)]
+        self._scalars = [a.eps, a.attention_scale, network.embedding.scale, own[0].norm.eps if own else 0.0]
+        self._factors = [each.factor for each in own]
         self._int8 = network.numbers.int8
         self._in_bfloat16 = network.numbers.dtype == torch.bfloat16
 
     def __call__(self, token_ids: Tensor, segments: Segments) -> Tensor:
         """Return float32 [vectors, 768] for integer `token_ids` [tokens]. The segments need their `lengths`."""
         network, a = self._network, self._network.architecture
-        x = F.embedding(token_ids, network.embedding.table).float()  # [tokens, hidden]
-        thetas, positions, longest = (a.full_theta, a.sliding_theta), segments.positions, segments.longest
-        rotations = [Rotation(positions, longest, theta, a.head_dim) for theta in thetas]
+        x = F.embedding(network.embedding.rows(token_ids), network.embedding.table).float()  # [tokens, hidden]
+        rotations = [a.rotation(segments, window) for window in (None, 1)]
         angles = [angle for rotation in rotations for angle in (rotation.cos, rotation.sin)]
         pooled = torch.ops.embeddinggemma.encode(
-            x, positions, segments.lengths, split(segments.lengths, torch.get_num_threads()),
+            x, segments.positions, segments.lengths, split(segments.lengths, torch.get_num_threads()),
             segments.starts, segments.ends, self._tensors, self._windows, angles, network.norm.gain, self._sizes,
-            self._scalars, self._in_bfloat16, self._int8,
+            self._scalars, self._factors, self._in_bfloat16, self._int8,
         )  # fmt: skip
         for dense in network.dense:
             pooled = dense(pooled)
@@ -67,8 +71,12 @@ class Encoder:
 
 def _tensors(layer: Layer) -> list[Tensor]:
     """Return a layer's tensors in the order of `Layer` in encoder.cpp."""
-    norms = (layer.attention.qk_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
-    return [*(tensor for matrix in matrices(layer) for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
+    norms = (layer.attention.head_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
+    tensors = [*(tensor for matrix in matrices(layer) for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
+    if own := layer.per_layer:
+        tensors += [tensor for matrix in (own.gate, own.inputs, own.out) for tensor in matrix.tensors()]
+        tensors += [own.norm.gain, own.post.gain]
+    return tensors
 
 
 def split(lengths: Sequence[int], threads: int) -> list[int]:

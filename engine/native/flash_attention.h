@@ -28,7 +28,7 @@ struct Group {
   std::map<std::array<int64_t, 3>, Tensor> masks;  // by text, first query and window
 };
 
-// The queries, keys and values of some texts, which `run` mixes.
+// The queries, keys and values of some texts, which `run` mixes, for query heads that share keys and values.
 class FlashAttention {
  public:
   using Number = BFloat16;
@@ -55,20 +55,25 @@ class FlashAttention {
   BFloat16* keys(int64_t token) { return data<BFloat16>(k) + row_of_token[token] * d; }
   BFloat16* values(int64_t token) { return data<BFloat16>(v) + row_of_token[token] * d; }
 
-  // Write [tokens, heads * head_dim]; of a window that is not negative, |i - j| is at most it.
-  void run(int64_t window, BFloat16* mixed) {
-    for (Group& group : groups) attend(group, window, mixed + group.token * heads * d);
+  // Write [tokens, heads * head_dim] into rows of `stride`; of a window that is not negative, |i - j| is at most it.
+  void run(int64_t window, BFloat16* mixed, int64_t stride) {
+    for (Group& group : groups) attend(group, window, mixed + group.token * stride, stride);
   }
 
  private:
-  void attend(Group& group, int64_t window, BFloat16* out) {
-    const int64_t width = heads * d;
+  // Copy rows and return where the next one goes.
+  BFloat16* copy(const BFloat16* in, int64_t rows, BFloat16* out, int64_t stride) const {
+    for (int64_t row = 0; row < rows; ++row, out += stride) std::copy_n(in + row * heads * d, heads * d, out);
+    return out;
+  }
+
+  void attend(Group& group, int64_t window, BFloat16* out, int64_t stride) {
     if (window < 0 || group.padded <= window + 1) {
       const Tensor result = attend(group, 0, group.lengths.size(), 0, group.padded, -1);
       const BFloat16* in = data<BFloat16>(result);
       for (int64_t length : group.lengths) {
-        out = std::copy_n(in, length * width, out);
-        in += group.padded * width;
+        out = copy(in, length, out, stride);
+        in += group.padded * heads * d;
       }
       return;
     }
@@ -76,7 +81,7 @@ class FlashAttention {
       for (int64_t first = 0; first < group.lengths[text]; first += QUERIES) {
         const int64_t end = std::min(first + QUERIES, group.lengths[text]);
         const Tensor result = attend(group, text, 1, first, end, window);
-        out = std::copy_n(data<BFloat16>(result), (end - first) * width, out);
+        out = copy(data<BFloat16>(result), end - first, out, stride);
       }
   }
 

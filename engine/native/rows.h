@@ -72,27 +72,27 @@ inline float inverse_rms(Floats squares, int64_t n, double eps) {
   return 1.0f / std::sqrt(sum(squares) / float(n) + float(eps));
 }
 
-template <typename T>
-void norm(const float* x, const float* gain, double eps, int64_t n, T* out) {
+template <typename T, typename Out>
+void norm(const T* x, const float* gain, double eps, int64_t n, Out* out) {
   Floats squares{};
   for (int64_t i = 0; i < n; i += STEP) squares += load(x + i) * load(x + i);
   const float scale = inverse_rms(squares, n, eps);
   for (int64_t i = 0; i < n; i += STEP) store(out + i, load(x + i) * scale * load(gain + i));
 }
 
-// x += norm(y) by `post`; out = norm(x) by `pre`.
+// x = (x + norm(y) by `post`) * factor; out = norm(x) by `pre`, or x where there is none.
 template <typename T, typename Out>
-void add_norm(float* x, const T* y, const float* post, const float* pre, double eps, int64_t n, Out* out) {
+void add_norm(float* x, const T* y, const float* post, const float* pre, double eps, float factor, int64_t n, Out* out) {
   Floats squares{}, sums{};
   for (int64_t i = 0; i < n; i += STEP) squares += load(y + i) * load(y + i);
   const float post_scale = inverse_rms(squares, n, eps);
   for (int64_t i = 0; i < n; i += STEP) {
-    const Floats stream = load(x + i) + load(y + i) * post_scale * load(post + i);
+    const Floats stream = (load(x + i) + load(y + i) * post_scale * load(post + i)) * factor;
     sums += stream * stream;
     store(x + i, stream);
   }
-  const float pre_scale = inverse_rms(sums, n, eps);
-  for (int64_t i = 0; i < n; i += STEP) store(out + i, load(x + i) * pre_scale * load(pre + i));
+  const float pre_scale = pre ? inverse_rms(sums, n, eps) : 1.0f;
+  for (int64_t i = 0; i < n; i += STEP) store(out + i, pre ? load(x + i) * pre_scale * load(pre + i) : load(x + i));
 }
 
 // One head: its norm, rotated. The first half of it pairs with the second.
@@ -110,14 +110,24 @@ void norm_rotate(const T* in, const float* gain, const float* cos, const float* 
   }
 }
 
-// gelu(gate) * up, gelu in its tanh form: (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u)); 1.5957... is 2 sqrt(2 / pi).
+// gelu in its tanh form: (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u)); 1.5957... is 2 sqrt(2 / pi).
+inline Floats gelu(Floats g) {
+  return g / (exponential((g * g * g * 0.044715f + g) * -1.5957691216057308f) + 1.0f);
+}
+
+// gelu(gate) * up.
 template <typename T, typename Out>
 void geglu(const T* gate, const T* up, int64_t n, Out* out) {
-  for (int64_t i = 0; i < n; i += STEP) {
-    const Floats g = load(gate + i);
-    const Floats gelu = g / (exponential((g * g * g * 0.044715f + g) * -1.5957691216057308f) + 1.0f);
-    store(out + i, gelu * load(up + i));
-  }
+  for (int64_t i = 0; i < n; i += STEP) store(out + i, gelu(load(gate + i)) * load(up + i));
+}
+
+// gelu(gate) * norm(up).
+template <typename T, typename Out>
+void gate_norm(const T* gate, const T* up, const float* gain, double eps, int64_t n, Out* out) {
+  Floats squares{};
+  for (int64_t i = 0; i < n; i += STEP) squares += load(up + i) * load(up + i);
+  const float scale = inverse_rms(squares, n, eps);
+  for (int64_t i = 0; i < n; i += STEP) store(out + i, gelu(load(gate + i)) * (load(up + i) * scale * load(gain + i)));
 }
 
 }  // namespace

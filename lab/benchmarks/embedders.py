@@ -10,6 +10,7 @@ import torch
 
 import engine
 import weights
+from engine.configs import is_second
 from engine.contract import Engine
 from engine.model import BFLOAT16, FLOAT32, INT8
 from engine.packed import PackedEngine
@@ -47,10 +48,15 @@ def load_reference(directory: Path, dtype: torch.dtype | None = None) -> Loaded:
     """Return sentence-transformers as its users call it; by default in bfloat16 on a GPU and float32 on a CPU."""
     from sentence_transformers import SentenceTransformer
 
+    from engine.reference import text_pipeline
+
     device, usual = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     dtype = dtype or usual
     options = {"dtype": dtype, "attn_implementation": "sdpa"}
-    model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
+    if is_second(directory):
+        model = text_pipeline(directory, device, **options)
+    else:
+        model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
 
     def embed(texts: list[str], batch_size: int) -> np.ndarray:
         return np.asarray(model.encode(texts, batch_size=batch_size, show_progress_bar=False))

@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.tokenizer import Tokenizer
 from lab import report
 from lab.benchmarks import engines_report, peers

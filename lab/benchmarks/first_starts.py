@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.model import Architecture
 from engine.native.choice import faster_format
 from engine.threads import limit_threads

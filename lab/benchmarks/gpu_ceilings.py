@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.graphs import cuda_capture
 from engine.packed import PackedEngine
 from lab.benchmarks.embedders import embedder

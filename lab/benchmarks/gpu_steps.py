@@ -23,7 +23,7 @@ import torch
 
 from batching.request import Job
 from batching.scheduler import Scheduler
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.packed import PackedEngine
 from engine.tokenizer import Tokenizer
 from lab import report

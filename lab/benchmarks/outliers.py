@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import engine.int8
-from engine.model import FLOAT32, INT8, Linear
+from engine.linear import Linear
+from engine.model import FLOAT32, INT8
 from engine.packed import PackedEngine
 from lab.benchmarks.embedders import errors
 from lab.benchmarks.number_formats import read_pairs, spearman

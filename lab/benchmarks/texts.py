@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,8 +78,8 @@ def random_token_ids(vocab_size: int, token_counts: Sequence[int], copies: int) 
 
 def matmul_flops(a: Architecture, tokens: int) -> float:
     """Return the floating point operations of the layers' matmuls for `tokens` tokens."""
-    qkv_and_out = a.hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
-    return 2.0 * tokens * (qkv_and_out + 3 * a.hidden * a.intermediate) * len(a.windows)
+    of_layers = sum(a.hidden * each.width * 2 * (each.query + each.key_value) for each in map(a.heads_of, a.windows))
+    return 2.0 * tokens * (of_layers + 3 * a.hidden * (a.intermediate + a.per_layer) * len(a.windows))
 
 
 def flops(a: Architecture, length: int) -> float:
@@ -88,5 +89,5 @@ def flops(a: Architecture, length: int) -> float:
     for window in a.windows:
         reach = length if window is None else window
         pairs = (np.minimum(positions + reach, length - 1) - np.maximum(positions - reach, 0) + 1).sum()
-        total += 4 * a.heads * a.head_dim * float(pairs)
-    return total + 2 * a.dense[0] * (a.hidden + a.dense[1])
+        total += 4 * a.heads * a.heads_of(window).width * float(pairs)
+    return total + sum(2.0 * inputs * outputs for inputs, outputs in pairwise((a.hidden, *a.dense)))

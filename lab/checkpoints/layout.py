@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-MAX_TOKENS = 2048
-MODULES = ("Transformer", "1_Pooling", "2_Dense", "3_Dense", "4_Normalize")
+MAX_TOKENS, DIMENSIONS = 2048, 768
+DENSE_MODULES = ("Transformer", "1_Pooling", "2_Dense", "3_Dense", "4_Normalize")
+# EmbeddingGemma 2 projects in its Transformer.
+MODULES = ("Transformer", "1_Pooling", "2_Normalize")
 
 
 def network_config(layers: int, **sizes: int | str) -> dict[str, Any]:
@@ -48,32 +50,35 @@ def write_checkpoint(
     special_pieces: Sequence[str],
     pooling: dict[str, bool],
     tokenizer: dict[str, bool],
+    max_tokens: int = MAX_TOKENS,
 ) -> None:
     """Write every file but tokenizer.json, the tensors in their own dtype.
 
     The libraries' `save` would write today's format and, in some versions, a sliding window that the next load halves
-    again. `dense` holds the weights [outputs, inputs] of 2_Dense and 3_Dense; `pooling` and `tokenizer` are more
-    settings for their config files.
+    again. `dense` holds the weights [outputs, inputs] of 2_Dense and 3_Dense, if there are any; `pooling` and
+    `tokenizer` are more settings for their config files.
     """
     write_json(out / "config.json", config)
     _save(network, out / "model.safetensors")
-    for folder, weight in zip(MODULES[2:4], dense, strict=True):
+    names = DENSE_MODULES if dense else MODULES
+    for folder, weight in zip(names[2:-1], dense, strict=True):
         size = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
         identity = "torch.nn.modules.linear.Identity"
         write_json(out / folder / "config.json", size | {"bias": False, "activation_function": identity})
         _save({"linear.weight": weight}, out / folder / "model.safetensors")
-    kinds = [f"sentence_transformers.models.{name.rpartition('_')[2]}" for name in MODULES]
-    paths = ["", *MODULES[1:]]  # the first lives in the root
+    kinds = [f"sentence_transformers.models.{name.rpartition('_')[2]}" for name in names]
+    paths = ["", *names[1:]]  # the first lives in the root
     modules = [{"idx": i, "name": str(i), "path": paths[i], "type": kind} for i, kind in enumerate(kinds)]
     write_json(out / "modules.json", modules)
-    mean = {"word_embedding_dimension": config["hidden_size"], "include_prompt": True, "pooling_mode_mean_tokens": True}
+    width = config["hidden_size"] if dense else DIMENSIONS
+    mean = {"word_embedding_dimension": width, "include_prompt": True, "pooling_mode_mean_tokens": True}
     write_json(out / "1_Pooling" / "config.json", mean | pooling)
-    write_json(out / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS, "do_lower_case": False})
+    write_json(out / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     settings: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": dict(prompts)}
     settings |= {"default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(out / "config_sentence_transformers.json", settings)
     tokenizer_config = special_tokens(special_pieces) | {"add_bos_token": True, "add_eos_token": True}
-    tokenizer_config |= {"tokenizer_class": "GemmaTokenizer", "padding_side": "right", "model_max_length": MAX_TOKENS}
+    tokenizer_config |= {"tokenizer_class": "GemmaTokenizer", "padding_side": "right", "model_max_length": max_tokens}
     write_json(out / "tokenizer_config.json", tokenizer_config | tokenizer)
 
 

@@ -2,6 +2,7 @@
 
     python -m lab.checkpoints.make_random /tmp/random                        # 1.2 GB, the official shape
     python -m lab.checkpoints.make_random /tmp/random --layers 6 --vocab-size 16384   # quick, 0.2 GB
+    python -m lab.checkpoints.make_random /tmp/random --model embeddinggemma-2        # 1.1 GB, that of EmbeddingGemma 2
 
 The vectors mean nothing. Shapes, formats, file names and the size of the activations are the official model's: the
 residual stream grows to about 1e5, where careless arithmetic breaks.
@@ -11,11 +12,13 @@ import argparse
 import json
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from lab.checkpoints import second
 from lab.checkpoints.layout import network_config, write_checkpoint
 from tasks import prompt_for
 
@@ -26,6 +29,7 @@ SMALL_TOKENIZER = Path(__file__).resolve().parents[2] / "checkpoints" / "small" 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, DENSE = 768, 3, 1, 256, 1152, 3072
 OUTLIER_CHANNELS = 4
 PROMPTS = {"query": "retrieval_query", "document": "retrieval_document", "STS": "semantic_similarity"}
+SPECIAL = ["<bos>", "<eos>", "<pad>", "<unk>"]
 OTHER_POOLING = ("cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
@@ -76,11 +80,7 @@ def make(
 
     Raises ValueError for a directory with files in it, and where tokenizer.json has more pieces than the model rows.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; name a new directory")
-    pieces = len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"])
-    if pieces > vocab_size:
-        raise ValueError(f"--vocab-size {vocab_size} is less than the {pieces} pieces of {tokenizer}; raise it")
+    _check(out, vocab_size, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     config = network_config(
         layers, vocab_size=vocab_size, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, head_dim=HEAD_DIM,
@@ -90,20 +90,43 @@ def make(
     dense = [_linear(DENSE, HIDDEN, generator), _linear(HIDDEN, DENSE, generator)]
     prompts = {name: prompt_for(task) for name, task in PROMPTS.items()}
     pooling = {f"pooling_mode_{mode}": False for mode in OTHER_POOLING}
-    write_checkpoint(out, config, network, dense, prompts, ["<bos>", "<eos>", "<pad>", "<unk>"], pooling, {})
+    write_checkpoint(out, config, network, dense, prompts, SPECIAL, pooling, {})
     shutil.copyfile(tokenizer, out / "tokenizer.json")
+
+
+def make_second(out: Path, sizes: second.Sizes, tokenizer: Path = SMALL_TOKENIZER, seed: int = 0) -> None:
+    """Write a checkpoint of EmbeddingGemma 2; see `make`."""
+    _check(out, sizes.vocab_size, tokenizer)
+    tensors = second.weights(sizes, torch.Generator().manual_seed(seed))
+    prompts = {name: prompt_for(task) for name, task in PROMPTS.items()}
+    write_checkpoint(out, second.config(sizes), tensors, [], prompts, SPECIAL, {}, {}, second.MAX_TOKENS)
+    shutil.copyfile(tokenizer, out / "tokenizer.json")
+
+
+def _check(out: Path, vocab_size: int, tokenizer: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; name a new directory")
+    pieces = len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"])
+    if pieces > vocab_size:
+        raise ValueError(f"--vocab-size {vocab_size} is less than the {pieces} pieces of {tokenizer}; raise it")
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path, help="new directory to write")
+    models = ("embeddinggemma-300m", "embeddinggemma-2")
+    parser.add_argument("--model", choices=models, default=models[0], help="whose shape to write")
     parser.add_argument("--layers", type=int, default=24, help="transformer layers (the official model has 24)")
     parser.add_argument("--vocab-size", type=int, default=262144, help="rows of the embedding table")
     parser.add_argument("--tokenizer", type=Path, default=SMALL_TOKENIZER, help="tokenizer.json (default: the small)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    make(args.out, args.layers, args.vocab_size, args.tokenizer, args.seed)
+    if args.model == models[1]:
+        sizes = replace(second.Sizes(), layers=args.layers, vocab_size=args.vocab_size)
+        make_second(args.out, sizes, args.tokenizer, args.seed)
+    else:
+        make(args.out, args.layers, args.vocab_size, args.tokenizer, args.seed)
     logger.info("wrote %s: %d layers, %d pieces, seed %d", args.out, args.layers, args.vocab_size, args.seed)
 
 

@@ -1,5 +1,6 @@
 """Checks a checkpoint in full: every byte, every canary text, and whether float16 holds its activations."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -8,8 +9,20 @@ import numpy as np
 import engine
 import selfcheck
 import weights
+from engine.configs import read_architecture
 from engine.tokenizer import Tokenizer
-from fetching.files import RECORD, check_complete, content_hash, differences, read_record, record_files
+from engine.tokenizer_config import generation
+from fetching.files import (
+    CANARIES,
+    RECORD,
+    Manifest,
+    check_complete,
+    content_hash,
+    differences,
+    read_record,
+    record_files,
+)
+from fetching.whole import written_whole
 from lab.judging.activations import COLUMNS, FLOAT16_MAX, largest_activations
 from selfcheck import Comparison
 from tasks import prompt_for
@@ -32,8 +45,8 @@ TEXTS = {
 PAST_THE_WINDOW = 600
 
 
-def write(directory: Path) -> Path:
-    """Write `canaries.json` into a checkpoint directory, with the hashes of its files.
+def write(directory: Path, path: Path | None = None) -> Path:
+    """Write `canaries.json` into a checkpoint directory, or to `path`, with the hashes of the directory's files.
 
     Raises ValueError if no text goes far past the window, WeightsError if the checkpoint is not complete.
     """
@@ -42,17 +55,39 @@ def write(directory: Path) -> Path:
     names = check_complete(directory)
     hashes = {name: file.sha256 for name, file in record_files(directory, names, {}).items()}
     reference = ReferenceEngine(directory, device="cpu")
-    prompts = [prompt_for(task) for task, _ in TEXTS.values()]
+    prompts = [prompt_for(task, None, reference.tokenizer.generation) for task, _ in TEXTS.values()]
     tokenized = reference.tokenizer.encode(prompts, [text for _, text in TEXTS.values()])
     token_ids = [text.ids for text in tokenized]
     longest = max(map(len, token_ids))
     if longest < PAST_THE_WINDOW:
         raise ValueError(f"the longest canary has {longest} tokens; expected {PAST_THE_WINDOW}")
     origin = "sentence-transformers' vectors in float32"
-    path = directory / "canaries.json"
-    content = selfcheck.to_json(TEXTS, token_ids, reference.embed(token_ids), origin, hashes)
+    path = path or directory / CANARIES
+    content = selfcheck.to_json(
+        TEXTS, token_ids, reference.embed(token_ids), origin, hashes, reference.tokenizer.generation
+    )
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def record(checkpoint: weights.Checkpoint, manifest: Manifest) -> list[Path]:
+    """Write what is known of a downloaded checkpoint: sizes and hashes into its manifest, its vectors beside it.
+
+    Its structure is checked first. Returns the files written. Raises CheckpointError for another network than
+    EmbeddingGemma's, WeightsError if a file of the manifest is missing.
+    """
+    read_architecture(checkpoint.directory)
+    content = json.loads(manifest.path.read_text(encoding="utf-8"))
+    names = {*content["files"], *check_complete(checkpoint.directory)}
+    if missing := [name for name in sorted(names) if not (checkpoint.directory / name).is_file()]:
+        raise weights.WeightsError(f"{checkpoint.directory}: {', '.join(missing)} missing; fetch it again")
+    canaries = write(checkpoint.directory, weights.canaries_of(manifest))
+    files = record_files(checkpoint.directory, names, {})
+    content["status"] = f"Recorded from {checkpoint.source} by scripts.fetch_weights --record."
+    content["files"] = {name: {"size": file.size, "sha256": file.sha256} for name, file in files.items()}
+    with written_whole(manifest.path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())
+    return [manifest.path, canaries]
 
 
 def compare_content(checkpoint: weights.Checkpoint) -> Comparison:
@@ -71,7 +106,10 @@ def verify(checkpoint: weights.Checkpoint) -> list[Comparison]:
     """Return the comparisons for a checkpoint."""
     logger.info("%s, from %s", checkpoint.name, checkpoint.source)
     expected = selfcheck.read(checkpoint.canaries) if checkpoint.canaries else None
-    comparisons = [compare_content(checkpoint), *selfcheck.compare_prompts(checkpoint.directory)]
+    comparisons = [
+        compare_content(checkpoint),
+        *selfcheck.compare_prompts(checkpoint.directory, generation(checkpoint.directory)),
+    ]
     if expected is None:
         logger.warning("no canaries.json in %s: its vectors are not compared", checkpoint.directory)
         return comparisons

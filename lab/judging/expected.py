@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.contract import CheckpointError
 from engine.tokenizer import Tokenizer
 from lab.judging import probes
 from lab.judging.faults import Hypothesis
@@ -24,6 +25,11 @@ class Expected:
     def __init__(self, directory: Path) -> None:
         """Raises CheckpointError or TokenizerError for a checkpoint that is not EmbeddingGemma's."""
         self._directory, self.tokenizer, self._variants = directory, Tokenizer(directory), Variants(directory)
+        if self.tokenizer.generation == 2:
+            raise CheckpointError(
+                f"{directory}: the faults of servers are known of EmbeddingGemma-300M only; name such a checkpoint, or "
+                "check this one without --url"
+            )
         self._vectors: dict[Key, np.ndarray] = {}
 
     def vectors(self, hypothesis: Hypothesis, asked: Sequence[Probe]) -> list[np.ndarray]:

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.contract import Ranges, split_by_tokens, vector_rows
-from engine.model import FLOAT32, Linear, Network, NumberFormat
+from engine.linear import Linear
+from engine.model import FLOAT32, Network, NumberFormat
 from engine.packing import Segments, layout_of, spans_of
 
 BATCH_TOKENS = 1_024

@@ -1,6 +1,7 @@
 """The APIs of a service on the small checkpoint, on a real port of this process."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import httpx
 import numpy as np
@@ -27,6 +28,13 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def client(service: Service) -> Iterator[httpx.Client]:
     """A client of the APIs. /predictions computes with the same service, which tests/server/test_api.py shows."""
+    with client_of(service) as open_client:
+        yield open_client
+
+
+@contextmanager
+def client_of(service: Service) -> Iterator[httpx.Client]:
+    """Serve the APIs of a service within it, to its client."""
     port = free_port()
     apis = ApiServer(service, "127.0.0.1", port)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as open_client:

@@ -80,11 +80,15 @@ def test_chunks_say_where_they_are(client: httpx.Client, expected: Expected, ver
     ("body", "status", "message"),
     [
         ({}, 400, "texts: it is missing"),
-        ({"images": ["data:image/png;base64,"]}, 400, "images: they are not embedded here; give a list of strings in"),
+        ({"images": ["data:image/png;base64,"]}, 400, "images: only texts are embedded here"),
         ({"texts": ["a"], "inputs": []}, 400, "texts: 'inputs' are given, too; give a list of strings there, or"),
         ({"inputs": [{"content": []}]}, 400, "inputs[0].content: it has 0 parts; give one, with the texts that"),
         ({"inputs": [{"content": [{"type": "text", "text": "a"}] * 2}]}, 400, "inputs[0].content: it has 2 parts"),
-        ({"inputs": [{"content": [{"type": "image_url"}]}]}, 400, "inputs[0].content[0]: only texts are embedded here"),
+        (
+            {"inputs": [{"content": [{"type": "image_url"}]}]},
+            400,
+            "inputs[0].content[0]: only texts are embedded",
+        ),
         ({"inputs": [{"content": [{"type": "text", "text": " "}]}]}, 400, "inputs[0].content[0].text: the text is"),
         ({"texts": ["a"], "max_tokens": 9}, 400, "max_tokens: 9 leaves a text too little beside its prompt"),
         ({"texts": ["a"], "task": "clustering"}, 400, "task: this API has no such field; leave it out"),

@@ -101,7 +101,10 @@ def test_what_was_cut_is_said_by_the_position_in_the_batch(client: httpx.Client,
             [request("a", content={"parts": [{"text": "a"}] * 2})],
             "requests[0].content.parts: there are 2; give one: join texts that belong to one vector, and send others",
         ),
-        ([request("a", content={"parts": [{"inlineData": {}}]})], "requests[0].content.parts[0].inlineData: this API"),
+        (
+            [request("a", content={"parts": [{"inlineData": {}}]})],
+            "requests[0].content.parts[0].inlineData: only texts are",
+        ),
         ([request("a", taskTypes="CLUSTERING")], "requests[0].taskTypes: this API has no such field; leave it out"),
         (
             [request("a", embedContentConfig={"system": "a"})],

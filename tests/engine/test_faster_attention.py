@@ -12,7 +12,7 @@ from torch import Tensor
 
 import engine
 from engine import faster_attention, measurements
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.faster_attention import WORTH, with_faster_attention
 from engine.graphs import Run
 from engine.kernels import FUSED, PLAIN, TILED, Kernels

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.contract import Ranges
 from engine.graphs import Graphs, Run, buckets, capturable
 from engine.kernels import FUSED, PLAIN

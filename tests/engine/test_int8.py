@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import engine
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.contract import DeviceError
 from engine.int8 import largest_inputs, matrices, move_scales
 from engine.kernels import int8

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import varlen_attention
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.kernels import FUSED, PLAIN, Kernels, triton_import
 from engine.kernels.rotary import Rotation
 from engine.kernels.triton_import import AVAILABLE, block
@@ -122,9 +123,10 @@ def test_every_kernel_compiles(capabilities: tuple[int, int], tmp_path: Path) ->
     assert run.returncode == 0, run.stderr
     compiled = json.loads(run.stdout)
     kinds = {(kernel["kernel"], kernel["target"].split()[1].strip(",")) for kernel in compiled}
-    expected = {f"_{name}" for name in TRITON} | {"_list_tiles", "_prepare_keys", "_attend"}
+    expected = {f"_{name}" for name in TRITON} | {"_gate_normed", "_list_tiles", "_prepare_keys", "_attend"}
     assert {kernel for kernel, _ in kinds} == expected and len(kinds) == 2 * len(expected)
-    assert [kernel["kernel"] for kernel in compiled].count("_attend") == 4  # for short texts, and for longer ones
+    attend = [kernel for kernel in compiled if kernel["kernel"] == "_attend"]
+    assert len(attend) == 6  # for short texts, longer ones and wide heads
     for kernel in compiled:
         [capability] = (each for each in capabilities if f"sm_{each}" in kernel["target"])
         assert kernel["cubin_bytes"] > 0
@@ -160,7 +162,7 @@ FAULTS: list[tuple[str, Callable[..., Any], str]] = [
     ("geglu", spoiled(PLAIN.geglu, lambda x: x.double()), "raised RuntimeError"),
     ("geglu", spoiled(PLAIN.geglu, lambda x: x.roll(1, 0)), "is off by"),
     ("norm_rotate", raising, "raised RuntimeError: ptxas says no"),
-    ("norm_rotate", lambda qk, norm, rotation: PLAIN.norm_rotate(qk, norm, rotation).flip(1), "is off by"),
+    ("norm_rotate", lambda qk, *others: PLAIN.norm_rotate(qk, *others).flip(1), "is off by"),
     ("attention", without_window, "is off by"),
     ("attention", spoiled(PLAIN.attention, lambda x: x.flip(1)), "is off by"),
 ]
@@ -181,8 +183,8 @@ def test_a_kernel_that_is_wrong_is_replaced(
 def test_only_the_kernels_that_are_wrong_are_replaced(caplog: pytest.LogCaptureFixture) -> None:
     """In float16, as on a GPU: a kernel that rounds elsewhere stays, between two that are wrong."""
 
-    def geglu(gate_up: Tensor) -> Tensor:
-        return PLAIN.geglu(gate_up.float()).to(gate_up.dtype)
+    def geglu(gate: Tensor, up: Tensor) -> Tensor:
+        return PLAIN.geglu(gate.float(), up.float()).to(gate.dtype)
 
     network = load(FLOAT16)
     with caplog.at_level(logging.WARNING):
@@ -260,7 +262,7 @@ def test_flash_attention_needs_16_bit_and_no_triton(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     assert candidates(torch.float32, cuda) == replace(FUSED, attention=PLAIN.attention)
     monkeypatch.setattr(triton_import, "AVAILABLE", False)
-    assert candidates(torch.float16, cuda) == replace(PLAIN, attention=varlen_attention)
+    assert candidates(torch.float16, cuda) == replace(PLAIN, attention=FUSED.attention)
     assert candidates(torch.float32, cuda) == PLAIN
 
 

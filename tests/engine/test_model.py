@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.contract import CheckpointError
 from engine.kernels import PLAIN
 from engine.kernels.rotary import Rotation
-from engine.model import FLOAT16, FLOAT32, Linear, Network, NumberFormat
+from engine.linear import Linear
+from engine.model import FLOAT16, FLOAT32, Network, NumberFormat
 from engine.packed import PackedEngine
 from engine.tokenizer import TokenizerError
 from lab.checkpoints import make_random as make_random_checkpoint
@@ -261,7 +263,8 @@ def test_a_tokenizer_without_bos_and_eos_is_refused(copy: Path) -> None:
 MEMORY = """
 import sys, torch
 from pathlib import Path
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.model import FORMATS
 def peak(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 architecture, before = read_architecture(Path(sys.argv[1])), peak()

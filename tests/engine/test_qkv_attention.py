@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_network, read_architecture
+from engine.checkpoint import load_network
+from engine.configs import read_architecture
 from engine.graphs import capturable
 from engine.kernels import FUSED, PLAIN, TILED
 from engine.kernels import qkv_attention as module

@@ -90,20 +90,25 @@ def compile_attention(samples: Samples, capability: int, compiled: list[dict[str
         with patch.dict(vars(qkv_attention), {"tiling": lambda *_, how=how: how, **compilers}):
             segments = qkv_attention.with_tiles(segments_of([len(samples.qkv)]), FULL.heads)
             qkv_attention.qkv_attention_fused(samples.qkv, samples.qk_norm, samples.rotation, segments, 256, 1 / 16)
+    wide = qkv_attention.WIDE if capability in (90, 100, 103) else qkv_attention.WIDE_SMALLER
+    q, k, v = (torch.zeros(len(samples.qkv), heads, 512, dtype=samples.qkv.dtype) for heads in (4, 1, 1))
+    with patch.dict(vars(qkv_attention), {"wide_tiling": lambda *_: wide, **compilers}):
+        qkv_attention.attention_fused(q, k, v, segments_of([len(q)]), None, 1.0)
 
 
 def main() -> None:
     """Print what was compiled as JSON."""
     compiled: list[dict[str, Any]] = []
     samples = Samples(FULL, torch.float16, torch.device("cpu"))
-    for module, name in (
-        (norms, "embed_norm"), (norms, "add_norm"), (rotary, "norm_rotate"), (gating, "geglu"),
-        (pooling, "segment_mean"),
+    for module, name, names in (
+        (norms, "embed_norm", ["_embed_norm"]), (norms, "add_norm", ["_add_norm"]),
+        (rotary, "norm_rotate", ["_norm_rotate"]), (gating, "geglu", ["_geglu", "_gate_normed"]),
+        (pooling, "segment_mean", ["_segment_mean"]),
     ):  # fmt: skip
-        kernel = getattr(module, f"_{name}")
+        kernels = {each: getattr(module, each) for each in names}
         for capability in map(int, sys.argv[1:]):
-            setattr(module, f"_{name}", Compiler(kernel, capability, compiled))
-            getattr(samples, name)(getattr(FUSED, name))
+            with patch.dict(vars(module), {each: Compiler(k, capability, compiled) for each, k in kernels.items()}):
+                getattr(samples, name)(getattr(FUSED, name))
     for capability in map(int, sys.argv[1:]):
         compile_attention(samples, capability, compiled)
     sys.stdout.write(json.dumps(compiled))

@@ -20,7 +20,7 @@ import engine
 import selfcheck
 import weights
 from engine import memory
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.contract import Engine
 from engine.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ def facts_of(directory: Path) -> tuple[Any, ...]:
     checkpoint = weights.resolve(str(directory))
     if checkpoint.canaries:
         selfcheck.read(checkpoint.canaries)
-    selfcheck.compare_prompts(directory)
+    selfcheck.compare_prompts(directory, Tokenizer(directory).generation)
     tokenizer = Tokenizer(directory)
     return read_architecture(directory), tokenizer.max_tokens, tokenizer.encode([""], ["hello"])[0].ids
 

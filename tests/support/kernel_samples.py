@@ -46,6 +46,7 @@ class Samples:
         positions = torch.arange(tokens, device=device, dtype=torch.int32)
         self.rotation = Rotation(positions, tokens, a.sliding_theta, a.head_dim)
         self.gate_up = (normal(tokens, 2 * a.intermediate) * 4).to(dtype)
+        self.gate_norm, self.qkv_norm = norm(a.intermediate), norm(a.heads + 2 * a.kv_heads, a.head_dim)
         self.pooled = normal(tokens, a.hidden)
         # Two texts, overlapping ranges of them, and two vectors of no token, as in the static buffers of a graph.
         spans = [(0, 1), (min(1, tokens - 1), tokens), (0, tokens // 2), (tokens // 3, tokens), (0, 0), (0, 0)]
@@ -70,22 +71,30 @@ class Samples:
         return list(kernel(self.token_ids, self.table, 0.25, self.pre, self.stream.dtype))
 
     def norm_rotate(self, kernel: Callable[..., Any]) -> list[Tensor]:
-        """Return the rotated queries and keys, and the values beside them, which must stay as they are."""
+        """Return the rotated queries and keys, and the values beside them, which must stay as they are.
+
+        Then the same where values are normed too.
+        """
         qkv = self.qkv.clone()
         heads = self.qk_norm.gain.shape[0]
-        return [kernel(qkv[:, :heads], self.qk_norm, self.rotation), qkv[:, heads:]]
+        outputs = [kernel(qkv[:, :heads], self.qk_norm, self.rotation), qkv[:, heads:]]
+        return [*outputs, kernel(self.qkv.clone(), self.qkv_norm, self.rotation, heads)]
 
     def add_norm(self, kernel: Callable[..., Any]) -> list[Tensor]:
-        """Return stream and norm as between two layers, and after the last layer, where the norm stays float32."""
+        """Return stream and norm as between two layers, and after the last layer, where the norm stays float32.
+
+        Then as around a layer's own input: the stream without a norm, and scaled.
+        """
         outputs = []
-        for following in (self.pre, self.last):
+        for following, factor in ((self.pre, 1.0), (self.last, 1.0), (None, 1.0), (self.pre, 0.37)):
             stream = self.stream.clone()
-            outputs += [kernel(stream, self.added, self.post, following), stream]
+            outputs += [kernel(stream, self.added, self.post, following, factor), stream]
         return outputs
 
     def geglu(self, kernel: Callable[..., Any]) -> list[Tensor]:
-        """Return the gated values."""
-        return [kernel(self.gate_up)]
+        """Return gate times up, and times its norm."""
+        gate, up = self.gate_up.chunk(2, dim=-1)
+        return [kernel(gate, up), kernel(gate, up, self.gate_norm)]
 
     def segment_mean(self, kernel: Callable[..., Any]) -> list[Tensor]:
         """Return the means."""

@@ -46,3 +46,9 @@ FULL = Architecture(
     vocab_size=262144, hidden=768, heads=3, kv_heads=1, head_dim=256, intermediate=1152, eps=1e-6,
     attention_scale=1 / 16, windows=(256,) * 5 + (None,), full_theta=1e6, sliding_theta=1e4, dense=(3072, 768),
 )  # fmt: skip
+
+SECOND = Architecture(
+    vocab_size=262144, hidden=512, heads=4, kv_heads=2, head_dim=256, intermediate=2048, eps=1e-6,
+    attention_scale=1.0, windows=(512,) * 5 + (None,), full_theta=1e6, sliding_theta=1e4, dense=(768,),
+    full_kv_heads=1, full_head_dim=512, per_layer=512, norms_values=True, gain_offset=0.0,
+)  # fmt: skip

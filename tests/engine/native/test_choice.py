@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.model import BFLOAT16, FLOAT32, FORMATS, INT8, NumberFormat
 from engine.native import library
 from engine.native.choice import ALLOWED, disagreement, trial

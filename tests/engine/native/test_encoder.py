@@ -10,11 +10,13 @@ import torch
 
 from engine.contract import Ranges
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, NumberFormat
+from engine.native.choice import ALLOWED as ALLOWED_IN_TRIALS
+from engine.native.choice import disagreement, trial
 from engine.native.encoder import Encoder, split, supports
 from engine.native.library import NotAvailable, load
 from engine.packed import PackedEngine
 from tests.support.checkpoints import on_small
-from tests.support.vectors import FULL, errors, random_ids
+from tests.support.vectors import FULL, SECOND, errors, random_ids
 from weights import SMALL
 
 LENGTHS = [1, 2, 3, 15, 16, 17, 31, 33, 64, 100, 128, 200, 255, 256, 257, 258, 259, 385, 512, 513, 700, 2048]
@@ -165,10 +167,27 @@ def test_a_thread_count_changes_rounding_at_most(native: PackedEngine, exact: Pa
         torch.set_num_threads(threads)
 
 
-def test_a_denser_network_is_left_to_pytorch() -> None:
-    for other in ({"kv_heads": 3}, {"hidden": 772}, {"intermediate": 1150}, {"head_dim": 48}):
+@pytest.mark.parametrize("numbers", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+def test_the_second_generation(second_weights: Path, numbers: NumberFormat) -> None:
+    """Key/value heads that are several or wide, normed values and inputs of each layer's own."""
+    if not supports(SECOND, numbers):
+        pytest.skip(f"oneDNN has no matmul in {numbers.dtype} for this processor")
+    native = PackedEngine(second_weights, "cpu", numbers)
+    plain = PackedEngine(second_weights, "cpu", numbers, native=False)
+    assert native.encoder is not None
+    texts = [random_ids(length) for length in (1, 2, 8, 9, 10, 17, 18, 33, 100, 129, 300, 700)]
+    expected = np.concatenate([plain.launch([text])() for text in texts])
+    check(native, np.concatenate([native.launch([text])() for text in texts]), expected)
+    check(native, native.launch(texts)(), expected)
+    check(native, native.launch(texts[::-1])(), expected[::-1])
+    assert disagreement(trial(SECOND, numbers)) <= ALLOWED_IN_TRIALS[numbers]
+
+
+def test_an_odd_network_is_left_to_pytorch() -> None:
+    for other in ({"hidden": 772}, {"intermediate": 1150}, {"head_dim": 48}, {"per_layer": 24}, {"full_head_dim": 48}):
         assert not supports(replace(FULL, **other), FLOAT32), other  # type: ignore[arg-type]
-    assert supports(FULL, FLOAT32)
+    assert supports(FULL, FLOAT32) and supports(SECOND, FLOAT32)
+    assert supports(FULL, INT8) and not supports(SECOND, INT8)
     assert not supports(FULL, NumberFormat(torch.bfloat16, torch.bfloat16)) and not supports(FULL, FLOAT16)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import engine
-from engine.checkpoint import read_architecture
+from engine.configs import read_architecture
 from engine.model import BFLOAT16, FLOAT32, NumberFormat
 from engine.native import choice, library
 from engine.native.choice import WORTH, faster_format
