@@ -1,6 +1,6 @@
 """The stored vectors as mteb's models: an encoder for each size and precision, all from the same vectors.
 
-Besides there are two searches: by binary vectors with rescoring, and by documents' chunks.
+Besides there are two searches: by documents' binary vectors, with or without rescoring, and by documents' chunks.
 """
 
 from abc import ABC, abstractmethod
@@ -32,26 +32,40 @@ PRECISIONS = ("float32", "float16", "int8", "uint8", "binary")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How vectors are kept: components, number format and, of a rescored binary search, the format that rescores."""
+    """How vectors are kept: components and number format, and what else a binary search has."""
 
     embedding_dim: int = DIMENSIONS
     precision: str = "float32"
+    queries: str | None = None
+    """The queries' precision where it is not the documents'."""
     rescored_by: str | None = None
+    """The precision of the documents' vectors that rank what the first search found, against float32 queries."""
+    rescored_dim: int | None = None
+    """The components of those vectors, where they are more than `embedding_dim`."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of a vector, or of both vectors of a rescored form."""
-        kept = [self.precision, *([self.rescored_by] if self.rescored_by else [])]
+        """Bytes of a document's vector, or of both vectors of a rescored form."""
+        kept = [(self.embedding_dim, self.precision)]
+        if self.rescored_by:
+            kept.append((self.rescored_dim or self.embedding_dim, self.rescored_by))
         return sum(
-            Options(embedding_dim=self.embedding_dim, precision=each).width * encoding.WIRE_DTYPES[each].itemsize
-            for each in kept
+            Options(embedding_dim=dim, precision=precision).width * encoding.WIRE_DTYPES[precision].itemsize
+            for dim, precision in kept
         )
 
     @property
     def name(self) -> str:
         """The form in words."""
-        rescored = f", rescored by {self.rescored_by}" if self.rescored_by else ""
-        return f"{self.embedding_dim} {self.precision}{rescored}"
+        return f"{self.embedding_dim} {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """The form in words without its components, the same for all sizes of a kind."""
+        queries = f", {self.queries} queries" if self.queries else ""
+        dim = f"{self.rescored_dim} " if self.rescored_dim else ""
+        rescored = f", rescored by {dim}{self.rescored_by}" if self.rescored_by else ""
+        return f"{self.precision}{queries}{rescored}"
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -59,7 +73,8 @@ class Form:
         differs: dict[str, Any] = {"embed_dim": self.embedding_dim} if self.embedding_dim != DIMENSIONS else {}
         if self.precision != "float32":
             differs["precision"] = self.precision
-        return differs | ({"rescored_by": self.rescored_by} if self.rescored_by else {})
+        searched = {name: getattr(self, name) for name in ("queries", "rescored_by", "rescored_dim")}
+        return differs | {name: value for name, value in searched.items() if value}
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """Return float32 [n, 768] as they come back from this form: float32 [n, dim], unit length.
@@ -72,7 +87,12 @@ class Form:
 
 FULL = Form()
 FORMS = [Form(dim, precision) for precision in PRECISIONS for dim in EMBEDDING_DIMS]
-RESCORED = [Form(dim, "binary", by) for by in ("float32", "int8") for dim in EMBEDDING_DIMS]
+BINARY_SEARCHES = [
+    *(Form(dim, "binary", queries) for queries in ("float32", "int8") for dim in EMBEDDING_DIMS),
+    *(Form(dim, "binary", rescored_by=by) for by in ("float32", "int8") for dim in EMBEDDING_DIMS),
+    # Few bits in memory, all components on disk.
+    *(Form(dim, "binary", "float32", by, DIMENSIONS) for by in ("float32", "int8") for dim in (256, 128)),
+]
 
 
 def meta_of(store: Store, experiment: Mapping[str, Any]) -> ModelMeta:
@@ -181,10 +201,10 @@ class Search(ABC):
         """Return for each query, float32 [768], positions of documents and their scores."""
 
 
-class RescoringSearch(Search):
-    """The best by Hamming distance, ranked by vectors of more digits, as vector databases do.
+class BinarySearch(Search):
+    """Documents kept as signs, the best of them perhaps ranked again by vectors of more digits.
 
-    Queries stay float32 in the second step; only documents are kept in fewer digits.
+    With queries of more digits the score is a product of numbers and signs, else it orders as Hamming distance does.
     """
 
     def __init__(
@@ -192,22 +212,26 @@ class RescoringSearch(Search):
     ) -> None:
         """`results` is the number of results that the task's score counts."""
         super().__init__(store, chosen, experiment)
-        self._full = Form(form.embedding_dim)
-        self._binary = Form(form.embedding_dim, "binary")
-        self._kept = Form(form.embedding_dim, form.rescored_by or "float32")
+        self._documents = Form(form.embedding_dim, form.precision)
+        self._queries = Form(form.embedding_dim, form.queries or form.precision)
+        dim = form.rescored_dim or form.embedding_dim
+        self._second = (Form(dim), Form(dim, form.rescored_by)) if form.rescored_by else None
         self._candidates = CANDIDATES_PER_RESULT * results
 
     def keep(self, texts: list[str], titles: list[str | None], task: str) -> None:
-        """Keep the documents in both precisions."""
+        """Keep the documents in the precisions that the search reads."""
         vectors = self._store.embed(texts, titles, task)
-        self._signs, self._vectors = self._binary.apply(vectors), self._kept.apply(vectors)
+        self._signs = self._documents.apply(vectors)
+        self._vectors = self._second[1].apply(vectors) if self._second else None
 
     def rank(self, queries: np.ndarray) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-        """Return the candidates of each query and their cosines."""
-        best = nearest(self._binary.apply(queries), self._signs, self._candidates)
-        return [
-            (found, self._vectors[found] @ query) for found, query in zip(best, self._full.apply(queries), strict=True)
-        ]
+        """Return all documents of each query with their scores, or of a rescored search the candidates."""
+        first = self._queries.apply(queries)
+        if self._second is None or self._vectors is None:
+            return [(np.arange(len(self._signs)), row) for row in first @ self._signs.T]
+        best = nearest(first, self._signs, self._candidates)
+        second = self._second[0].apply(queries)
+        return [(found, self._vectors[found] @ query) for found, query in zip(best, second, strict=True)]
 
 
 class ChunkSearch(Search):

@@ -1,5 +1,6 @@
 """The figures of an evaluation as plots."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def draw(figures: Figures, folder: Path) -> list[Path]:
 
 
 def _quality(figures: Figures, folder: Path) -> list[Path]:
-    """Quality against bytes of a vector, a line for each precision; beside it the search tasks, with rescoring."""
+    """Quality against bytes of a vector, a line for each precision; beside it search tasks and binary searches."""
     files: list[Path] = []
     panels = [("rows", f"mean of {len(figures['tasks'])} tasks")]
     panels += [("search", f"mean of {len(figures['search_tasks'])} search tasks")] if figures["search_tasks"] else []
@@ -26,18 +27,18 @@ def _quality(figures: Figures, folder: Path) -> list[Path]:
         for axis, (key, label) in zip(axes, panels, strict=True):
             lines: dict[str, list[Figures]] = {}
             for row in figures[key]:
-                rescored = f", rescored by {row['rescored_by']}" if row["rescored_by"] else ""
-                lines.setdefault(row["precision"] + rescored, []).append(row)
-            del lines["uint8"]  # the same points as int8
-            for (name, rows), colour in zip(lines.items(), COLOURS, strict=False):
+                lines.setdefault(row["kind"], []).append(row)
+            for same in ("uint8", "binary, int8 queries"):  # the same points as int8, and as float32 queries
+                lines.pop(same, None)
+            for (name, rows), colour in zip(lines.items(), cycle(COLOURS)):
                 shown = name.replace("int8", "int8, uint8") if name == "int8" else name
-                _line(axis, rows, shown, colour, "--" if "rescored" in name else "-")
+                _line(axis, rows, shown, colour, ":" if "queries" in name else "--" if "rescored" in name else "-")
             axis.set_xscale("log", base=2)
             axis.set_xticks([16, 64, 256, 1024, 4096], ["16", "64", "256", "1,024", "4,096"])
             axis.set_xlim(12, 5_000)
             axis.set_xlabel("bytes of a vector")
             axis.set_ylabel(label)
-            axis.legend()
+            axis.legend(fontsize=9)
         axes[0].set_title(figures["name"])
     return files
 

@@ -24,7 +24,7 @@ CARD_URL = "https://ai.google.dev/gemma/docs/embeddinggemma/model_card"
 
 def figures_of(tables: Tables, formats: Sequence[tuple[str, float | None, Line]], tasks: Sequence[AbsTask]) -> Figures:
     """Return all figures; `formats` has engine formats with their tokens a second and the row of their full vectors."""
-    search = list(tables.rescored[0].scores) if tables.rescored else []
+    search = list(tables.searches[0].scores) if tables.searches else []
     rows = [_row(line, tables.full, list(line.scores)) for line in tables.forms]
     return {
         "tasks": [
@@ -33,7 +33,7 @@ def figures_of(tables: Tables, formats: Sequence[tuple[str, float | None, Line]]
         ],
         "rows": rows,
         "search_tasks": search,
-        "search": [_row(line, tables.full, search) for line in [*tables.forms, *tables.rescored] if search],
+        "search": [_row(line, tables.full, search) for line in [*tables.forms, *tables.searches] if search],
         "chunks": _chunk_rows(tables),
         "formats": [
             {"format": name, "tokens_per_s": speed} | _row(line, tables.full, list(line.scores))
@@ -90,7 +90,7 @@ def _row(line: Line, full: Line, tasks: Sequence[str]) -> Figures:
         "name": line.name,
         "dimensions": line.form.embedding_dim,
         "precision": line.form.precision,
-        "rescored_by": line.form.rescored_by,
+        "kind": line.form.kind,
         "bytes": line.form.bytes,
         "mean": mean,
         "difference": mean - float(np.mean([full.scores[name] for name in tasks])),
@@ -136,10 +136,11 @@ def _search(figures: Figures) -> list[str]:
         return []
     rows = [row for row in figures["search"] if row["precision"] == "binary"]
     return [
-        "## Binary search with rescoring",
-        "A search by Hamming distance finds 40 documents, four times the 10 that count. Vectors of more digits then "
-        "rank them, with the query in float32. Bytes are those of both vectors of a document; only the binary vectors "
-        f"need be in memory. For tasks with {MANY_DOCUMENTS:,} documents or more.",
+        "## Binary search",
+        "Documents are kept as bits. Queries are bits too, compared by Hamming distance, unless a row says otherwise. "
+        "Where a row is rescored, this search finds 40 documents, four times the 10 that count, and vectors of more "
+        "digits rank them, with the query in float32. Bytes are those of both vectors of a document; only the binary "
+        f"vectors need be in memory. For tasks with {MANY_DOCUMENTS:,} documents or more.",
         _sizes("dimensions", rows, names),
         "![how many of the best ten are among the candidates](recall.svg)",
     ]

@@ -16,13 +16,13 @@ from mteb.types import PromptType
 from tqdm import tqdm
 
 from lab.evaluation.encoders import (
+    BINARY_SEARCHES,
     FORMS,
     FULL,
-    RESCORED,
+    BinarySearch,
     ChunkSearch,
     Form,
     FormEncoder,
-    RescoringSearch,
     candidate_recall,
     task_of,
     texts_of,
@@ -63,10 +63,10 @@ class Line:
 
 @dataclass
 class Tables:
-    """All rows for one source; `rescored` and `chunks` are scored on some of the tasks."""
+    """All rows for one source; `searches` and `chunks` are scored on some of the tasks."""
 
     forms: list[Line]
-    rescored: list[Line]
+    searches: list[Line]
     chunks: list[Line]
     recall: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     """For each task and size, the recall of the float32 search's best by number of CANDIDATES."""
@@ -115,9 +115,9 @@ def tables_of(store: Store, chosen: Mapping[str, str]) -> Tables:
     for form in FORMS:
         encoder = FormEncoder(store, form, chosen, form.experiment | prompts)
         tables.forms.append(Line(form.name, encoder, form))
-    for form in RESCORED:
-        search = RescoringSearch(store, form, RESULTS, chosen, form.experiment | prompts)
-        tables.rescored.append(Line(form.name, search, form))
+    for form in BINARY_SEARCHES:
+        search = BinarySearch(store, form, RESULTS, chosen, form.experiment | prompts)
+        tables.searches.append(Line(form.name, search, form))
     for chunking in CHUNKINGS:
         experiment = {"chunk": chunking.chunk, "overlap": chunking.overlap, "late": chunking.late} | prompts
         overlap = f", overlap {chunking.overlap}" if chunking.overlap else ""
@@ -140,7 +140,7 @@ def fill(tables: Tables, store: Store, tasks: Sequence[AbsTask], scorer: Scorer,
                 if line.chunking:
                     documents = [_documents(store, split, line.chunking) for split in _splits(task)]
                     line.vectors_per_document[name] = float(np.mean([len(each) for part in documents for each in part]))
-            if any(line.form.rescored_by for line in lines):
+            if any(isinstance(line.model, BinarySearch) for line in lines):
                 tables.recall[name] = recall_of(store, task, chosen)
             task.unload_data()
 
@@ -150,7 +150,7 @@ def lines_for(tables: Tables, task: AbsTask) -> list[Line]:
     lines = list(tables.forms)
     if is_search(task):
         corpora = [split["corpus"] for split in _splits(task)]
-        lines += tables.rescored if min(map(len, corpora)) >= MANY_DOCUMENTS else []
+        lines += tables.searches if min(map(len, corpora)) >= MANY_DOCUMENTS else []
         characters = [len(text) for corpus in corpora for text in corpus["text"]]
         lines += tables.chunks if np.mean(characters) > LONG_DOCUMENT_CHARS else []
     return lines

@@ -8,7 +8,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 import encoding
-from lab.evaluation.encoders import FORMS, FULL, RESCORED, Form, FormEncoder, meta_of, read, task_of
+from lab.evaluation.encoders import BINARY_SEARCHES, FORMS, FULL, Form, FormEncoder, meta_of, read, task_of
 from lab.evaluation.local_tasks import bundled
 from lab.evaluation.sources import EvaluationError
 from lab.evaluation.store import Store
@@ -34,9 +34,11 @@ def test_a_form_is_what_the_server_sends(form: Form) -> None:
 
 
 def test_a_rescored_form_keeps_two_vectors() -> None:
-    sizes = {form.name: form.bytes for form in RESCORED}
+    sizes = {form.name: form.bytes for form in BINARY_SEARCHES}
     assert sizes["768 binary, rescored by float32"] == 96 + 3072
     assert sizes["128 binary, rescored by int8"] == 16 + 128
+    assert sizes["256 binary, float32 queries"] == 32
+    assert sizes["256 binary, float32 queries, rescored by 768 int8"] == 32 + 768
 
 
 def test_the_forms_are_every_size_in_every_precision() -> None:

@@ -60,7 +60,7 @@ def embedded(output: str) -> int:
 def tables(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """All rows for the bundled tasks, of which a few are scored, on the two searches alone and on a part of each."""
     tables, tasks = tables_of(store, {}), tasks_named("quick")[2:]
-    tables.forms, tables.rescored, tables.chunks = tables.forms[:2], tables.rescored[:1], tables.chunks[2:5]
+    tables.forms, tables.searches, tables.chunks = tables.forms[:2], tables.searches[:1], tables.chunks[2:5]
     for task, documents in zip(tasks, (MANY_DOCUMENTS, 2), strict=True):
         keep_first(task, documents)
     fill(tables, store, tasks, Scorer(tmp_path_factory.mktemp("scores")), {})
@@ -185,14 +185,14 @@ def test_tasks_are_named_by_list_or_benchmark() -> None:
 
 
 def test_long_documents_and_large_corpora_have_their_tables(tables: Any) -> None:
-    assert tables.rescored[0].scores.keys() == {"dictionary"}
+    assert tables.searches[0].scores.keys() == {"dictionary"}
     assert tables.chunks[0].scores.keys() == {"dictionary-pages"} and len(CHUNKINGS) == 6
     overlapping, _, late = tables.chunks
     assert overlapping.name == "chunks of 256, overlap 64" and late.name == "late chunks of 256"
     counts = [line.vectors_per_document["dictionary-pages"] for line in tables.chunks]
     assert counts[0] > counts[2] > counts[1] > 5
     assert tables.recall["dictionary"][768][-1] > 0.99 > tables.recall["dictionary"][768][0]
-    assert abs(tables.rescored[0].scores["dictionary"] - tables.full.scores["dictionary"]) < 2
+    assert abs(tables.searches[0].scores["dictionary"] - tables.full.scores["dictionary"]) < 2
 
 
 def test_a_task_with_given_candidates_is_not_searched(tables: Any) -> None:

@@ -8,7 +8,8 @@ from datasets import Dataset
 from mteb.models import EncoderProtocol
 from mteb.models.models_protocols import SearchProtocol
 
-from lab.evaluation.encoders import ChunkSearch, Form, RescoringSearch, Search, candidate_recall, nearest
+import encoding
+from lab.evaluation.encoders import BinarySearch, ChunkSearch, Form, Search, candidate_recall, nearest
 from lab.evaluation.local_tasks import bundled
 from lab.evaluation.sources import EngineSource
 from lab.evaluation.store import Store
@@ -49,7 +50,7 @@ def test_rescoring_puts_the_candidates_of_the_binary_search_in_order(
     store: Store, vectors: tuple[np.ndarray, np.ndarray], by: str
 ) -> None:
     queries, documents = vectors
-    result = found(RescoringSearch(store, Form(256, "binary", by), 2, {}, {}), DOCUMENTS)
+    result = found(BinarySearch(store, Form(256, "binary", rescored_by=by), 2, {}, {}), DOCUMENTS)
     for i, query in enumerate(queries):
         distances = (np.sign(query[:256]) != np.sign(documents[:, :256])).sum(axis=1)
         candidates = np.argsort(distances, kind="stable")[:8]  # four times the two results
@@ -58,6 +59,28 @@ def test_rescoring_puts_the_candidates_of_the_binary_search_in_order(
         order = np.argsort(-cosines)[:5]
         assert list(result[f"q{i}"]) == [f"d{candidates[j]}" for j in order]
         assert np.allclose(list(result[f"q{i}"].values()), cosines[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_queries_of_numbers_are_multiplied_with_the_documents_signs(
+    store: Store, vectors: tuple[np.ndarray, np.ndarray], precision: str
+) -> None:
+    queries, documents = vectors
+    result = found(BinarySearch(store, Form(128, "binary", precision), 2, {}, {}), DOCUMENTS)
+    for i, query in enumerate(queries):
+        numbers = encoding.dequantize(encoding.convert(query[:128], precision), precision)
+        scores = np.where(documents[:, :128] > 0, numbers, -numbers).sum(axis=1)
+        assert list(result[f"q{i}"]) == [f"d{j}" for j in np.argsort(-scores, kind="stable")[:5]]
+
+
+def test_few_bits_find_what_all_components_rank(store: Store, vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    queries, documents = vectors
+    result = found(BinarySearch(store, Form(128, "binary", "float32", "float32", 768), 2, {}, {}), DOCUMENTS)
+    for i, query in enumerate(queries):
+        scores = np.sign(documents[:, :128]) @ query[:128]
+        candidates = np.argsort(-scores, kind="stable")[:8]  # four times the two results
+        best = candidates[np.argsort(-(documents[candidates] @ query))][:5]
+        assert list(result[f"q{i}"]) == [f"d{j}" for j in best]
 
 
 def test_a_document_is_as_near_as_its_nearest_chunk(store: Store, source: EngineSource) -> None:
