@@ -53,8 +53,8 @@ api: PORT = 8080
 api: $(READY) ## the other APIs, OpenAI's and six more: PORT=8080
 	$(RUN) -m scripts.api --host $(HOST)
 
-example: example-named .venv-examples/.ready ## run NAME=pgvector_search of examples/, beside make serve
-	@.venv-examples/bin/python -m "examples.$$NAME"
+example: example-named .venv-examples/.ready ## run NAME=bits of examples/, beside make serve: ARGS="..."
+	@.venv-examples/bin/python -m "examples.$$NAME" $(if $(ARGS),"$$ARGS")
 
 example-named:
 	@test -f "examples/$$NAME.py" || { echo "make example NAME=..., one of $(EXAMPLES)" >&2; exit 2; }

@@ -7,6 +7,7 @@ import base64
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -27,6 +28,22 @@ BATCH = 256
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "uint8": "u1", "binary": "i1", "ubinary": "u1"}
 
 
+def predict(**inputs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the vectors of a prediction, [n, d], for bits uint8 or int8 [n, d / 8], and its whole output.
+
+    Exits with a sentence if no server answers, or if it refuses.
+    """
+    url = (os.environ.get("URL") or "http://127.0.0.1:5000").rstrip("/")
+    try:
+        answer = httpx.post(f"{url}/predictions", json={"input": inputs}, timeout=600).json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise SystemExit(f"{url}: {error}; start a server with make serve, or set URL to another") from error
+    if not (output := answer.get("output")):  # a failed prediction is HTTP 200 with an error
+        raise SystemExit(f"{url}: {answer.get('error') or answer}")
+    numbers = np.frombuffer(base64.b64decode(output["embedding"]), DTYPES[output["precision"]])
+    return numbers.reshape(output["shape"]), output
+
+
 def embed(
     texts: Sequence[str],
     task: str = "retrieval_document",
@@ -35,24 +52,12 @@ def embed(
     precision: str = "float32",
     titles: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Return the vectors of texts, [texts, dim], for bits uint8 or int8 [texts, dim / 8].
-
-    Exits with a sentence if no server answers, or if it refuses.
-    """
-    url = (os.environ.get("URL") or "http://127.0.0.1:5000").rstrip("/")
+    """Return the vectors of texts, as `predict` does."""
     batches = []
-    with httpx.Client(timeout=600) as client:
-        for start in range(0, max(len(texts), 1), BATCH):  # no texts are refused in the server's words
-            rows = slice(start, start + BATCH)
-            inputs = {"texts": list(texts[rows]), "task": task, "embedding_dim": dim, "precision": precision}
-            if titles is not None:
-                inputs["titles"] = list(titles[rows])
-            try:
-                answer = client.post(f"{url}/predictions", json={"input": inputs}).json()
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                raise SystemExit(f"{url}: {error}; start a server with make serve, or set URL to another") from error
-            if not (output := answer.get("output")):  # a failed prediction is HTTP 200 with an error
-                raise SystemExit(f"{url}: {answer.get('error') or answer}")
-            batch = np.frombuffer(base64.b64decode(output["embedding"]), DTYPES[precision])
-            batches.append(batch.reshape(output["shape"]))
+    for start in range(0, max(len(texts), 1), BATCH):  # no texts are refused in the server's words
+        rows = slice(start, start + BATCH)
+        inputs = {"texts": list(texts[rows]), "task": task, "embedding_dim": dim, "precision": precision}
+        if titles is not None:
+            inputs["titles"] = list(titles[rows])
+        batches.append(predict(**inputs)[0])
     return np.concatenate(batches)

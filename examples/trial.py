@@ -10,14 +10,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from examples.client import embed, needs
 
 with needs("numpy"):
     import numpy as np
 
-DICTIONARY = Path(__file__).resolve().parents[1] / "lab" / "evaluation" / "tasks" / "dictionary"
+DATA = Path(__file__).resolve().parents[1] / "lab" / "evaluation" / "tasks"
 
 
 class Question(NamedTuple):
@@ -62,18 +62,30 @@ class Trial(NamedTuple):
         return list(map(Question, self.asked, embed(self.asked, "retrieval_query")))
 
 
-def dictionary() -> Trial:
-    """Return the bundled dictionary: 2,800 entries, and 50 questions that use the word of an entry in its sense."""
-    entries, queries = _rows("corpus.jsonl"), _rows("queries.jsonl")[:50]
+def dictionary(questions: int = 50) -> Trial:
+    """Return the bundled dictionary: 2,800 entries, and up to 300 questions, which use an entry's word in its sense."""
+    entries, queries = _rows("dictionary/corpus.jsonl"), _rows("dictionary/queries.jsonl")[:questions]
     position = {entry["_id"]: i for i, entry in enumerate(entries)}
-    with (DICTIONARY / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
+    with (DATA / "dictionary" / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
         answers = {row["query-id"]: position[row["corpus-id"]] for row in csv.DictReader(file, delimiter="\t")}
     titles, documents = ([entry[name] for entry in entries] for name in ("title", "text"))
     return Trial(titles, documents, [query["text"] for query in queries], [answers[each["_id"]] for each in queries])
 
 
-def _rows(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (DICTIONARY / name).read_text(encoding="utf-8").splitlines()]
+def requests(part: str) -> tuple[list[str], list[str]]:
+    """Return the bundled requests to an assistant and their labels: `train` or `test`, ten each of 40 labels."""
+    rows = _rows(f"intents/{part}.jsonl")
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def pairs() -> tuple[list[str], list[str], list[float]]:
+    """Return the bundled pairs of sentences, and how alike people found them, from 0 to 5."""
+    rows = _rows("similarity/pairs.jsonl")
+    return [row["sentence1"] for row in rows], [row["sentence2"] for row in rows], [row["score"] for row in rows]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
 
 
 def exact(documents: np.ndarray, queries: np.ndarray, k: int = 10) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -23,9 +23,9 @@ def url() -> Iterator[str]:
 def example(url: str) -> Run:
     """Run an example as a process, as `make example` does."""
 
-    def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str, arguments: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", f"examples.{name}"],
+            [sys.executable, "-m", f"examples.{name}", *arguments],
             cwd=ROOT,
             env=os.environ | {"URL": url} | environment,
             capture_output=True,
