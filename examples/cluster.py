@@ -13,14 +13,12 @@ from examples.client import embed, needs
 from examples.trial import requests
 
 with needs("scikit-learn", "matplotlib", "numpy"):
-    import matplotlib as mpl
     import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
     from sklearn.cluster import KMeans
     from sklearn.manifold import TSNE
     from sklearn.metrics import v_measure_score
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
 LABELS = 12
 
@@ -40,10 +38,11 @@ def main() -> None:
     print(f"\nV-measure against the {LABELS} true labels: {v_measure_score(labels, model.labels_):.3f}")
 
     places = TSNE(metric="cosine", init="pca", random_state=0).fit_transform(vectors)
-    figure, axis = plt.subplots(figsize=(9, 7))
+    figure = Figure(figsize=(9, 7))
+    axis = figure.subplots()
     for i, label in enumerate(kept):
         x, y = places[[each == label for each in labels]].T
-        axis.scatter(x, y, s=40, color=plt.get_cmap("tab20")(i), label=label.replace("_", " "))
+        axis.scatter(x, y, s=40, color=colormaps["tab20"](i), label=label.replace("_", " "))
     for cluster in range(LABELS):
         axis.annotate(str(cluster), places[model.labels_ == cluster].mean(axis=0), weight="bold")
     axis.set(xticks=[], yticks=[])
