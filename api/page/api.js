@@ -18,7 +18,11 @@ export async function call(path, body, { signal, note = () => {} } = {}) {
   for (let attempt = 1; ; attempt++) {
     const started = performance.now();
     const response = await sent(path, body, signal);
-    const json = await response.json().catch(() => ({}));
+    const json = await response.json().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      if (response.ok) throw new Problem("The server’s answer broke off; nothing that you typed is lost.");
+      return {}; // an error without words
+    });
     const ms = performance.now() - started;
     if (response.ok) {
       if (body) calls.unshift({ path, ms, texts: [body.input ?? body.inputs].flat().length, tokens: json.usage?.total_tokens });

@@ -127,3 +127,21 @@ def test_a_server_that_loads_or_is_full_is_waited_for(
         if loading.started:
             loading.close()
     assert errors(browser, ("the server responded with a status of",)) == []
+
+
+def test_an_answer_that_breaks_off_is_no_answer(page: Page) -> None:
+    """A call that is given up while its answer comes ends as given up, and half an answer is a problem in words."""
+    module = "document.querySelector('script[type=module]').src.replace('main.js', 'api.js')"
+    ended = page.run(
+        f"""const {{ call }} = await import({module});
+        const fetched = window.fetch;
+        const ends = [new DOMException("given up", "AbortError"), new SyntaxError("half")];
+        const names = [];
+        for (const error of ends) {{
+          window.fetch = async () => ({{ ok: true, status: 200, json: () => Promise.reject(error) }});
+          names.push(await call("tokenize", {{ inputs: ["a"] }}).then(() => "answered", (error) => error.message));
+        }}
+        window.fetch = fetched;
+        return names;"""
+    )
+    assert ended == ["given up", "The server\u2019s answer broke off; nothing that you typed is lost."]
