@@ -79,13 +79,9 @@ export function positions(header) {
   return new Set(ranges.flatMap(([first, last = first]) => Array.from({ length: last - first + 1 }, (_, i) => first + i)));
 }
 
-export const floats = (base64) =>
-  new Float32Array(Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer);
+export const floats = (base64) => new Float32Array(Uint8Array.from(atob(base64), (each) => each.charCodeAt(0)).buffer);
 
-/**
- * Return { vector, truncated, prompted } of each text, the vector not yet normalised, 768 float32. Only texts that are
- * not known from an earlier call are sent.
- */
+/** Return { vector, truncated, prompted } of each text: 768 float32, not yet normalised. Only texts not yet known are sent. */
 export async function embed(texts, how, { signal, note = () => {} } = {}) {
   const key = (text) => `${how.task} ${how.limit} ${how.side} ${text}`;
   const missing = [...new Set(texts)].filter((text) => !vectors.has(key(text)));

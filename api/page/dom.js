@@ -37,9 +37,7 @@ export const field = (label, control) => h("label", { class: "field" }, h("span"
 export function slider(name, bounds, act, ...below) {
   const words = h("output", {});
   const input = h("input", { type: "range", ...bounds, oninput: () => act(Number(input.value)) });
-  const show = (value, text) => {
-    [input.value, input.ariaValueText, words.textContent] = [value, text, text];
-  };
+  const show = (value, text) => void ([input.value, input.ariaValueText, words.textContent] = [value, text, text]);
   return { element: h("label", { class: "slider" }, h("span", { class: "labelled" }, h("span", {}, name), words), input, below), show };
 }
 
