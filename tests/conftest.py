@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 # What most tests compare must not depend on which number format this machine is faster in.
 os.environ["DTYPE"] = "float32"
 
+import batching.stats
 from engine.packed import PackedEngine
 from lab.checkpoints.make_random import make, make_second
 from lab.checkpoints.second import NARROW
@@ -73,6 +74,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     # By the number of their tests, as is xdist's wont, the longest files would be the last: they have few.
     config.option.loadscopereorder = False
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_minutes() -> Iterator[None]:
+    """Keep the line a minute of a batcher that outlives its test out of the logs that other tests read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching.stats, "PERIOD_S", 86_400.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from batching.stats import Stats
 from tests.support.engines import texts_of, until
 
 
-def test_the_line_has_all_counts() -> None:
+def test_the_line_has_all_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching.stats, "PERIOD_S", 60.0)
     stats = Stats()
     assert stats.due_in_s() is None
     for _ in range(1_000):
