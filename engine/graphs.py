@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kernels import TILED, Kernels
+from engine.kernels import MERGED, Kernels
 from engine.packing import Layout, Segments
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _bucket(tokens: int, longest: int) -> Layout:
 def capturable(kernels: Kernels) -> bool:
     """Whether no kernel reads lengths on the host, as PyTorch's own attention and mean do."""
     attention = kernels.qkv_attention or kernels.attention
-    return attention in (TILED.qkv_attention, TILED.attention) and kernels.segment_mean is TILED.segment_mean
+    return attention in (MERGED.qkv_attention, MERGED.attention) and kernels.segment_mean is MERGED.segment_mean
 
 
 def cuda_capture() -> Callable[[Run], Run]:

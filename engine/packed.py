@@ -16,7 +16,7 @@ from engine.checkpoint import load_network
 from engine.configs import read_architecture
 from engine.contract import DeviceError, Engine, Ranges, TokenIds, split_by_tokens, vector_rows
 from engine.device import check_format, choose_device
-from engine.faster_attention import with_faster_attention
+from engine.faster_kernels import with_faster_kernels
 from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
 from engine.int8 import CALIBRATION
 from engine.kernels import Kernels
@@ -106,7 +106,7 @@ class PackedEngine(Engine):
         if kernels is not None:
             network.kernels = kernels
             return network
-        fastest = with_faster_attention(candidates(chosen.dtype, self.device), network, self._measured)
+        fastest = with_faster_kernels(candidates(chosen.dtype, self.device), network, self._measured)
         if not install(network, fastest) and numbers is None:
             logger.warning("float16 overflows with this checkpoint: computing in bfloat16")
             return self._install(BFLOAT16, kernels)

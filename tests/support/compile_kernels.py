@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.kernels import FUSED, gating, norms, pooling, qkv_attention, rotary
+from engine.kernels import FUSED, gating, matmuls, norms, pooling, qkv_attention, rotary
 from tests.support.kernel_samples import Samples
 from tests.support.vectors import FULL, segments_of
 
@@ -61,6 +61,8 @@ class Compiler:
             if isinstance(value, torch.Tensor):
                 signature[name] = TYPES[value.dtype]
                 attributes[(i,)] = [["tt.divisibility", 16]]
+            elif hasattr(value, "block_shape"):
+                signature[name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>"
             else:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
         ordered = {name: signature[name] for name in names}
@@ -96,6 +98,19 @@ def compile_attention(samples: Samples, capability: int, compiled: list[dict[str
         qkv_attention.attention_fused(q, k, v, segments_of([len(q)]), None, 1.0)
 
 
+def compile_matmuls(capability: int, compiled: list[dict[str, Any]]) -> None:
+    """Compile `matmul_fused` of few rows and of many, gated and not, for both generations' gate_up and down."""
+    compilers = {name: Compiler(getattr(matmuls, name), capability, compiled) for name in ("_matmul", "_gate_up")}
+    many = matmuls.TILES.get(divmod(capability, 10), matmuls.SMALLER)
+    with patch.dict(vars(matmuls), compilers):
+        for tokens, how, inner, outputs, gated in (
+            (1, matmuls.FEW, 768, 2_304, True), (1, matmuls.FEW, 2_048, 512, False), (100, many, 768, 2_304, True)
+        ):  # fmt: skip
+            x, weight = (torch.zeros(rows, inner, dtype=torch.float16) for rows in (tokens, outputs))
+            with patch.object(matmuls, "tile_for", lambda *_, how=how: how):
+                matmuls.matmul_fused(x, weight, gated)
+
+
 def main() -> None:
     """Print what was compiled as JSON."""
     compiled: list[dict[str, Any]] = []
@@ -111,6 +126,7 @@ def main() -> None:
                 getattr(samples, name)(getattr(FUSED, name))
     for capability in map(int, sys.argv[1:]):
         compile_attention(samples, capability, compiled)
+        compile_matmuls(capability, compiled)
     sys.stdout.write(json.dumps(compiled))
 
 

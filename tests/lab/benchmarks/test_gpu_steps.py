@@ -151,10 +151,10 @@ def test_kernels_are_found_by_their_fields(monkeypatch: pytest.MonkeyPatch) -> N
     import engine.kernels
 
     tiled = replace(FUSED, attention=lambda *_: torch.empty(0))
-    monkeypatch.setattr(engine.kernels, "TILED", tiled, raising=False)
+    monkeypatch.setattr(engine.kernels, "MERGED", tiled)
     found = gpu_variants.of_kernels(FUSED)
-    assert found["attention of TILED"] == ({"kernels": tiled}, "")
-    assert next(iter(found)) == "attention of TILED" and len(found) == 7
+    assert found["attention of MERGED"] == ({"kernels": tiled}, "")
+    assert next(iter(found)) == "attention of MERGED" and len(found) == 7
     assert found["geglu of PLAIN"][0] == {"kernels": replace(FUSED, geglu=PLAIN.geglu)}
 
 
