@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.kernels import PLAIN, Kernels, int8
-from engine.kernels.matmuls import FEW_TOKENS
+from engine.kernels.launching import FEW_TOKENS
 
 
 class Linear(nn.Module):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from engine.attention import grouped_attention
 from engine.kernels.gating import geglu, geglu_fused
-from engine.kernels.matmuls import FEW_TOKENS, matmul_fused
+from engine.kernels.launching import FEW_TOKENS
+from engine.kernels.matmuls import matmul_fused
 from engine.kernels.norms import add_norm, add_norm_fused, embed_norm, embed_norm_fused
 from engine.kernels.pooling import segment_mean, segment_mean_fused
 from engine.kernels.qkv_attention import attention_fused, qkv_attention_fused

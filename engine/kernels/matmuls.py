@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.gating import geglu, gelu
-from engine.kernels.triton_import import jit, tl
+from engine.kernels.launching import FEW_TOKENS, dependent, wait_for_others
+from engine.kernels.triton_import import block, jit, tl
 
 
 class Tile(NamedTuple):
@@ -35,8 +36,10 @@ class Tile(NamedTuple):
 LARGER = Tile(128, 256, 64, 8, 3)
 TILES = {(8, 0): LARGER} | dict.fromkeys(((9, 0), (10, 0), (10, 3)), LARGER._replace(described=True))
 SMALLER = Tile(128, 128, 64, 8, 3)
-# A pass of so few tokens waits for the weights to come from memory: many programs read them, all of them at once.
-FEW_TOKENS, FEW = 64, Tile(16, 32, 128, 4, 6)
+# For up to FEW_TOKENS: many programs read the weights, each all of its own at once.
+FEW = Tile(16, 32, 128, 4, 6)
+# How much is fetched from memory at once, in 16-bit numbers.
+LINE = 64
 # Tiles of rows that neighbouring programs share: they find them, and their part of the weight, in the L2 cache.
 GROUP = 8
 
@@ -78,7 +81,8 @@ def matmul_fused(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
     else:
         _matmul[(tiles,)](
             x, weight, out, tokens, INNER=inner, OUTPUTS=outputs, ROWS=how.rows, COLUMNS=columns, STEP=step,
-            GROUP=GROUP, SHARE=share, num_warps=how.warps, num_stages=how.stages,
+            GROUP=GROUP, SHARE=share, LINE=LINE, LINES=block(-(-inner // LINE)), num_warps=how.warps,
+            num_stages=how.stages, **dependent(tokens, x.device),
         )  # fmt: skip
     return out
 
@@ -108,12 +112,17 @@ def _gated(total):  # type: ignore[no-untyped-def]
 def _matmul(  # type: ignore[no-untyped-def]
     x, weight, out, tokens,
     INNER: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,  # noqa: N803
-    GROUP: tl.constexpr, SHARE: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr, SHARE: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     first_row, first = _place(tl.program_id(0), tokens, OUTPUTS, ROWS, COLUMNS, GROUP)
     row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     weight_row = tl.arange(0, COLUMNS * SHARE)[:, None]
     weight_row = tl.minimum(first + weight_row // SHARE, OUTPUTS - 1) + weight_row % SHARE * OUTPUTS
+    if DEPENDENT:  # the weights do not depend: have them fetched to the L2 cache meanwhile
+        line = weight + weight_row * INNER + tl.minimum(tl.arange(0, LINES) * LINE, INNER - 1)[None, :]
+        fetch: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+        tl.inline_asm_elementwise(fetch, "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1)
+    wait_for_others(DEPENDENT)
     inner = tl.arange(0, STEP)[None, :]
     x += tl.minimum(row, tokens - 1) * INNER + inner
     weight += weight_row * INNER + inner

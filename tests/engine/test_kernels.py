@@ -128,10 +128,11 @@ def test_every_kernel_compiles(capabilities: tuple[int, int], tmp_path: Path) ->
     assert kinds - described == {(name, target) for name in expected for _, target in kinds} and described <= kinds
     attend = [kernel for kernel in compiled if kernel["kernel"] == "_attend"]
     assert len(attend) == 6  # for short texts, longer ones and wide heads
-    in_tiles = {"_attend", "_matmul", "_gate_up"}
+    in_tiles, dependent = {"_attend", "_matmul", "_gate_up"}, {"_attend", "_matmul", "_add_norm"}
     for kernel in compiled:
         [capability] = (each for each in capabilities if f"sm_{each}" in kernel["target"])
         assert kernel["cubin_bytes"] > 0
+        assert kernel["waits"] == (capability >= 90 and kernel["kernel"] in dependent), kernel
         assert kernel["registers"] <= 255 and kernel["stack_bytes"] == kernel["local_bytes"] == 0, kernel  # no spills
         # 16 bytes at once; without them memory moves at a fraction of its speed. What a kernel stores in float16 it has
         # loaded in the same layout, while its loads of float32 gains are wide in any; the mean stores single numbers.

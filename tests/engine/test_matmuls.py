@@ -12,8 +12,9 @@ from torch import Tensor
 
 from engine.checkpoint import load_network
 from engine.configs import read_architecture
-from engine.kernels import PLAIN, matmuls
-from engine.kernels.matmuls import FEW, FEW_TOKENS, LARGER, SMALLER, TILES, Tile, matmul, matmul_fused, tile_for
+from engine.kernels import PLAIN, launching, matmuls
+from engine.kernels.launching import FEW_TOKENS, dependent
+from engine.kernels.matmuls import FEW, LARGER, SMALLER, TILES, Tile, matmul, matmul_fused, tile_for
 from engine.kernels.triton_import import AVAILABLE
 from engine.model import FLOAT16, Network
 from engine.native.choice import trial
@@ -77,6 +78,15 @@ def test_a_gpu_is_given_the_tiles_it_has_room_for(monkeypatch: pytest.MonkeyPatc
         assert tile_for(FEW_TOKENS, cuda) == FEW
         chosen.append(tile_for(FEW_TOKENS + 1, cuda))
     assert chosen == [LARGER, SMALLER, SMALLER, DESCRIBED, DESCRIBED, SMALLER] and TILES[9, 0] == DESCRIBED
+
+
+def test_only_short_passes_on_gpus_that_were_shown_to_are_launched_dependently(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, off = torch.device("cuda"), {"DEPENDENT": False}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    assert dependent(FEW_TOKENS, cuda) == off
+    monkeypatch.setattr(launching, "SHOWN_ON", frozenset({(9, 0)}))
+    assert dependent(FEW_TOKENS, cuda) == {"DEPENDENT": True, "launch_pdl": True}
+    assert dependent(FEW_TOKENS + 1, cuda) == dependent(1, torch.device("cpu")) == off
 
 
 @torch.inference_mode()

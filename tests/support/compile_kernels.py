@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,12 @@ def access_bytes(instruction: str, ptx: str) -> list[int]:
     """Return the width in bytes of each load (ld) from global memory, or of each store (st) to it."""
     accesses = re.findall(rf"\b{instruction}\.global(?:\.v(\d))?\.[a-z](\d+)", ptx)
     return [int(count or 1) * int(bits) // 8 for count, bits in accesses]
+
+
+def waits_first(ptx: str) -> bool:
+    """Whether the kernel waits for those before it, and before any access to memory."""
+    before, wait, _ = ptx.partition("griddepcontrol.wait")
+    return bool(wait) and not re.search(r"\b(ld|st|cp\.async)\S*\.global", before)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -53,7 +60,9 @@ class Compiler:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self.launch
 
-    def launch(self, *args: Any, num_warps: int, num_stages: int = 3, **constants: int) -> None:
+    def launch(
+        self, *args: Any, num_warps: int, num_stages: int = 3, launch_pdl: bool = False, **constants: int
+    ) -> None:
         names = list(inspect.signature(self.kernel.fn).parameters)
         signature = dict.fromkeys(constants, "constexpr")
         attributes = {}
@@ -67,7 +76,7 @@ class Compiler:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
         ordered = {name: signature[name] for name in names}
         source = ASTSource(self.kernel, ordered, {(names.index(n),): v for n, v in constants.items()}, attributes)
-        options = {"num_warps": num_warps, "num_stages": num_stages}
+        options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": launch_pdl}
         binary = triton.compile(source, GPUTarget("cuda", self.capability, 32), options=options)
         ptx = binary.asm["ptx"]
         self.compiled.append(
@@ -78,6 +87,7 @@ class Compiler:
                 "shared_bytes": binary.metadata.shared,
                 "load_bytes": access_bytes("ld", ptx),
                 "store_bytes": access_bytes("st", ptx),
+                "waits": waits_first(ptx),
                 **resources(binary.asm["cubin"]),
             }
         )
@@ -111,22 +121,32 @@ def compile_matmuls(capability: int, compiled: list[dict[str, Any]]) -> None:
                 matmuls.matmul_fused(x, weight, gated)
 
 
+def launched_dependently(capability: int) -> Any:
+    """Within it, the kernels that can be are compiled for dependent launch, where the GPU has it."""
+    options = {"DEPENDENT": True, "launch_pdl": True} if capability >= 90 else {"DEPENDENT": False}
+    patches = ExitStack()
+    for module in (matmuls, norms, qkv_attention):
+        patches.enter_context(patch.object(module, "dependent", lambda *_: options))
+    return patches
+
+
 def main() -> None:
     """Print what was compiled as JSON."""
     compiled: list[dict[str, Any]] = []
     samples = Samples(FULL, torch.float16, torch.device("cpu"))
-    for module, name, names in (
+    pieces = (
         (norms, "embed_norm", ["_embed_norm"]), (norms, "add_norm", ["_add_norm"]),
         (rotary, "norm_rotate", ["_norm_rotate"]), (gating, "geglu", ["_geglu", "_gate_normed"]),
         (pooling, "segment_mean", ["_segment_mean"]),
-    ):  # fmt: skip
-        kernels = {each: getattr(module, each) for each in names}
-        for capability in map(int, sys.argv[1:]):
-            with patch.dict(vars(module), {each: Compiler(k, capability, compiled) for each, k in kernels.items()}):
-                getattr(samples, name)(getattr(FUSED, name))
+    )  # fmt: skip
     for capability in map(int, sys.argv[1:]):
-        compile_attention(samples, capability, compiled)
-        compile_matmuls(capability, compiled)
+        with launched_dependently(capability):
+            for module, name, names in pieces:
+                kernels = {each: Compiler(getattr(module, each), capability, compiled) for each in names}
+                with patch.dict(vars(module), kernels):
+                    getattr(samples, name)(getattr(FUSED, name))
+            compile_attention(samples, capability, compiled)
+            compile_matmuls(capability, compiled)
     sys.stdout.write(json.dumps(compiled))
 
 
