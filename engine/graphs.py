@@ -38,15 +38,16 @@ MOST_PADDED = 1.5
 # same, so only the order of additions may differ.
 REPLAY_ERROR = 1e-2
 # Token ids of the longest text, which every vocabulary has.
-SYNTHETIC_IDS = (np.arange(max(LONGEST)) % 2000 + 500).tolist()
+SYNTHETIC_IDS = (np.arange(max(TOKENS)) % 2000 + 500).tolist()
 
 
-def buckets(most_tokens: int) -> list[Layout]:
-    """Return the layouts of up to `most_tokens`, smallest first."""
+def buckets(most_tokens: int, limit: int = max(LONGEST)) -> list[Layout]:
+    """Return the layouts of up to `most_tokens` for texts of up to `limit` or max(LONGEST), smallest first."""
     layouts = []
     for tokens in (each for each in TOKENS if each <= most_tokens):
         lengths = LONGEST if tokens > FEW_TOKENS else LONGEST_OF_FEW
-        layouts += [_bucket(tokens, longest) for longest in sorted({min(tokens, length) for length in lengths})]
+        longest = {min(tokens, length) for length in (*lengths, max(*LONGEST, limit))}
+        layouts += [_bucket(tokens, length) for length in sorted(longest)]
     return layouts
 
 

@@ -17,7 +17,7 @@ from engine.configs import read_architecture
 from engine.contract import DeviceError, Engine, Ranges, TokenIds, split_by_tokens, vector_rows
 from engine.device import check_format, choose_device
 from engine.faster_kernels import with_faster_kernels
-from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
+from engine.graphs import LONGEST, SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
 from engine.int8 import CALIBRATION
 from engine.kernels import Kernels
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, Network, NumberFormat
@@ -147,9 +147,10 @@ class PackedEngine(Engine):
 
     @torch.inference_mode()
     def _prepared_graphs(self) -> Graphs:
-        layouts = buckets(self.batch_tokens * self.bulk)
-        online = [layout for layout in layouts if layout.tokens <= self.batch_tokens]
-        return Graphs(self.network, self.device, cuda_capture(), online, at_first_use=layouts[len(online) :])
+        layouts = buckets(self.batch_tokens * self.bulk, self.tokenizer.max_tokens)
+        online = [each for each in layouts if each.tokens <= self.batch_tokens and each.longest <= max(LONGEST)]
+        seldom = [layout for layout in layouts if layout not in online]  # for bulk work, and the longest texts
+        return Graphs(self.network, self.device, cuda_capture(), online, at_first_use=seldom)
 
     def launch(self, token_ids: Sequence[TokenIds], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Run a forward pass over the texts together, or several where memory is short; see `Engine.launch`.
