@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.graphs import Run, buckets, cuda_capture
 from engine.kernels import FUSED, MERGED, Kernels, matmuls, qkv_attention
+from engine.kernels.launching import dependent
 from engine.measurements import kept_ratio, times_as_fast
 from engine.model import Architecture, Network
 from engine.packing import Segments, layout_of
@@ -122,5 +123,5 @@ def _circumstances(name: str, kernels: Kernels, network: Network) -> str:
     beside = [each for each in TRIALS if getattr(kernels, each)]
     versions = [torch.__version__, torch.version.cuda, triton.__version__]
     gpu, dtype = torch.cuda.get_device_name(device), str(network.numbers.dtype)
-    tiles = [qkv_attention.tiling(tokens, device), matmuls.tile_for(tokens, device)]
-    return json.dumps([name, beside, gpu, *versions, dtype, tiles, asdict(replace(a, vocab_size=0))])
+    how = [qkv_attention.tiling(tokens, device), matmuls.tile_for(tokens, device), dependent(tokens, device)]
+    return json.dumps([name, beside, gpu, *versions, dtype, how, asdict(replace(a, vocab_size=0))])

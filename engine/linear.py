@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.kernels import PLAIN, Kernels, int8
-from engine.kernels.launching import FEW_TOKENS
+from engine.kernels.launching import SHORT_PASS
 
 
 class Linear(nn.Module):
@@ -20,7 +20,7 @@ class Linear(nn.Module):
         """The weight in 8 bits, once `engine.int8.quantise` has made it."""
 
     def forward(self, x: Tensor, kernels: Kernels = PLAIN) -> Tensor:
-        if kernels.few_rows and len(x) <= FEW_TOKENS:
+        if kernels.few_rows and len(x) <= SHORT_PASS:
             return kernels.few_rows(x, self.weight)
         if self.quantised is not None:
             return int8.linear(x, self.quantised)

@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 NAMES = [field.name for field in fields(Kernels)]
 # The merged kernels: what each is called, and what is used in its place.
-MERGED = {
+IN_WORDS = {
     "qkv_attention": ("tiled attention", "norm_rotate and attention"),
     "gate_up": ("GeGLU in its matmul", "torch's matmul and geglu"),
     "few_rows": ("matmuls of few rows", "torch's matmuls and geglu"),
 }
-PIECES = [name for name in NAMES if name not in MERGED]
+PIECES = [name for name in NAMES if name not in IN_WORDS]
 
 # Tokens of the texts that kernels are compared on: the shortest text, lengths that fill blocks partly, and a text that
 # is mostly outside the attention's window.
@@ -91,8 +91,8 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
             fault = f"raised {type(raised).__name__}: {raised}"
         if not fault:
             trusted = trial
-        elif name in MERGED:
-            logger.info("kernel %s %s; %s are used in its place", name, fault, MERGED[name][1])
+        elif name in IN_WORDS:
+            logger.info("kernel %s %s; %s are used in its place", name, fault, IN_WORDS[name][1])
         else:
             logger.warning("kernel %s %s; PyTorch's own is used in its place, which is slower", name, fault)
     network.kernels = trusted
@@ -153,7 +153,7 @@ def _largest_error(
 def describe(kernels: Kernels) -> str:
     """Return in words how many of the kernels are fused."""
     fused = sum(getattr(kernels, name) is getattr(FUSED, name) for name in PIECES)
-    merged = [words for name, (words, _) in MERGED.items() if getattr(kernels, name)]
+    merged = [words for name, (words, _) in IN_WORDS.items() if getattr(kernels, name)]
     return ", ".join([f"{fused} of {len(PIECES)} kernels fused", *merged])
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.attention import grouped_attention
 from engine.kernels.gating import geglu, geglu_fused
-from engine.kernels.launching import FEW_TOKENS
+from engine.kernels.launching import SHORT_PASS
 from engine.kernels.matmuls import matmul_fused
 from engine.kernels.norms import add_norm, add_norm_fused, embed_norm, embed_norm_fused
 from engine.kernels.pooling import segment_mean, segment_mean_fused
@@ -29,13 +29,13 @@ class Kernels:
     qkv_attention: Callable[..., Tensor] | None = None
     """Of norm_rotate and attention."""
     gate_up: Callable[..., Tensor] | None = None
-    """Of gate_up's matmul and geglu, for more than FEW_TOKENS."""
+    """Of gate_up's matmul and geglu, for more than SHORT_PASS."""
     few_rows: Callable[..., Tensor] | None = None
-    """Of the layers' matmuls, and of geglu, for up to FEW_TOKENS."""
+    """Of the layers' matmuls, and of geglu, for up to SHORT_PASS."""
 
     def gated_matmul(self, tokens: int) -> Callable[..., Tensor] | None:
         """Return what multiplies so many tokens by gate_up and gates them; None where two kernels do."""
-        return self.few_rows if tokens <= FEW_TOKENS else self.gate_up
+        return self.few_rows if tokens <= SHORT_PASS else self.gate_up
 
 
 PLAIN = Kernels(embed_norm, norm_rotate, grouped_attention, add_norm, geglu, segment_mean)

@@ -10,15 +10,15 @@ import torch
 
 from engine.kernels.triton_import import jit, tl
 
-# A pass of so few tokens mostly waits, for launches and for the weights to come from memory.
-FEW_TOKENS = 64
+# Tokens of the longest pass that mostly waits, for launches and for the weights to come from memory.
+SHORT_PASS = 64
 # Capabilities of the GPUs that it has run on, right and faster; none so far.
 SHOWN_ON: frozenset[tuple[int, int]] = frozenset()
 
 
 def dependent(tokens: int, device: torch.device) -> dict[str, bool]:
     """Return the options to launch a kernel with that calls `wait_for_others`, in a pass of so many tokens."""
-    few = tokens <= FEW_TOKENS and device.type == "cuda"
+    few = tokens <= SHORT_PASS and device.type == "cuda"
     if few and torch.cuda.get_device_capability(device) in SHOWN_ON:
         return {"DEPENDENT": True, "launch_pdl": True}
     return {"DEPENDENT": False}

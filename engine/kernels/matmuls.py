@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.gating import geglu, gelu
-from engine.kernels.launching import FEW_TOKENS, dependent, wait_for_others
+from engine.kernels.launching import SHORT_PASS, dependent, wait_for_others
 from engine.kernels.triton_import import block, jit, tl
 
 
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
 LARGER = Tile(128, 256, 64, 8, 3)
 TILES = {(8, 0): LARGER} | dict.fromkeys(((9, 0), (10, 0), (10, 3)), LARGER._replace(described=True))
 SMALLER = Tile(128, 128, 64, 8, 3)
-# For up to FEW_TOKENS: many programs read the weights, each all of its own at once.
+# For up to SHORT_PASS: many programs read the weights, each all of its own at once.
 FEW = Tile(16, 32, 128, 4, 6)
 # How much is fetched from memory at once, in 16-bit numbers.
 LINE = 64
@@ -46,7 +46,7 @@ GROUP = 8
 
 def tile_for(tokens: int, device: torch.device) -> Tile:
     """Return how so many rows are multiplied on this device."""
-    if tokens <= FEW_TOKENS:
+    if tokens <= SHORT_PASS:
         return FEW
     return TILES.get(torch.cuda.get_device_capability(device), SMALLER) if device.type == "cuda" else SMALLER
 

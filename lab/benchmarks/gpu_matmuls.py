@@ -26,8 +26,6 @@ FEW_TILES = (FEW, Tile(16, 16, 128, 2, 6), Tile(16, 64, 128, 4, 6), Tile(32, 32,
 # Every GPU that can launch a kernel before the last one has ended.
 DEPENDENT, EVERYWHERE = "engine.kernels.launching.SHOWN_ON", frozenset(product(range(9, 13), range(10)))
 
-Multiply = Callable[[Tensor, Tensor], Tensor]
-
 
 def by_torch(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
     """Return what `matmul` does, by torch's matmul and the kernel of GeGLU that is served."""
@@ -38,7 +36,7 @@ def by_torch(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
 
 
 @torch.inference_mode()
-def error_of(multiply: Multiply, rows: int, inner: int, columns: int) -> float:
+def error_of(multiply: Callable[..., Tensor], rows: int, inner: int, columns: int) -> float:
     """Return the relative error of a gated product, against float32."""
     x, weight = (torch.randn(n, inner, device=DEVICE).mul_(inner**-0.25).to(DTYPE) for n in (rows, columns))
     exact = matmul(x.float(), weight.float(), gated=True)

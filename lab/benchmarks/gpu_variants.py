@@ -75,8 +75,7 @@ def variants(base: Kernels | None) -> Variants:
         "all merged, dependent": ({"kernels": MERGED, DEPENDENT: EVERYWHERE}, "as above, 0.35 ms a query"),
     }
     single = of_kernels(base)
-    first = {name: variant for name, variant in single.items() if not name.endswith(" of PLAIN")}
-    return first | together | SETTINGS | single
+    return {name: single[name] for name in OF_KERNELS if name in single} | together | SETTINGS | single
 
 
 def load(step: Step, settings: Settings) -> PackedEngine:

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.checkpoint import load_network
 from engine.configs import read_architecture
 from engine.kernels import PLAIN, launching, matmuls
-from engine.kernels.launching import FEW_TOKENS, dependent
+from engine.kernels.launching import SHORT_PASS, dependent
 from engine.kernels.matmuls import FEW, LARGER, SMALLER, TILES, Tile, matmul, matmul_fused, tile_for
 from engine.kernels.triton_import import AVAILABLE
 from engine.model import FLOAT16, Network
@@ -26,7 +26,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DESCRIBED = LARGER._replace(described=True)
 EACH_TILE = {"few": FEW, "smaller": SMALLER, "larger": LARGER, "described": DESCRIBED}
 if DEVICE.type == "cuda":  # which may not have the memory, or no descriptors
-    EACH_TILE = {"few": FEW, "many": tile_for(2 * FEW_TOKENS, DEVICE)}
+    EACH_TILE = {"few": FEW, "many": tile_for(2 * SHORT_PASS, DEVICE)}
 
 pytestmark = [pytest.mark.usefixtures("interpreter"), pytest.mark.skipif(not AVAILABLE, reason="needs Triton")]
 
@@ -75,18 +75,18 @@ def test_a_gpu_is_given_the_tiles_it_has_room_for(monkeypatch: pytest.MonkeyPatc
     cuda, chosen = torch.device("cuda"), []
     for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, version=capability: version)
-        assert tile_for(FEW_TOKENS, cuda) == FEW
-        chosen.append(tile_for(FEW_TOKENS + 1, cuda))
+        assert tile_for(SHORT_PASS, cuda) == FEW
+        chosen.append(tile_for(SHORT_PASS + 1, cuda))
     assert chosen == [LARGER, SMALLER, SMALLER, DESCRIBED, DESCRIBED, SMALLER] and TILES[9, 0] == DESCRIBED
 
 
 def test_only_short_passes_on_gpus_that_were_shown_to_are_launched_dependently(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, off = torch.device("cuda"), {"DEPENDENT": False}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
-    assert dependent(FEW_TOKENS, cuda) == off
+    assert dependent(SHORT_PASS, cuda) == off
     monkeypatch.setattr(launching, "SHOWN_ON", frozenset({(9, 0)}))
-    assert dependent(FEW_TOKENS, cuda) == {"DEPENDENT": True, "launch_pdl": True}
-    assert dependent(FEW_TOKENS + 1, cuda) == dependent(1, torch.device("cpu")) == off
+    assert dependent(SHORT_PASS, cuda) == {"DEPENDENT": True, "launch_pdl": True}
+    assert dependent(SHORT_PASS + 1, cuda) == dependent(1, torch.device("cpu")) == off
 
 
 @torch.inference_mode()
@@ -98,12 +98,12 @@ def test_a_network_keeps_both_and_uses_them_for_every_matmul(
     network, used = two_layers(second_weights), []
 
     def counted(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
-        used.append((len(x) <= FEW_TOKENS, gated))
+        used.append((len(x) <= SHORT_PASS, gated))
         return matmul_fused(x, weight, gated)
 
     both = replace(PLAIN, gate_up=counted, few_rows=counted)
     with caplog.at_level(logging.INFO):
-        assert install(network, both, lengths=(1, FEW_TOKENS + 5)) and network.kernels == both
+        assert install(network, both, lengths=(1, SHORT_PASS + 5)) and network.kernels == both
     layers = len(network.layers)  # compared with gate_up alone, then with both
     assert not caplog.records and used.count((False, True)) == 2 * layers and used.count((True, True)) == layers
     assert used.count((True, False)) == 6 * layers and (False, False) not in used

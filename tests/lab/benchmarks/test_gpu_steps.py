@@ -148,6 +148,7 @@ def test_a_gpu_s_variants_begin_with_what_no_gpu_has_shown(monkeypatch: pytest.M
         *merged, "few_rows, dependent", "all merged", "all merged, dependent", next(iter(gpu_variants.SETTINGS))
     ]  # fmt: skip
     assert list(found)[-6:] == [f"{piece} of PLAIN" for piece in PIECES] and all(found[name][1] for name in merged)
+    assert gpu_variants.variants(MERGED)["gate_up of FUSED"][0]["kernels"].gate_up is None  # where it is served
     seen: list[Any] = []
     monkeypatch.setattr(gpu_variants, "PackedEngine", lambda _, **options: seen.append((options, launching.SHOWN_ON)))
     for name in merged[2], "all merged, dependent":
