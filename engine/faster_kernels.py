@@ -21,8 +21,6 @@ from engine.packing import Segments, layout_of
 
 logger = logging.getLogger(__name__)
 
-Capabilities = frozenset[tuple[int, int]]
-
 
 class Trial(NamedTuple):
     """Passes of `tokens` in texts of each of these lengths, and how many times as fast a kernel must make them."""
@@ -30,7 +28,7 @@ class Trial(NamedTuple):
     tokens: int
     lengths: tuple[int, ...]
     worth: float
-    shown_on: Capabilities = frozenset()
+    shown_on: frozenset[tuple[int, int]] = frozenset()
     """Capabilities of the GPUs that the kernel has run on, right and faster; none so far.
 
     Others do not even try it, as a kernel's fault can end the process before any comparison.
