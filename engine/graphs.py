@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kernels import TILED, Kernels
+from engine.kernels import MERGED, Kernels
 from engine.packing import Layout, Segments
 
 logger = logging.getLogger(__name__)
@@ -38,15 +38,16 @@ MOST_PADDED = 1.5
 # same, so only the order of additions may differ.
 REPLAY_ERROR = 1e-2
 # Token ids of the longest text, which every vocabulary has.
-SYNTHETIC_IDS = (np.arange(max(LONGEST)) % 2000 + 500).tolist()
+SYNTHETIC_IDS = (np.arange(max(TOKENS)) % 2000 + 500).tolist()
 
 
-def buckets(most_tokens: int) -> list[Layout]:
-    """Return the layouts of up to `most_tokens`, smallest first."""
+def buckets(most_tokens: int, limit: int = max(LONGEST)) -> list[Layout]:
+    """Return the layouts of up to `most_tokens` for texts of up to `limit` or max(LONGEST), smallest first."""
     layouts = []
     for tokens in (each for each in TOKENS if each <= most_tokens):
         lengths = LONGEST if tokens > FEW_TOKENS else LONGEST_OF_FEW
-        layouts += [_bucket(tokens, longest) for longest in sorted({min(tokens, length) for length in lengths})]
+        longest = {min(tokens, length) for length in (*lengths, max(*LONGEST, limit))}
+        layouts += [_bucket(tokens, length) for length in sorted(longest)]
     return layouts
 
 
@@ -62,7 +63,7 @@ def _bucket(tokens: int, longest: int) -> Layout:
 def capturable(kernels: Kernels) -> bool:
     """Whether no kernel reads lengths on the host, as PyTorch's own attention and mean do."""
     attention = kernels.qkv_attention or kernels.attention
-    return attention in (TILED.qkv_attention, TILED.attention) and kernels.segment_mean is TILED.segment_mean
+    return attention in (MERGED.qkv_attention, MERGED.attention) and kernels.segment_mean is MERGED.segment_mean
 
 
 def cuda_capture() -> Callable[[Run], Run]:

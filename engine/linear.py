@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.kernels import int8
+from engine.kernels import PLAIN, Kernels, int8
+from engine.kernels.launching import SHORT_PASS
 
 
 class Linear(nn.Module):
@@ -18,7 +19,9 @@ class Linear(nn.Module):
         self.quantised: int8.QuantisedMatrix | None = None
         """The weight in 8 bits, once `engine.int8.quantise` has made it."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels = PLAIN) -> Tensor:
+        if kernels.few_rows and len(x) <= SHORT_PASS:
+            return kernels.few_rows(x, self.weight)
         if self.quantised is not None:
             return int8.linear(x, self.quantised)
         if self.packed is None:

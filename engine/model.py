@@ -128,8 +128,8 @@ class Attention(nn.Module):
         self.out = Linear(a.hidden, query * width, dtype)
 
     def forward(self, x: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (-1, self.heads.width))  # [tokens, heads + 2 kv_heads, head_dim]
-        return self.out(self.mix(qkv, rotation, segments, kernels).flatten(1))  # [tokens, hidden]
+        qkv = self.qkv(x, kernels).unflatten(-1, (-1, self.heads.width))  # [tokens, heads + 2 kv_heads, head_dim]
+        return self.out(self.mix(qkv, rotation, segments, kernels).flatten(1), kernels)  # [tokens, hidden]
 
     def mix(self, qkv: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
         """Return each query head's mean of values, [tokens, heads, head_dim]; may overwrite `qkv`."""
@@ -158,7 +158,9 @@ class GeGLU(nn.Module):
         self.down = Linear(a.hidden, a.intermediate, dtype)
 
     def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
-        return self.down(kernels.geglu(*self.gate_up(x).chunk(2, dim=-1)))  # [tokens, hidden]
+        if gated_matmul := kernels.gated_matmul(len(x)):
+            return self.down(gated_matmul(x, self.gate_up.weight, gated=True), kernels)  # [tokens, hidden]
+        return self.down(kernels.geglu(*self.gate_up(x).chunk(2, dim=-1)))
 
 
 class Layer(nn.Module):

@@ -16,8 +16,8 @@ from engine.checkpoint import load_network
 from engine.configs import read_architecture
 from engine.contract import DeviceError, Engine, Ranges, TokenIds, split_by_tokens, vector_rows
 from engine.device import check_format, choose_device
-from engine.faster_attention import with_faster_attention
-from engine.graphs import SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
+from engine.faster_kernels import with_faster_kernels
+from engine.graphs import LONGEST, SYNTHETIC_IDS, Graphs, buckets, capturable, cuda_capture
 from engine.int8 import CALIBRATION
 from engine.kernels import Kernels
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, Network, NumberFormat
@@ -106,7 +106,7 @@ class PackedEngine(Engine):
         if kernels is not None:
             network.kernels = kernels
             return network
-        fastest = with_faster_attention(candidates(chosen.dtype, self.device), network, self._measured)
+        fastest = with_faster_kernels(candidates(chosen.dtype, self.device), network, self._measured)
         if not install(network, fastest) and numbers is None:
             logger.warning("float16 overflows with this checkpoint: computing in bfloat16")
             return self._install(BFLOAT16, kernels)
@@ -147,9 +147,10 @@ class PackedEngine(Engine):
 
     @torch.inference_mode()
     def _prepared_graphs(self) -> Graphs:
-        layouts = buckets(self.batch_tokens * self.bulk)
-        online = [layout for layout in layouts if layout.tokens <= self.batch_tokens]
-        return Graphs(self.network, self.device, cuda_capture(), online, at_first_use=layouts[len(online) :])
+        layouts = buckets(self.batch_tokens * self.bulk, self.tokenizer.max_tokens)
+        online = [each for each in layouts if each.tokens <= self.batch_tokens and each.longest <= max(LONGEST)]
+        seldom = [layout for layout in layouts if layout not in online]  # for bulk work, and the longest texts
+        return Graphs(self.network, self.device, cuda_capture(), online, at_first_use=seldom)
 
     def launch(self, token_ids: Sequence[TokenIds], ranges: Ranges | None = None) -> Callable[[], np.ndarray]:
         """Run a forward pass over the texts together, or several where memory is short; see `Engine.launch`.

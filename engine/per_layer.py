@@ -30,8 +30,8 @@ class PerLayerInput(nn.Module):
 
     def forward(self, x: Tensor, stream: Tensor, embedded: Tensor, next_norm: RMSNorm, kernels: Kernels) -> Tensor:
         """Overwrite the residual stream `x` and return its `next_norm`; `stream` is x as matmuls read it."""
-        mixed = kernels.geglu(self.gate(stream), self.inputs(embedded), self.norm)  # [tokens, width]
-        return kernels.add_norm(x, self.out(mixed), self.post, next_norm, self.factor)
+        mixed = kernels.geglu(self.gate(stream, kernels), self.inputs(embedded, kernels), self.norm)  # [tokens, width]
+        return kernels.add_norm(x, self.out(mixed, kernels), self.post, next_norm, self.factor)
 
     def finish(self) -> None:
         """Read the factor, and let the gate take the stream divided by 2**shift, which changes no digit."""

@@ -19,13 +19,19 @@ from engine.packing import Segments, packed
 logger = logging.getLogger(__name__)
 
 NAMES = [field.name for field in fields(Kernels)]
-PIECES = [name for name in NAMES if name != "qkv_attention"]
+# The merged kernels: what each is called, and what is used in its place.
+IN_WORDS = {
+    "qkv_attention": ("tiled attention", "norm_rotate and attention"),
+    "gate_up": ("GeGLU in its matmul", "torch's matmul and geglu"),
+    "few_rows": ("matmuls of few rows", "torch's matmuls and geglu"),
+}
+PIECES = [name for name in NAMES if name not in IN_WORDS]
 
 # Tokens of the texts that kernels are compared on: the shortest text, lengths that fill blocks partly, and a text that
 # is mostly outside the attention's window.
 LENGTHS = (1, 2, 37, 130, 1021)
-# `qkv_attention` has another way for short texts.
-SHORT_LENGTHS = (1, 2, 37, 64)
+# `qkv_attention` has another way for short texts, and `few_rows` is for few of them.
+SHORT_LENGTHS, FEW_LENGTHS = (1, 2, 37, 64), (1, 2, 37)
 # How far a kernel may change a vector, in units of the network's own rounding error. Kernels that only round elsewhere
 # changed it by 0.2 to 1.1 units, on trained and random weights; in float16 an attention without its window, by 20.
 ALLOWED_ROUNDING_ERRORS = 8
@@ -56,11 +62,12 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
     network.kernels = PLAIN
     if kernels == PLAIN:
         return True
-    token_ids, segments = random_batch(network, lengths)
+    compared = [lengths, FEW_LENGTHS] if kernels.few_rows else [lengths]
+    batches = [(*random_batch(network, each), len(each)) for each in compared]
 
     def vectors(kernels: Kernels) -> Tensor:
         network.kernels = kernels
-        return network(token_ids, segments)[: len(lengths)].float()
+        return torch.cat([network(ids, segments)[:texts].float() for ids, segments, texts in batches])
 
     trusted, expected = PLAIN, vectors(PLAIN)
     if not expected.isfinite().all(dim=1).any():
@@ -76,7 +83,7 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
             errors = [relative_error(vectors(trial), expected) / rounding]
             if name == "attention":
                 errors.append(attention_error(trial.attention, network, lengths))
-            if trial.qkv_attention:
+            if name == "qkv_attention" and trial.qkv_attention:
                 errors += [qkv_attention_error(trial.qkv_attention, network, some) for some in (lengths, SHORT_LENGTHS)]
             wrong = (error for error in errors if not error <= ALLOWED_ROUNDING_ERRORS)  # so is NaN
             fault = next((f"is off by {error:.1f} times what rounding explains" for error in wrong), "")
@@ -84,8 +91,8 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
             fault = f"raised {type(raised).__name__}: {raised}"
         if not fault:
             trusted = trial
-        elif trial.qkv_attention:
-            logger.info("kernel %s %s; norm_rotate and attention are used in its place", name, fault)
+        elif name in IN_WORDS:
+            logger.info("kernel %s %s; %s are used in its place", name, fault, IN_WORDS[name][1])
         else:
             logger.warning("kernel %s %s; PyTorch's own is used in its place, which is slower", name, fault)
     network.kernels = trusted
@@ -146,7 +153,8 @@ def _largest_error(
 def describe(kernels: Kernels) -> str:
     """Return in words how many of the kernels are fused."""
     fused = sum(getattr(kernels, name) is getattr(FUSED, name) for name in PIECES)
-    return f"{fused} of {len(PIECES)} kernels fused" + (", tiled attention" if kernels.qkv_attention else "")
+    merged = [words for name, (words, _) in IN_WORDS.items() if getattr(kernels, name)]
+    return ", ".join([f"{fused} of {len(PIECES)} kernels fused", *merged])
 
 
 def random_batch(network: Network, lengths: Sequence[int]) -> tuple[Tensor, Segments]:

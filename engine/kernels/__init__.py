@@ -1,4 +1,4 @@
-"""The six pieces of work between the matmuls, each in plain PyTorch and as a fused kernel; two also in one."""
+"""The six pieces of work between the matmuls, each in plain PyTorch and as a fused kernel; some also merged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from engine.attention import grouped_attention
 from engine.kernels.gating import geglu, geglu_fused
+from engine.kernels.launching import SHORT_PASS
+from engine.kernels.matmuls import matmul_fused
 from engine.kernels.norms import add_norm, add_norm_fused, embed_norm, embed_norm_fused
 from engine.kernels.pooling import segment_mean, segment_mean_fused
 from engine.kernels.qkv_attention import attention_fused, qkv_attention_fused
@@ -23,10 +25,19 @@ class Kernels:
     add_norm: Callable[..., Tensor]
     geglu: Callable[..., Tensor]
     segment_mean: Callable[..., Tensor]
+    # What takes the place of several pieces where it proved faster; see engine/faster_kernels.py.
     qkv_attention: Callable[..., Tensor] | None = None
-    """Takes the place of norm_rotate and attention where it proved faster; see engine/faster_attention.py."""
+    """Of norm_rotate and attention."""
+    gate_up: Callable[..., Tensor] | None = None
+    """Of gate_up's matmul and geglu, for more than SHORT_PASS."""
+    few_rows: Callable[..., Tensor] | None = None
+    """Of the layers' matmuls, and of geglu, for up to SHORT_PASS."""
+
+    def gated_matmul(self, tokens: int) -> Callable[..., Tensor] | None:
+        """Return what multiplies so many tokens by gate_up and gates them; None where two kernels do."""
+        return self.few_rows if tokens <= SHORT_PASS else self.gate_up
 
 
 PLAIN = Kernels(embed_norm, norm_rotate, grouped_attention, add_norm, geglu, segment_mean)
 FUSED = Kernels(embed_norm_fused, norm_rotate_fused, attention_fused, add_norm_fused, geglu_fused, segment_mean_fused)
-TILED = replace(FUSED, qkv_attention=qkv_attention_fused)
+MERGED = replace(FUSED, qkv_attention=qkv_attention_fused, gate_up=matmul_fused, few_rows=matmul_fused)

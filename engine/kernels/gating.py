@@ -45,7 +45,7 @@ def geglu_fused(gate: Tensor, up: Tensor, norm: RMSNorm | None = None) -> Tensor
 
 
 @jit
-def _gelu(gate):  # type: ignore[no-untyped-def]
+def gelu(gate):  # type: ignore[no-untyped-def]
     # (1 + tanh(u)) / 2 is sigmoid(2 u); 1.5957... is 2 sqrt(2 / pi).
     return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
 
@@ -60,7 +60,7 @@ def _geglu(  # type: ignore[no-untyped-def]
     inside = (token < tokens) & (column < WIDTH)
     gates = tl.load(gate + token * GATE_ROW + column, mask=inside, other=0).to(tl.float32)
     ups = tl.load(up + token * UP_ROW + column, mask=inside, other=0).to(tl.float32)
-    tl.store(out + token * WIDTH + column, (_gelu(gates) * ups).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + token * WIDTH + column, (gelu(gates) * ups).to(out.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -73,5 +73,5 @@ def _gate_normed(  # type: ignore[no-untyped-def]
     inside = columns < WIDTH
     gates = tl.load(gate + token * GATE_ROW + columns, mask=inside, other=0).to(tl.float32)
     ups = tl.load(up + token * UP_ROW + columns, mask=inside, other=0).to(tl.float32)
-    values = _gelu(gates) * normed_row(ups, gain, eps, columns, inside, WIDTH)
+    values = gelu(gates) * normed_row(ups, gain, eps, columns, inside, WIDTH)
     tl.store(out + token * WIDTH + columns, values.to(out.dtype.element_ty), mask=inside)

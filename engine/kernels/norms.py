@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.kernels.launching import dependent, wait_for_others
 from engine.kernels.triton_import import block, jit, tl
 
 
@@ -72,7 +73,7 @@ def add_norm_fused(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, fac
     out = x if in_place else torch.empty(tokens, hidden, dtype=pre.dtype if pre else y.dtype, device=x.device)
     _add_norm[(tokens,)](
         x, y, post.gain, (pre or post).gain, out, post.eps, (pre or post).eps, factor,
-        HIDDEN=hidden, BLOCK=block(hidden), NORMS=pre is not None, num_warps=4,
+        HIDDEN=hidden, BLOCK=block(hidden), NORMS=pre is not None, num_warps=4, **dependent(tokens, x.device),
     )  # fmt: skip
     return out
 
@@ -102,12 +103,13 @@ def _embed_norm(  # type: ignore[no-untyped-def]
 @jit
 def _add_norm(  # type: ignore[no-untyped-def]
     x, y, post_gain, pre_gain, out, post_eps, pre_eps, factor,
-    HIDDEN: tl.constexpr, BLOCK: tl.constexpr, NORMS: tl.constexpr,  # noqa: N803
+    HIDDEN: tl.constexpr, BLOCK: tl.constexpr, NORMS: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < HIDDEN
     offsets = token * HIDDEN + columns
+    wait_for_others(DEPENDENT)
     added = tl.load(y + offsets, mask=inside, other=0).to(tl.float32)
     stream = tl.load(x + offsets, mask=inside, other=0).to(tl.float32)
     stream = (stream + normed_row(added, post_gain, post_eps, columns, inside, HIDDEN)) * factor

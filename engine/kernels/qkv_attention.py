@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import grouped_attention, varlen_attention
+from engine.kernels.launching import dependent, wait_for_others
 from engine.kernels.norms import RMSNorm
 from engine.kernels.rotary import Rotation, norm_rotate, norm_rotate_rows
 from engine.kernels.triton_import import jit, tl
@@ -110,7 +111,7 @@ def qkv_attention_fused(
     _attend[(len(tiles),)](
         qkv, tiles, norm.gain, rotation.cos, rotation.sin, out, NO_WINDOW if window is None else window,
         norm.eps, scale * log2(e), HEADS=heads, HALF=half, ROWS=how.rows, KEYS=how.keys, PREPARED=how.prepared,
-        RAW=True, num_warps=WARPS, num_stages=how.stages,
+        RAW=True, num_warps=WARPS, num_stages=how.stages, **dependent(tokens, qkv.device),
     )  # fmt: skip
     return out
 
@@ -132,7 +133,7 @@ def attention_fused(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window:
     _attend[(len(tiles),)](
         q, tiles, tiles, tiles, tiles, out, NO_WINDOW if window is None else window, 0.0, scale * log2(e),
         HEADS=heads, HALF=width // 2, ROWS=how.rows, KEYS=how.keys, PREPARED=True, RAW=False, num_warps=WARPS,
-        num_stages=how.stages,
+        num_stages=how.stages, **dependent(tokens, q.device),
     )  # fmt: skip
     return out
 
@@ -182,8 +183,9 @@ def _prepare_keys(  # type: ignore[no-untyped-def]
 def _attend(  # type: ignore[no-untyped-def]
     qkv, tiles, gain, cos, sin, out, window, eps, scale,
     HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PREPARED: tl.constexpr,  # noqa: N803
-    RAW: tl.constexpr,  # noqa: N803
+    RAW: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
+    wait_for_others(DEPENDENT)
     tile = tiles + tl.program_id(0) * 4
     begin = tl.load(tile).to(tl.int64)
     length = tl.load(tile + 1)

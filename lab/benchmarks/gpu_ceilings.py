@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from engine.configs import read_architecture
 from engine.graphs import cuda_capture
@@ -85,14 +86,14 @@ def copy_rate(size: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def matmul_s(rows: int, inner: int, columns: int) -> float:
+def matmul_s(rows: int, inner: int, columns: int, product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> float:
     """Return the device's seconds for one [rows, inner] @ [inner, columns], launched as part of a CUDA graph."""
     x = torch.randn(rows, inner, dtype=DTYPE, device=DEVICE)
     weights = [torch.randn(columns, inner, dtype=DTYPE, device=DEVICE) for _ in range(WEIGHTS)]
 
-    def multiply() -> torch.Tensor:
+    def multiply() -> Tensor:
         for weight in weights:
-            out = F.linear(x, weight)
+            out = product(x, weight)
         return out
 
     multiply()  # outside the graph: the library sets itself up

@@ -62,7 +62,7 @@ class Workload:
     clients: int = 64
     load_s: float = 4
     passes: int = 24
-    variants_s: float = 115  # no variant begins later
+    variants_s: float = 125  # no variant begins later
 
 
 SMOKE = Workload(8, 4, 2, (16,), 64, matmul_rows=64, copied_bytes=1 << 20, clients=4, load_s=0.1, passes=2)

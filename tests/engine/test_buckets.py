@@ -35,6 +35,17 @@ def test_every_full_batch_and_every_single_text_is_one_launch(tokens: int) -> No
     assert graphs.bucket(layout_of([2049], None)) is None
 
 
+def test_longer_texts_have_graphs_where_the_model_reads_them() -> None:
+    """And the layouts for texts of up to 2,048 tokens are the same."""
+    graphs = Graphs(ones, CPU, as_it_is, buckets(32_768, 8_192))
+    for lengths in ([2_049], [3_000], [8_192], [5_000, 30, 30], [4_000] * 4, [8_192] * 4):
+        bucket = graphs.bucket(layout_of(lengths, None))
+        assert bucket and bucket.tokens < 1.6 * sum(lengths)
+    assert graphs.bucket(layout_of([8_193], None)) is None
+    assert [each for each in graphs.buckets if each.longest <= 2_048] == buckets(32_768) == buckets(32_768, 512)
+    assert len(graphs.buckets) - len(buckets(32_768)) == 7
+
+
 def test_no_batch_is_more_than_a_third_padding() -> None:
     graphs = Graphs(ones, CPU, as_it_is, buckets(16_384))
     for tokens in (*range(33, 1_000, 7), *range(1_000, 16_384, 311)):

@@ -186,6 +186,20 @@ def test_an_engine_captures_what_online_batches_need(network: Network, monkeypat
         assert errors(engine.embed(texts), plain)[0] <= 1e-6 and recorder.replayed == replays
 
 
+@torch.inference_mode()
+def test_the_longest_texts_get_their_graphs_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a start takes no longer where the model reads 8,192 tokens."""
+    recorder, engine = Recorder(), PackedEngine(SMALL, "cpu")
+    monkeypatch.setattr("engine.packed.cuda_capture", lambda: recorder.capture)
+    monkeypatch.setattr(engine, "network", ones)
+    engine.batch_tokens, engine.bulk, engine.tokenizer.max_tokens = 4_096, 1, 8_192
+    graphs = engine._prepared_graphs()
+    assert graphs.buckets == buckets(4_096, 8_192) and len(recorder.replayed) == len(buckets(4_096))
+    for _ in range(2):
+        bucket = graphs.bucket(layout_of([3_500], None))
+        assert bucket and bucket.longest == 4_096 and len(recorder.replayed) == len(buckets(4_096)) + 1
+
+
 @pytest.mark.parametrize("bucket", buckets(768), ids=lambda bucket: f"{bucket.tokens}-{bucket.longest}")
 def test_every_bucket_of_few_tokens_full_to_the_last_text(network: Network, bucket: Layout) -> None:
     """With the longest texts, with as many as there is room for, and with one."""

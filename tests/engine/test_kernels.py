@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from engine.kernels.rotary import Rotation
 from engine.kernels.triton_import import AVAILABLE, block
 from engine.model import FLOAT16, FLOAT32, Network, NumberFormat
 from engine.packing import Segments
-from engine.selection import LENGTHS, attention_error, candidates, describe, install
+from engine.selection import LENGTHS, PIECES, attention_error, candidates, describe, install
 from tests.support.kernel_samples import WRONG_WINDOWS, Samples
 from tests.support.vectors import FULL, errors, random_ids, segments_of
 from weights import SMALL
@@ -33,7 +33,7 @@ ROOT = SMALL.parent.parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # FlashAttention itself takes 16-bit numbers only; what stands in for it on a CPU takes any.
 ATTENTION_DTYPES = [torch.float16, torch.bfloat16, *([] if DEVICE.type == "cuda" else [torch.float32])]
-TRITON = [field.name for field in fields(Kernels) if field.name not in ("attention", "qkv_attention")]
+TRITON = [name for name in PIECES if name != "attention"]
 # What a program may have of a multiprocessor's memory, by capability.
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 # On CPUs PyTorch's attention stands in for FlashAttention.
@@ -123,21 +123,26 @@ def test_every_kernel_compiles(capabilities: tuple[int, int], tmp_path: Path) ->
     assert run.returncode == 0, run.stderr
     compiled = json.loads(run.stdout)
     kinds = {(kernel["kernel"], kernel["target"].split()[1].strip(",")) for kernel in compiled}
-    expected = {f"_{name}" for name in TRITON} | {"_gate_normed", "_list_tiles", "_prepare_keys", "_attend"}
-    assert {kernel for kernel, _ in kinds} == expected and len(kinds) == 2 * len(expected)
+    expected = {f"_{name}" for name in TRITON} | {"_gate_normed", "_list_tiles", "_prepare_keys", "_attend", "_matmul"}
+    described = {("_gate_up", f"sm_{each}a") for each in capabilities if each in (90, 100)}
+    assert kinds - described == {(name, target) for name in expected for _, target in kinds} and described <= kinds
     attend = [kernel for kernel in compiled if kernel["kernel"] == "_attend"]
     assert len(attend) == 6  # for short texts, longer ones and wide heads
+    in_tiles, dependent = {"_attend", "_matmul", "_gate_up"}, {"_attend", "_matmul", "_add_norm"}
     for kernel in compiled:
         [capability] = (each for each in capabilities if f"sm_{each}" in kernel["target"])
         assert kernel["cubin_bytes"] > 0
+        assert kernel["waits"] == (capability >= 90 and kernel["kernel"] in dependent), kernel
         assert kernel["registers"] <= 255 and kernel["stack_bytes"] == kernel["local_bytes"] == 0, kernel  # no spills
         # 16 bytes at once; without them memory moves at a fraction of its speed. What a kernel stores in float16 it has
         # loaded in the same layout, while its loads of float32 gains are wide in any; the mean stores single numbers.
         if kernel["kernel"] == "_segment_mean":
             assert kernel["load_bytes"].count(16) >= 2, kernel
+        elif kernel["kernel"] in ("_matmul", "_gate_up"):  # they read as fast as they multiply
+            assert kernel["load_bytes"] == [], kernel
         elif kernel["kernel"] != "_list_tiles":  # whose lists are short
             assert set(kernel["store_bytes"]) == {16}, kernel
-        assert kernel["shared_bytes"] < (SHARED_BYTES[capability] if kernel["kernel"] == "_attend" else 16_384), kernel
+        assert kernel["shared_bytes"] < (SHARED_BYTES[capability] if kernel["kernel"] in in_tiles else 16_384), kernel
 
 
 def spoiled(kernel: Callable[..., Any], spoil: Callable[[Any], Any]) -> Callable[..., Any]:

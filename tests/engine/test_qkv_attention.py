@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.checkpoint import load_network
 from engine.configs import read_architecture
 from engine.graphs import capturable
-from engine.kernels import FUSED, PLAIN, TILED
+from engine.kernels import FUSED, MERGED, PLAIN
 from engine.kernels import qkv_attention as module
 from engine.kernels.norms import RMSNorm
 from engine.kernels.qkv_attention import (
@@ -221,16 +221,17 @@ def test_the_whole_network_in_a_graph_s_buffer_too() -> None:
 
 
 def test_graphs_need_it_or_flash_attention() -> None:
-    assert capturable(FUSED) and capturable(TILED) and capturable(replace(TILED, attention=PLAIN.attention))
+    assert capturable(FUSED) and capturable(MERGED) and capturable(replace(MERGED, attention=PLAIN.attention))
     assert not capturable(replace(FUSED, attention=PLAIN.attention))
     assert not capturable(replace(FUSED, qkv_attention=qkv_attention))
-    assert not capturable(replace(TILED, segment_mean=PLAIN.segment_mean))
+    assert not capturable(replace(MERGED, segment_mean=PLAIN.segment_mean))
 
 
 def test_it_is_off_until_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     assert candidates(torch.float16, torch.device("cuda")).qkv_attention is None
-    assert describe(FUSED) == "6 of 6 kernels fused" and describe(TILED) == "6 of 6 kernels fused, tiled attention"
+    assert describe(FUSED) == "6 of 6 kernels fused"
+    assert describe(replace(FUSED, qkv_attention=qkv_attention_fused)) == "6 of 6 kernels fused, tiled attention"
 
 
 def windowed(window_of: Callable[[int | None], int | None]) -> Callable[..., Tensor]:

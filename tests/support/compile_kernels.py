@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.kernels import FUSED, gating, norms, pooling, qkv_attention, rotary
+from engine.kernels import FUSED, gating, matmuls, norms, pooling, qkv_attention, rotary
 from tests.support.kernel_samples import Samples
 from tests.support.vectors import FULL, segments_of
 
@@ -29,6 +30,12 @@ def access_bytes(instruction: str, ptx: str) -> list[int]:
     """Return the width in bytes of each load (ld) from global memory, or of each store (st) to it."""
     accesses = re.findall(rf"\b{instruction}\.global(?:\.v(\d))?\.[a-z](\d+)", ptx)
     return [int(count or 1) * int(bits) // 8 for count, bits in accesses]
+
+
+def waits_first(ptx: str) -> bool:
+    """Whether the kernel waits for those before it, and before any access to memory."""
+    before, wait, _ = ptx.partition("griddepcontrol.wait")
+    return bool(wait) and not re.search(r"\b(ld|st|cp\.async)\S*\.global", before)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -53,7 +60,9 @@ class Compiler:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self.launch
 
-    def launch(self, *args: Any, num_warps: int, num_stages: int = 3, **constants: int) -> None:
+    def launch(
+        self, *args: Any, num_warps: int, num_stages: int = 3, launch_pdl: bool = False, **constants: int
+    ) -> None:
         names = list(inspect.signature(self.kernel.fn).parameters)
         signature = dict.fromkeys(constants, "constexpr")
         attributes = {}
@@ -61,11 +70,13 @@ class Compiler:
             if isinstance(value, torch.Tensor):
                 signature[name] = TYPES[value.dtype]
                 attributes[(i,)] = [["tt.divisibility", 16]]
+            elif hasattr(value, "block_shape"):
+                signature[name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>"
             else:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
         ordered = {name: signature[name] for name in names}
         source = ASTSource(self.kernel, ordered, {(names.index(n),): v for n, v in constants.items()}, attributes)
-        options = {"num_warps": num_warps, "num_stages": num_stages}
+        options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": launch_pdl}
         binary = triton.compile(source, GPUTarget("cuda", self.capability, 32), options=options)
         ptx = binary.asm["ptx"]
         self.compiled.append(
@@ -76,6 +87,7 @@ class Compiler:
                 "shared_bytes": binary.metadata.shared,
                 "load_bytes": access_bytes("ld", ptx),
                 "store_bytes": access_bytes("st", ptx),
+                "waits": waits_first(ptx),
                 **resources(binary.asm["cubin"]),
             }
         )
@@ -96,21 +108,45 @@ def compile_attention(samples: Samples, capability: int, compiled: list[dict[str
         qkv_attention.attention_fused(q, k, v, segments_of([len(q)]), None, 1.0)
 
 
+def compile_matmuls(capability: int, compiled: list[dict[str, Any]]) -> None:
+    """Compile `matmul_fused` of few rows and of many, gated and not, for both generations' gate_up and down."""
+    compilers = {name: Compiler(getattr(matmuls, name), capability, compiled) for name in ("_matmul", "_gate_up")}
+    many = matmuls.TILES.get(divmod(capability, 10), matmuls.SMALLER)
+    with patch.dict(vars(matmuls), compilers):
+        for tokens, how, inner, outputs, gated in (
+            (1, matmuls.FEW, 768, 2_304, True), (1, matmuls.FEW, 2_048, 512, False), (100, many, 768, 2_304, True)
+        ):  # fmt: skip
+            x, weight = (torch.zeros(rows, inner, dtype=torch.float16) for rows in (tokens, outputs))
+            with patch.object(matmuls, "tile_for", lambda *_, how=how: how):
+                matmuls.matmul_fused(x, weight, gated)
+
+
+def launched_dependently(capability: int) -> Any:
+    """Within it, the kernels that can be are compiled for dependent launch, where the GPU has it."""
+    options = {"DEPENDENT": True, "launch_pdl": True} if capability >= 90 else {"DEPENDENT": False}
+    patches = ExitStack()
+    for module in (matmuls, norms, qkv_attention):
+        patches.enter_context(patch.object(module, "dependent", lambda *_: options))
+    return patches
+
+
 def main() -> None:
     """Print what was compiled as JSON."""
     compiled: list[dict[str, Any]] = []
     samples = Samples(FULL, torch.float16, torch.device("cpu"))
-    for module, name, names in (
+    pieces = (
         (norms, "embed_norm", ["_embed_norm"]), (norms, "add_norm", ["_add_norm"]),
         (rotary, "norm_rotate", ["_norm_rotate"]), (gating, "geglu", ["_geglu", "_gate_normed"]),
         (pooling, "segment_mean", ["_segment_mean"]),
-    ):  # fmt: skip
-        kernels = {each: getattr(module, each) for each in names}
-        for capability in map(int, sys.argv[1:]):
-            with patch.dict(vars(module), {each: Compiler(k, capability, compiled) for each, k in kernels.items()}):
-                getattr(samples, name)(getattr(FUSED, name))
+    )  # fmt: skip
     for capability in map(int, sys.argv[1:]):
-        compile_attention(samples, capability, compiled)
+        with launched_dependently(capability):
+            for module, name, names in pieces:
+                kernels = {each: Compiler(getattr(module, each), capability, compiled) for each in names}
+                with patch.dict(vars(module), kernels):
+                    getattr(samples, name)(getattr(FUSED, name))
+            compile_attention(samples, capability, compiled)
+            compile_matmuls(capability, compiled)
     sys.stdout.write(json.dumps(compiled))
 
 

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from engine.kernels import FUSED, PLAIN
+from engine.kernels import FUSED, MERGED, PLAIN, launching, matmuls
+from engine.kernels.matmuls import Tile
 from engine.packed import PackedEngine
-from lab.benchmarks import gpu_ceilings, gpu_report, gpu_steps, gpu_variants
+from engine.selection import PIECES
+from lab.benchmarks import gpu_ceilings, gpu_matmuls, gpu_report, gpu_steps, gpu_variants
 from lab.benchmarks.gpu_report import AGAIN, FROM_IDS, FROM_TEXTS, LASTING, PASS, QUERY, VARIANTS
 from lab.benchmarks.gpu_steps import SMOKE, Step, mixed_sample
 from lab.report import read_json, write, write_json
 from weights import SMALL
 
-MEASURES = gpu_steps.MEASURES | gpu_ceilings.MEASURES | gpu_variants.MEASURES
+MEASURES = gpu_steps.MEASURES | gpu_ceilings.MEASURES | gpu_matmuls.MEASURES | gpu_variants.MEASURES
 RATES = (PASS, QUERY, LASTING, FROM_TEXTS, FROM_IDS)
 
 
@@ -110,6 +113,51 @@ def test_ceilings_of_which_some_fail(tmp_path: Path) -> None:
     assert set(figures) == {"faults", "copies on the device"} and len(figures["faults"]) == 4
 
 
+def test_matmuls_by_tile_of_which_some_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is measured with its own tile, those of few rows also as they are launched dependently."""
+    seen: list[tuple[Tile, bool]] = []
+
+    def multiply(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
+        how = matmuls.tile_for(len(x), x.device)
+        seen.append((how, (9, 0) in launching.SHOWN_ON))
+        if how.stages == 4:
+            raise RuntimeError("out of resource: shared memory")
+        return matmuls.matmul(x, weight, gated)
+
+    monkeypatch.setattr(gpu_matmuls, "matmul_fused", multiply)
+    monkeypatch.setattr(gpu_matmuls, "ON_GPU", True)
+    monkeypatch.setattr(gpu_matmuls, "by_torch", matmuls.matmul)
+    monkeypatch.setattr(gpu_ceilings, "WEIGHTS", 1)
+    figures, page = measure("matmuls", tmp_path)
+    assert list(dict.fromkeys(seen)) == [(tile, False) for tile in gpu_matmuls.MANY_ROWS] + [
+        (tile, dependently) for tile in gpu_matmuls.FEW_TILES for dependently in (False, True)
+    ]
+    many, few = figures["gate_up with GeGLU"], figures["matmuls of few rows"]
+    assert len(many) == 9 - len(figures["faults"]) == 7 and len(few) == 9
+    assert all(row["us at 64 rows"] > 0 and row["error"] < 1e-6 for row in many.values())
+    assert all(list(row) == ["qkv, us", "gate and up, us", "down, us"] for row in few.values())
+    assert "should save 8 to 25 us" in page and "out of resource: shared memory" in page
+
+
+def test_a_gpu_s_variants_begin_with_what_no_gpu_has_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_variants.variants(FUSED) == gpu_variants.SETTINGS  # here there is none
+    monkeypatch.setattr(gpu_variants, "ON_GPU", True)
+    found = gpu_variants.variants(FUSED)
+    merged = [f"{name} of MERGED" for name in ("qkv_attention", "gate_up", "few_rows")]
+    assert list(found)[:7] == [
+        *merged, "few_rows, dependent", "all merged", "all merged, dependent", next(iter(gpu_variants.SETTINGS))
+    ]  # fmt: skip
+    assert list(found)[-6:] == [f"{piece} of PLAIN" for piece in PIECES] and all(found[name][1] for name in merged)
+    assert gpu_variants.variants(MERGED)["gate_up of FUSED"][0]["kernels"].gate_up is None  # where it is served
+    seen: list[Any] = []
+    monkeypatch.setattr(gpu_variants, "PackedEngine", lambda _, **options: seen.append((options, launching.SHOWN_ON)))
+    for name in merged[2], "all merged, dependent":
+        gpu_variants.load(Step(SMALL, SMALL, SMOKE), found[name][0])
+    (few, off), (all_merged, on) = seen
+    assert few == {"kernels": replace(FUSED, few_rows=MERGED.few_rows)} and (9, 0) not in off
+    assert all_merged == {"kernels": MERGED} and (9, 0) in on and (8, 0) not in on
+
+
 def test_every_variant_beside_the_engine_as_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One without a constant of that name costs only itself."""
     unknown = {"no such constant": ({"engine.graphs.NONE": 1}, ""), "no native": ({"native": False}, "nothing")}
@@ -151,10 +199,10 @@ def test_kernels_are_found_by_their_fields(monkeypatch: pytest.MonkeyPatch) -> N
     import engine.kernels
 
     tiled = replace(FUSED, attention=lambda *_: torch.empty(0))
-    monkeypatch.setattr(engine.kernels, "TILED", tiled, raising=False)
+    monkeypatch.setattr(engine.kernels, "MERGED", tiled)
     found = gpu_variants.of_kernels(FUSED)
-    assert found["attention of TILED"] == ({"kernels": tiled}, "")
-    assert next(iter(found)) == "attention of TILED" and len(found) == 7
+    assert found["attention of MERGED"] == ({"kernels": tiled}, "")
+    assert next(iter(found)) == "attention of MERGED" and len(found) == 7
     assert found["geglu of PLAIN"][0] == {"kernels": replace(FUSED, geglu=PLAIN.geglu)}
 
 
