@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +186,16 @@ def _vectors(arguments: tuple[Any, ...], workers: tuple[int, int], on_gpus: bool
 
 def _look_into(facts: list[str], survey: Callable[[Any], Any], files: list[Any]) -> Iterator[Any]:
     """Look into files in tasks, which run again when a machine is lost, and note their `facts`."""
-    task = ray.remote(max_retries=-1)(lambda some: [(survey(file), facts_of(file.file.path)) for file in some])
-    parts = [files[i : i + FILES_OF_TASK] for i in range(0, len(files), FILES_OF_TASK)]
-    for file, fact in chain.from_iterable(ray.get([task.remote(part) for part in parts])):
-        facts.append(fact)
-        yield file
+    task, parts = ray.remote(max_retries=-1)(survey_part), range(0, len(files), FILES_OF_TASK)
+    for part in ray.get([task.remote(survey, files[first : first + FILES_OF_TASK]) for first in parts]):
+        for file, fact in part:
+            facts.append(fact)
+            yield file
+
+
+def survey_part(survey: Callable[[Any], Any], files: list[Any]) -> list[tuple[Any, str]]:
+    """Return files that have been looked into, each with what changes when it does."""
+    return [(survey(file), facts_of(file.file.path)) for file in files]
 
 
 def _connect(address: str, actors: int) -> None:

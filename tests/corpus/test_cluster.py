@@ -158,13 +158,13 @@ def until_killed(left: Iterator[int], true: Callable[..., Any], *arguments: Any,
     return true(*arguments, **options)
 
 
-def actors(mark: str, least_pages: int = 0) -> list[int]:
-    """Return the ids of the actors' processes that have `mark` in their environment, and so much memory."""
+def actors(mark: str, least_pages: int = 0, name: bytes = b"ray::MapWorker") -> list[int]:
+    """Return the ids of Ray's processes of a name that have `mark` in their environment, and so much memory."""
     processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             pages = int((process / "statm").read_text().split()[1])
-            if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker") and pages >= least_pages:
+            if (process / "cmdline").read_bytes().startswith(name) and pages >= least_pages:
                 processes += [int(process.name)] if mark.encode() in (process / "environ").read_bytes() else []
         except OSError:
             continue
@@ -365,28 +365,39 @@ def test_an_interrupted_run_goes_on_and_an_update_computes_only_what_is_new(tmp_
     assert after.take([i - (i > 500) for i in alike])["embedding"].equals(whole.take(alike)["embedding"])
 
 
-def test_a_fleet_that_loses_a_machine_loses_no_row(tmp_path: Path) -> None:
-    """Three nodes of Ray, each with processes of its own, of which one is killed: in a run, and in an update."""
+def test_a_fleet_that_loses_machines_loses_no_row(tmp_path: Path) -> None:
+    """Nodes of Ray, each with processes of its own, are killed: while files are looked into, in a run and an update."""
     from ray.cluster_utils import Cluster
 
     rows = [{"id": i, "text": text} for i, text in enumerate(corpora.texts(3000))]
     after = [*rows[1000:], *({"id": 3000 + i, "text": f"{text} new"} for i, text in enumerate(corpora.texts(1500)))]
-    out = tmp_path / "out"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    marks = [uuid.uuid4().hex for _ in range(3)]
+    out, nodes = tmp_path / "out", dict[str, Any]()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+
+    def add() -> None:
+        mark = uuid.uuid4().hex
+        nodes[mark] = cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": mark})
+
+    def kill(process: "subprocess.Popen[str]", **where: Any) -> None:
+        """Kill a node as soon as it does something, and add another."""
+        wait_until(lambda: any(actors(mark, **where) for mark in nodes), process)
+        lost = next(mark for mark in nodes if actors(mark, **where))
+        cluster.remove_node(nodes.pop(lost), allow_graceful=False)
+        add()
+
     try:
-        nodes = [cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": mark}) for mark in marks[:2]]
+        for _ in range(2):
+            add()
         options = ["--weights", "small", "--id", "id", "--window", "25", "--workers", "2", "--file-mb", "1"]
         for now, update, count in ((rows, [], 3000), (after, ["--update"], 4500)):
             source = written(tmp_path / "in", now)
             process = started("none", str(source), str(out), *options, *update, "--ray", cluster.address)
-            wait_until(lambda: any(actors(mark, least_pages=80_000) for mark in marks), process)  # engines are loaded
-            lost = next(i for i, mark in enumerate(marks) if actors(mark, least_pages=80_000))
-            cluster.remove_node(nodes[lost], allow_graceful=False)
+            if not update:
+                kill(process, name=b"ray::survey_part")
+            kill(process, least_pages=80_000)  # engines are loaded
             _, err = process.communicate(timeout=300)
             assert process.returncode == 0, err
             assert pq.read_table(out)["id"].sort().to_pylist() == list(range(count)), "none lost, none twice"
             assert json.loads((out / "_SUCCESS").read_text())["rows"] == count
-            nodes.append(cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": marks[2]}))
     finally:
         cluster.shutdown()
