@@ -20,11 +20,12 @@ import ray
 
 import engine
 import weights
-from corpus.blocks import BLOCK_COLUMNS, FILE, NUMBER, PROBLEM, TEXT, BlockLimits, blocks, blocks_of
+from corpus.blocks import BLOCK, BLOCK_COLUMNS, FILE, NUMBER, PROBLEM, TEXT, BlockLimits, blocks, blocks_of
 from corpus.cluster_folder import ClusterFolder, FolderSink, are_among, facts_of, ids_of, packed, unpacked
 from corpus.compute import TextVectors, compute, prepare_block
 from corpus.destination import Destination
 from corpus.inputs import Inputs
+from corpus.limits import MB
 from corpus.output_rows import output_rows, unfit_rows, vector_array
 from corpus.previous import Previous, keys, parquet_parts
 from corpus.rows import BadRow, CorpusError, Row, UnfitRow
@@ -37,8 +38,6 @@ NOT_SENT = [".git", ".venv", "weights-cache", "weights-baked", "docs", "tests"]
 BLOCK_ROWS = 8_192
 # Files that a task looks into, and tasks that read them.
 FILES_OF_TASK, TASKS_MOST = 16, 10_000
-# Columns of a block's rows on their way to an actor.
-CONTENT, TITLE = "#content", "#title"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,17 @@ class ActorJob:
 
 
 def read(files: pa.Table, job: ActorJob, inputs: Inputs) -> Iterator[pa.Table]:
-    """Yield the blocks of a file, packed, with their texts. Raises CorpusError for what cannot be read or embedded."""
+    """Yield the rows of a file's blocks, packed, with texts and titles in place of where these are.
+
+    Raises CorpusError for what cannot be read or embedded.
+    """
     limits = BlockLimits(job.block_rows, remembered=0)
     with closing(inputs.only(files["name"][0].as_py())) as file, _in_words(inputs):
         for block, _ in blocks_of(file, limits, job.options.chunking, job.skip):
             numbers, table = block.rows[TEXT].to_pylist(), block.rows
-            for name, values in ((CONTENT, block.texts), (TITLE, block.titles)):
-                found = [values[i] if i >= 0 else None for i in numbers]
-                table = table.append_column(name, pa.array(found, pa.string()))
+            for name, values in ((TEXT, block.texts), (BLOCK, block.titles)):
+                found = pa.array([values[i] if i >= 0 else None for i in numbers], pa.string())
+                table = table.set_column(table.schema.get_field_index(name), name, found)
             yield packed(table)
 
 
@@ -108,7 +110,7 @@ class Embedder:
         find = self._previous.find if self._previous else None
         limits = BlockLimits(rows=table.num_rows, chars=1 << 62, remembered=0)
         [block] = blocks(_rows(table), limits, (), True, table.schema.field("id").type, find)
-        carried = table.drop_columns([*BLOCK_COLUMNS, "id", CONTENT, TITLE])
+        carried = table.drop_columns([*BLOCK_COLUMNS, "id"])
         rows = block.rows
         for field, column in zip(carried.schema, carried.columns, strict=True):
             rows = rows.append_column(field, column)
@@ -128,7 +130,7 @@ class Embedder:
 
 
 def _rows(table: pa.Table) -> Iterator[Row | BadRow]:
-    columns = [table[name].to_pylist() for name in (NUMBER, PROBLEM, FILE, "id", CONTENT, TITLE)]
+    columns = [table[name].to_pylist() for name in (NUMBER, PROBLEM, FILE, "id", TEXT, BLOCK)]
     for number, problem, file, row_id, text, title in zip(*columns, strict=True):
         yield BadRow(number, problem, file) if problem else Row(number, text, title, row_id, (), file)
 
@@ -151,13 +153,13 @@ def embed(
         facts: list[str] = []
         inputs = open_inputs(look_into=partial(_look_into, facts))
         inputs.settle_ids()
-        run = {"job": repr(job), "columns": repr(inputs.columns), "files": facts, "partition": partition, "stay": stay}
+        run = {"job": repr(job), "inputs": repr(open_inputs), "files": facts, "partition": partition, "stay": stay}
         folder = ClusterFolder(destination.target, run)
         if rows := folder.begin(destination.update):
             return rows, 0
         fields = [pa.field("id", inputs.id_type), *(f for f in inputs.carried_fields if f.name not in partition)]
         beside = fields if stay and folder.listed else []
-        sink = FolderSink(folder.run, destination)
+        sink = FolderSink(folder.path(folder.run), partition, destination.file_mb * MB)
         arguments = (job, inputs, folder.reused, np.sort(ids_of(folder.done)), beside)
         _vectors(arguments, workers, on_gpus).write_datasink(sink)
         written = [*sink.written, *(folder.keep(sink.written) if stay else ())]

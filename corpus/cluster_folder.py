@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 import ray
 
 from corpus.compute import VECTORS_AT_ONCE
-from corpus.destination import SKIPPED, SUCCESS, Destination
+from corpus.destination import SKIPPED, SUCCESS
 from corpus.folders import folders_of
-from corpus.limits import MB
 from corpus.output_files import SKIPPED_LISTED, nothing_written, skipped_line
 from corpus.output_rows import OutputRows
 from corpus.previous import KEY, keys
@@ -91,7 +90,7 @@ class ClusterFolder:
         names, before = self._names(), self._json(SUCCESS)
         if before is not None and not update:
             raise CorpusError(self._output, "it is there already", "name another output, or update it (--update)")
-        self.listed = sorted(names & {*before["files"]}) if before else []
+        self.listed = sorted(names.intersection((before or {}).get("files", ())))
         of_runs = sorted(name for name in names if name.startswith(RUN))
         if strange := names.difference(self.listed, of_runs, [SUCCESS, SKIPPED]):
             problem = f"it has a file that no run made, {quoted(min(strange))}"
@@ -174,11 +173,11 @@ class ClusterFolder:
 
 
 class FolderSink(ray.data.Datasink):
-    """Takes packed tables, and writes each bundle of about a file's size as a file of `run`, or one a partition."""
+    """Takes packed tables, and writes about `file_bytes` at a time as a file of a run's folder, or one a partition."""
 
-    def __init__(self, run: str, destination: Destination) -> None:
-        self._output, self._run, self._partition = destination.target, run, destination.partition
-        self._bytes, self._mark = destination.file_mb * MB, uuid.uuid4().hex[:12]
+    def __init__(self, folder: str, partition: Sequence[str], file_bytes: int) -> None:
+        self._folder, self._partition, self._bytes = folder, partition, file_bytes
+        self._mark = uuid.uuid4().hex[:12]
         self.written: list[Written] = []
         self.skipped: list[BadRow] = []
         """Both are known when Ray is done, and then also hold for a task that it ran twice."""
@@ -196,9 +195,9 @@ class FolderSink(ray.data.Datasink):
                 table = unpacked(rows)
                 folders = np.array([*folders_of(table, self._partition)] if table.num_rows else [])
                 for folder in np.unique(folders).tolist():
-                    name = os.path.join(self._run, folder, f"part-{self._mark}-{ctx.task_idx:06d}.parquet")
+                    name = os.path.join(folder, f"part-{self._mark}-{ctx.task_idx:06d}.parquet")
                     if name not in files:
-                        files[name] = opened.enter_context(closing(VectorFile(self._output, name)))
+                        files[name] = opened.enter_context(VectorFile(self._folder, name))
                     chosen = table.filter(pa.array(folders == folder))
                     files[name].write(chosen.drop_columns([*self._partition]))
         return [file.written() for file in files.values()], skipped
@@ -210,13 +209,14 @@ class FolderSink(ray.data.Datasink):
 
 
 class VectorFile:
-    """A .parquet file of vectors in the making."""
+    """A .parquet file of vectors in a run's folder, in a with block; after an error there is none."""
 
     def __init__(self, folder: str, name: str) -> None:
-        self._name, self._rows, self._ids = name, 0, list[pa.Table]()
-        files, inner = file_system(folder, folder)
-        files.makedirs(os.path.dirname(f"{inner}/{name}"), exist_ok=True)
-        self._file = files.open(f"{inner}/{name}", "wb")
+        self._files, inner = file_system(folder, folder)
+        self._path, self._name = f"{inner}/{name}", f"{os.path.basename(inner)}/{name}"
+        self._rows, self._ids = 0, list[pa.Table]()
+        self._files.makedirs(os.path.dirname(self._path), exist_ok=True)
+        self._file = self._files.open(self._path, "wb")
         self._writer: ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
@@ -229,10 +229,15 @@ class VectorFile:
             self._writer = self._writer or ParquetWriter(self._file, rows, table.schema.metadata)
             self._writer.write(rows)
 
-    def close(self) -> None:
+    def __enter__(self) -> "VectorFile":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._writer:
             self._writer.close()
         self._file.close()
+        if error:
+            self._files.rm_file(self._path)
 
     def written(self) -> Written:
         """Return what the file has, once it is closed."""
@@ -243,15 +248,15 @@ def kept(folder: str, name: str, run: str, number: int, ids: np.ndarray) -> Writ
     """Return the file with those rows of an old file whose ids are not among `ids`: itself if it is all of them."""
     files, inner = file_system(folder, folder)
     with ExitStack() as opened:
-        parquet = pq.ParquetFile(opened.enter_context(files.open(f"{inner.rstrip('/')}/{name}", "rb")))
+        parquet = pq.ParquetFile(opened.enter_context(files.open(f"{inner}/{name}", "rb")))
         columns = parquet.read([column for column in ("id", "start") if column in parquet.schema_arrow.names])
         stays = ~are_among(keys(columns["id"]), ids)
         if not stays.any():
             return None
         if stays.all():
             return Written(name, len(stays), first_keys([columns]))
-        path = os.path.join(run, os.path.dirname(name), f"part-{run.removeprefix(RUN)}-kept-{number:06d}.parquet")
-        at, file = 0, opened.enter_context(closing(VectorFile(folder, path)))
+        path = os.path.join(os.path.dirname(name), f"part-{run.removeprefix(RUN)}-kept-{number:06d}.parquet")
+        at, file = 0, opened.enter_context(VectorFile(files.unstrip_protocol(f"{inner}/{run}"), path))
         for batch in parquet.iter_batches(VECTORS_AT_ONCE):
             file.write(pa.table(batch).filter(pa.array(stays[at : at + batch.num_rows])))
             at += batch.num_rows

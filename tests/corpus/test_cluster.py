@@ -104,11 +104,10 @@ def test_a_folder_is_whole_whenever_its_last_steps_are_interrupted(
     from corpus.cluster_folder import ClusterFolder, VectorFile, Written
 
     def made(folder: ClusterFolder, *names: str) -> list[Written]:
-        files = [VectorFile(str(out), f"{folder.run}/{name}") for name in names]
+        files = [VectorFile(folder.path(folder.run), name) for name in names]
         for i, file in enumerate(files):
-            vector = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
-            file.write(pa.table({"id": [i], "embedding": vector, "text_hash": pa.array([b"."], pa.binary(1))}))
-            file.close()
+            with file:
+                file.write(pa.table({"id": [i], "embedding": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))}))
         return [file.written() for file in files]
 
     new = ["new.parquet", "p=2/new.parquet"]
@@ -119,6 +118,9 @@ def test_a_folder_is_whole_whenever_its_last_steps_are_interrupted(
         assert first.finish(made(first, "old.parquet", "p=1/old.parquet"), [BadRow(1, "bad")], {}) == 2
         folder = ClusterFolder(str(out), {"run": 2})
         folder.begin(update=True)
+        with suppress(InterruptedError), VectorFile(folder.path(folder.run), "half.parquet") as half:
+            half.write(pq.read_table(out / "old.parquet"))
+            raise InterruptedError
         written = made(folder, *new)
         with monkeypatch.context() as patch:
             for name in ("mv", "pipe_file", "rm_file", "rm"):
@@ -141,11 +143,11 @@ def test_an_id_that_is_there_twice_is_named_unless_it_is_of_chunks(tmp_path: Pat
 
     folder = ClusterFolder(str(tmp_path), {})
     folder.begin(update=False)
-    files = [VectorFile(str(tmp_path), f"{folder.run}/{name}.parquet") for name in "ab"]
+    files = [VectorFile(folder.path(folder.run), f"{name}.parquet") for name in "ab"]
     for file, ids, starts in zip(files, (["x", "y", "y", "z"], ["u", "z"]), ([0, 0, 5, 0], [0, 3]), strict=True):
         vectors = pa.array([[1.0, 2.0]] * len(ids), pa.list_(pa.float32(), 2))
-        file.write(pa.table({"id": ids, "embedding": vectors, "start": starts}))
-        file.close()
+        with file:
+            file.write(pa.table({"id": ids, "embedding": vectors, "start": starts}))
     with pytest.raises(CorpusError, match=r"id: 'z' is there twice, .* told by their ids; make them unique, or"):
         folder.finish([file.written() for file in files], [], {})
     assert names(tmp_path) and "_SUCCESS" not in names(tmp_path)
@@ -226,16 +228,19 @@ def test_a_cluster_makes_what_one_machine_makes(cluster: Any, tmp_path: Path) ->
     hive = pyarrow.dataset.partitioning(pa.schema([("lang", pa.string())]), flavor="hive")
     after = [{**rows[7], "text": "another text"}, {**rows[9], "meta": {"url": "v"}}, *rows[20:]]
     after.append({"id": "new", "text": "a new text", "meta": {"url": "u"}, "n": 1 << 14})
+    here, there = tmp_path / "here", tmp_path / "there"
     for now, update in ((rows, []), (after, ["--update"]), (after[:60], ["--update", "--remove"])):
         source = lake(tmp_path / "in", now)
-        assert run(source, f"{tmp_path}/here/", *options, *update) == ""
-        assert run(source, f"{tmp_path}/there", *options, *update, "--ray", cluster.address, "--workers", "2") == ""
-        here, there = tmp_path / "here", tmp_path / "there"
+        assert run(source, f"{here}/", *options, *update) == ""
+        relative = os.path.relpath(there, ROOT)
+        assert run(source, relative, *options, *update, "--ray", cluster.address, "--workers", "2") == ""
         same(*(pq.read_table(out, partitioning=hive).sort_by("id") for out in (there, here)))
         skipped = [sorted((out / "_skipped.jsonl").read_text().splitlines()) for out in (there, here)]
         assert skipped[0] == skipped[1] and "lang=fr/e.parquet" in skipped[0][-1]
         files = json.loads((there / "_SUCCESS").read_text())["files"]
         assert {*files, "_SUCCESS", "_skipped.jsonl"} == set(names(there)), "nothing else stays"
+        if update == ["--update"]:
+            here, there = there, here  # either updates what the other made
     os.remove(tmp_path / "in/lang=fr/e.parquet")
     corpora.write(tmp_path / "in/z.parquet", [{"id": 1, "text": "a whole number", "meta": {"url": "u"}, "n": 1}])
     refused = run(source, f"{tmp_path}/other/", *options, "--ray", cluster.address)
