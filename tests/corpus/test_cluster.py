@@ -185,7 +185,7 @@ def started(mark: str, *arguments: str) -> "subprocess.Popen[str]":
 def wait_until(holds: Callable[[], object], process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 200
     while not holds():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline, process.poll() and process.communicate()
         time.sleep(0.1)
 
 
@@ -352,6 +352,7 @@ def test_an_interrupted_run_goes_on_and_an_update_computes_only_what_is_new(tmp_
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("_run-*/*.parquet")}
     [folder] = out.glob("_run-*")
     (folder / "cut.parquet").write_bytes(b"PAR1 half a file of a machine that was lost")
+    assert not pyarrow.dataset.dataset(out).files, "nothing shows before it is whole"
     command = [str(source), str(out), *options]
     assert run(*command) == ""
     kept = [name for name, at in before.items() if (out / name).exists() and (out / name).stat().st_mtime_ns == at]
@@ -380,8 +381,9 @@ def test_a_fleet_that_loses_machines_loses_no_row(tmp_path: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 
     def add() -> None:
+        """Add a node, which like a machine has its own folder of what it was sent: one that dies leaves half of it."""
         mark = uuid.uuid4().hex
-        nodes[mark] = cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": mark})
+        nodes[mark] = cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": mark}, runtime_env_dir_name=mark)
 
     def kill(process: "subprocess.Popen[str]", **where: Any) -> None:
         """Kill a node as soon as it does something, and add another."""
