@@ -72,12 +72,16 @@ class Layout:
         return len(self.names) - 1
 
     def _folders(self, rows: pa.Table) -> Iterable[str]:
-        """Return the folder of each row, as Hive names them: `column=value`, one in the other."""
-        if not self._partition:
-            return [""] * rows.num_rows
-        chosen = json_as_strings(rows.select(list(self._partition)))
-        columns = [chosen[name].cast(pa.string()).to_pylist() for name in self._partition]
-        return ("/".join(map(_folder, self._partition, values)) for values in zip(*columns, strict=True))
+        return folders_of(rows, self._partition)
+
+
+def folders_of(rows: pa.Table, partition: Sequence[str]) -> Iterable[str]:
+    """Return the folder of each row, as Hive names them: `column=value`, one in the other."""
+    if not partition:
+        return [""] * rows.num_rows
+    chosen = json_as_strings(rows.select(list(partition)))
+    columns = [chosen[name].cast(pa.string()).to_pylist() for name in partition]
+    return ("/".join(map(_folder, partition, values)) for values in zip(*columns, strict=True))
 
 
 def _folder(name: str, value: str | None) -> str:

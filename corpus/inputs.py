@@ -1,9 +1,11 @@
 """The files of a corpus, read one after another as if they were one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,6 +36,10 @@ class _Surveyed:
     """Why it cannot be read."""
 
 
+LookInto = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
+"""Calls a function with each item, and returns what it returns."""
+
+
 class Inputs:
     """One or more files: paths, URLs, folders and globs.
 
@@ -53,16 +59,24 @@ class Inputs:
         file_format: str | None = None,
         skip: bool = False,
         name: str | None = None,
+        look_into: LookInto | None = None,
     ) -> None:
+        """`look_into` looks into the files, by default this process does."""
         self._format, self._skip, self._name = file_format, skip, name
         self.columns = columns
         self._reader: Reader | None = None
         self._stopped, self._rows_read = False, 0
         self._current: _Surveyed | None = None
-        self._files = {file.name: _Surveyed(file, name or file.path) for file in listed(inputs)}
-        self._is_single = [*self._files] == [""]
-        readable = self._survey_all([*self._files.values()])
+        files = [_Surveyed(file, name or file.path) for file in listed(inputs)]
+        self._is_single = [each.file.name for each in files] == [""]
+        files = list((look_into or _look_into)(self._survey, files))
+        self._files = {each.file.name: each for each in files}
+        readable = [each for each in files if not each.problem]
+        if not readable and files[0].problem:
+            raise files[0].problem
         self.carried_fields = self._fields_of_all(readable)
+        for each in readable:
+            each.fields = ()  # as many as files have columns
         self.columns = replace(columns, carried=tuple(field.name for field in self.carried_fields), carry_all=False)
         self.id_type, self._example_id = self._ids_of_all(readable)
 
@@ -75,35 +89,19 @@ class Inputs:
         many = not self._is_single
         return Reader(file.path, self.columns, self._format, self._name, file.partition, lenient=many)
 
-    def _survey_all(self, files: list[_Surveyed]) -> list[_Surveyed]:
-        """Return the files that can be read."""
-        if len(files) > 1 and any("://" in each.file.path for each in files):
-            pool = ThreadPoolExecutor(SURVEYED_AT_ONCE)
-            with idle_processes(SURVEYED_AT_ONCE):
-                try:
-                    list(pool.map(self._survey, files))
-                finally:
-                    pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the files under way
-        else:
-            for surveyed in files:
-                self._survey(surveyed)
-        readable = [each for each in files if not each.problem]
-        if not readable and files[0].problem:
-            raise files[0].problem
-        return readable
-
-    def _survey(self, surveyed: _Surveyed) -> None:
-        """Look into a file. Raises CorpusError if it cannot be read and must be."""
+    def _survey(self, surveyed: _Surveyed) -> _Surveyed:
+        """Look into a file, and return it. Raises CorpusError if it cannot be read and must be."""
         try:
             with closing(self._reader_of(surveyed.file)) as reader:
                 if not self._is_single or self.columns.carry_all:
                     reader.survey()
         except CorpusError as error:
             surveyed.problem = self._to_skip(error)
-            return
+            return surveyed
         surveyed.size, surveyed.rows, surveyed.unit = reader.size, reader.num_rows, reader.unit
         surveyed.id_type, surveyed.is_told = reader.id_type, reader.num_rows is not None
         surveyed.fields = [field for field in reader.carried_fields if field.name not in reader.absent]
+        return surveyed
 
     def _to_skip(self, error: CorpusError) -> CorpusError:
         """Return why a file, or the rest of one, is passed over. Raises it where nothing may be."""
@@ -135,6 +133,21 @@ class Inputs:
         if len(found) < len(readable) and kind != pa.uint64():
             kind = pa.int64()
         return kind, 1 << 63 if kind == pa.uint64() else -1
+
+    def only(self, name: str) -> "Inputs":
+        """Return the same, with the rows of a single file."""
+        part = copy(self)
+        part._files = {name: self._files[name]}
+        return part
+
+    def settle_ids(self) -> None:
+        """Let the first row tell the type of ids that no file tells. Ids of other types are bad rows."""
+        if self.id_type is None:
+            with closing(copy(self)) as inputs:
+                first = next((row.id for row in inputs.rows() if isinstance(row, Row)), "")
+            is_large = isinstance(first, int) and first >= 1 << 63
+            self.id_type = pa.string() if isinstance(first, str) else pa.uint64() if is_large else pa.int64()
+            self._example_id = first if is_large or isinstance(first, str) else -1
 
     def rows(self, exact: bool = False) -> Iterator[Row | BadRow]:
         """Yield the rows of all files in order, from the beginning; `exact` as `Reader.rows` has it."""
@@ -192,6 +205,18 @@ class Inputs:
         """Close the file that is open."""
         if self._reader is not None:
             self._reader.close()
+
+
+def _look_into(survey: Callable[[_Surveyed], _Surveyed], files: list[_Surveyed]) -> Iterator[_Surveyed]:
+    if len(files) == 1 or not any("://" in each.file.path for each in files):
+        yield from map(survey, files)
+        return
+    pool = ThreadPoolExecutor(SURVEYED_AT_ONCE)
+    with idle_processes(SURVEYED_AT_ONCE):
+        try:
+            yield from pool.map(survey, files)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the files under way
 
 
 def _without_place(error: CorpusError) -> str:

@@ -17,6 +17,7 @@ import os
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn, get_args
 
 import encoding
@@ -86,6 +87,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--workers needs --ray; without it --devices says how many compute")
     if args.ray is not None and args.devices:
         parser.error("--devices has no meaning with --ray; --workers says how many compute")
+    if args.ray is not None and "-" in args.input:
+        parser.error("-: only this process reads standard input; with --ray name files")
     if args.remove and not args.update:
         parser.error("--remove needs --update")
     if args.update and not args.id:
@@ -201,18 +204,19 @@ def _columns(args: argparse.Namespace) -> Columns:
     return Columns(args.text, args.title, args.id, () if "all" in carried else carried, carry_all="all" in carried)
 
 
-def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Columns) -> int:
-    """Return how many rows the output has. Raises CorpusError, and ModuleNotFoundError without Ray."""
+def _embed_on_cluster(args: argparse.Namespace, options: Options, columns: Columns) -> tuple[int, int]:
+    """Return how many rows have a vector, and how many none. Raises CorpusError; ModuleNotFoundError without Ray."""
     from corpus import cluster  # needs requirements/ray.txt
 
-    if args.update and not args.remove:
-        remedy = "add --remove, and name an input that has all rows"
-        raise CorpusError("update", "with --ray rows that the input lacks cannot stay", remedy)
-    given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
-    destination = Destination.of(f"{args.output.rstrip('/')}/", args.update, **given)
-    job = cluster.ActorJob(args.weights, options, columns, args.on_error == "skip")
-    sources, workers = cluster.parquet_files(args.input), args.workers or (1, 1)
-    return cluster.embed(job, sources, destination, args.ray, workers, args.window)
+    if args.output.endswith(tuple(f".{form}" for form in (*OUTPUT_FORMATS, "lance"))):
+        remedy = "name a folder, ending with /, which databases read as they do a file"
+        raise CorpusError(args.output, "with --ray the output is a folder of .parquet files", remedy)
+    args.output = f"{args.output.rstrip('/')}/"
+    paths = [given if "://" in given else os.path.abspath(given) for given in args.input]
+    skip = args.on_error == "skip"
+    job = cluster.ActorJob(args.weights, options, skip, args.window or cluster.BLOCK_ROWS)
+    open_inputs = partial(Inputs, paths, columns, args.format, skip)
+    return cluster.embed(open_inputs, job, _destination(args), args.ray, args.workers or (1, 1))
 
 
 def main() -> None:
@@ -221,7 +225,10 @@ def main() -> None:
     try:
         options, columns = options_of(args), _columns(args)
         if args.ray is not None:
-            logger.info("%s: %d rows", args.output, _embed_on_cluster(args, options, columns))
+            rows, skipped = _embed_on_cluster(args, options, columns)
+            if skipped:
+                logger.info("%d rows have no vector; %s says why", skipped, skipped_list(args.output))
+            logger.info("%s: %d rows", args.output, rows)
             return
         progress, tokens_s = embed(args, options, columns)
     except ModuleNotFoundError as error:

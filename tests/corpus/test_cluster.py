@@ -1,5 +1,6 @@
 """Corpora on a Ray cluster: make test-ray, which installs Ray (requirements/ray.txt). make test skips them."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 
 import encoding
 from container.make_openapi import ROOT
-from corpus.rows import Columns, CorpusError
+from corpus.inputs import Inputs
+from corpus.rows import BadRow, Columns, CorpusError
 from engine.packed import PackedEngine
 from tests.support import corpora
+from tests.support.s3 import KEYS, failing_s3
+from tests.support.updates import same
 from texts.chunking import Chunking
 from texts.options import Options
 
@@ -41,105 +47,126 @@ def array(table: pa.Table) -> np.ndarray:
     return np.stack(table["embedding"].to_numpy())
 
 
-def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path) -> None:
-    from corpus.cluster import ActorJob, Embedder
+def embedded(source: Path, columns: Columns, options: Options, skip: bool = False) -> tuple[pa.Table, list[Any]]:
+    """Return the vectors of a corpus as tasks read it and an actor embeds it, and the rows without a vector."""
+    from corpus.cluster import ActorJob, Embedder, read
+    from corpus.cluster_folder import NO_KEYS, unpacked
 
+    inputs, job = Inputs([str(source)], columns, skip=skip), ActorJob("small", options, skip, 20, "float32")
+    inputs.settle_ids()
+    actor = Embedder(job, inputs, [], NO_KEYS)
+    blocks = [actor(block) for file in inputs.files for block in read(pa.table({"name": [file.name]}), job, inputs)]
+    skipped = [row for block in blocks for row in json.loads(block["skipped"][0].as_py())]
+    tables = [unpacked(block["rows"][0]) for block in blocks]
+    return pa.concat_tables([table for table in tables if table.num_rows]), skipped
+
+
+def test_an_actor_keeps_rows_vectors_and_chunks_together(small: Path, tmp_path: Path) -> None:
     texts = ["one", "two " * 60, "one", "three"]
-    table = pa.table({"id": ["a", "b", "c", "d"], "text": texts, "path": ["f"] * 4})
-    job = ActorJob("small", Options(chunking=Chunking(32)), COLUMNS, skip=False, dtype="float32")
-    output = Embedder(job)(table)
+    pq.write_table(pa.table({"id": ["a", "b", "c", "d"], "text": texts}), tmp_path / "a.parquet")
+    output, _ = embedded(tmp_path / "a.parquet", COLUMNS, Options(chunking=Chunking(32)))
     assert output["id"].to_pylist() == ["a", *["b"] * (len(output) - 3), "c", "d"] and len(output) > 4
     cut = [row["text"][row["start"] : row["end"]] for row in output.to_pylist()]
     np.testing.assert_allclose(array(output), vectors(PackedEngine(small, "cpu"), cut), atol=1e-6)
 
 
-def test_an_actor_names_or_keeps_unfit_rows() -> None:
-    from corpus.cluster import ActorJob, Embedder
-
-    table = pa.table({"id": [1, 2, 3], "text": ["one", None, "w " * 3000], "path": ["s3://bucket/a.parquet"] * 3})
-    strict = Options(truncate="none")
-    with pytest.raises(
-        CorpusError, match=r"s3://bucket/a\.parquet, id 2: text: it is null; give a text, or leave it out"
-    ):
-        Embedder(ActorJob("small", strict, COLUMNS, skip=False))(table)
-    output = Embedder(ActorJob("small", strict, COLUMNS, skip=True))(table).to_pylist()
-    assert [row["embedding"] is None for row in output] == [False, True, True]
-    assert [row["id"] for row in output] == [1, 2, 3] and output[0]["problem"] is None
-    assert output[2]["problem"].startswith("the text has 3,010 tokens")
+def test_a_row_without_a_vector_is_named_or_listed(tmp_path: Path) -> None:
+    strict, path = Options(truncate="none"), tmp_path / "a.jsonl"
+    corpora.write(path, [{"id": 1, "text": "one"}, {"id": 2, "text": None}, {"id": 3, "text": "w " * 3000}])
+    with pytest.raises(CorpusError, match=r"a\.jsonl, line 2: text: it is null; give a text, or leave it out\. M"):
+        embedded(path, COLUMNS, strict)
+    output, skipped = embedded(path, COLUMNS, strict, skip=True)
+    assert output["id"].to_pylist() == [1] and [row[0] for row in skipped] == [2, 3]
+    corpora.write(path, [{"id": 1, "text": "one"}, {"id": 3, "text": "w " * 3000}])
+    with pytest.raises(CorpusError, match=r"a\.jsonl, line 2: the text has 3,010 tokens"):
+        embedded(path, COLUMNS, strict)
 
 
-def test_an_actor_keeps_types_or_refuses_them_at_once() -> None:
-    from corpus.cluster import ActorJob, Embedder
-
+def test_types_and_columns_within_columns_are_kept(tmp_path: Path) -> None:
     when = pa.array([1, None, -1], pa.int64()).cast(pa.timestamp("ns", "Europe/Vienna"))
-    ids, none = pa.array([1 << 63, 1, 2], pa.uint64()), pa.array([None, "f", None]).dictionary_encode()
-    table = pa.table({"id": ids, "text": ["one", None, "two"], "when": when, "none": none, "path": ["f"] * 3})
-    columns = Columns(id="id", carried=("when", "none"))
-    output = Embedder(ActorJob("small", Options(), columns, skip=True))(table)
-    assert output["id"].combine_chunks().equals(ids.take(pa.array([0, 2, 1])))
-    assert output["when"].combine_chunks().equals(when.take(pa.array([0, 2, 1])))
-    assert output["none"].to_pylist() == [None, None, "f"]
-    with pytest.raises(CorpusError, match=r"f: when: its type is timestamp.*; ids are whole numbers or strings: write"):
-        Embedder(ActorJob("small", Options(), Columns(id="when"), skip=True))(table)
-
-
-def test_an_actor_finds_columns_within_columns_and_carries_all() -> None:
-    from corpus.cluster import ActorJob, Embedder
-
-    pages = [{"body": "one", "url": "u1"}, {"body": "two", "url": "u2"}]
-    table = pa.table({"page": pages, "n": [1, 2], "path": ["f"] * 2})
-    columns = Columns("page.body", id="page.url", carry_all=True)
-    output = Embedder(ActorJob("small", Options(), columns, skip=False))(table)
-    assert output["id"].to_pylist() == ["u1", "u2"]
-    assert output.select(["page", "n"]).equals(table.select(["page", "n"]))
-
-
-def test_only_parquet_goes_to_a_cluster(tmp_path: Path) -> None:
-    from corpus.cluster import parquet_files
-
-    for name in ("b.parquet", "a.parquet", "_SUCCESS"):
-        (tmp_path / name).touch()
-    assert parquet_files([str(tmp_path)]) == [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"]
-    (tmp_path / "c.jsonl").touch()
-    with pytest.raises(CorpusError, match=r"c\.jsonl: with --ray only \.parquet is read; name the others with a glob"):
-        parquet_files([str(tmp_path)])
-
-
-def test_all_batches_of_a_cluster_have_the_same_columns() -> None:
-    from corpus.cluster import ActorJob, Embedder
-
-    embedder = Embedder(ActorJob("small", Options(), COLUMNS, skip=True))
-    tables = [
-        embedder(pa.table({"id": pa.array([1, 2], pa.int32()), "text": texts, "path": ["f"] * 2}))
-        for texts in (["one", "two"], ["one", " "], ["", " "])
+    pages = pa.array([{"body": "one", "n": 1}, {"body": None, "n": 2}, {"body": "two", "n": 3}])
+    table = pa.table({"page": pages, "key": pa.array([1 << 63, 1, 2], pa.uint64()), "when": when})
+    pq.write_table(table, tmp_path / "a.parquet")
+    output, _ = embedded(tmp_path / "a.parquet", Columns("page.body", id="key", carry_all=True), Options(), skip=True)
+    assert output["id"].equals(table["key"].take([0, 2])) and output["when"].equals(table["when"].take([0, 2]))
+    assert output["page"].to_pylist() == pages.take([0, 2]).to_pylist()
+    assert embedded(tmp_path, Columns("page.body"), Options(), skip=True)[0]["id"].to_pylist() == [
+        "a.parquet#1",
+        "a.parquet#3",
     ]
-    assert tables[0].schema.equals(tables[1].schema, check_metadata=True)
-    assert tables[0].schema.equals(tables[2].schema, check_metadata=True)
-    assert [table["token_count"].null_count for table in tables] == [0, 1, 2]
     facts = ["token_count", "truncated", "prompted"]
-    assert tables[0].schema.names == ["id", "embedding", *facts, "problem", "text", "text_hash"]
-    assert tables[0]["id"].type == pa.int32()
-    for table in tables:
-        table.validate(full=True)
-        pq.write_table(table, pa.BufferOutputStream())
+    assert output.schema.names == ["id", "embedding", *facts, "page", "key", "when", "text_hash"]
 
 
-def test_rows_without_ids_and_columns_of_the_outputs_names_are_refused() -> None:
-    from corpus.cluster import ActorJob
+def test_a_folder_is_whole_whenever_its_last_steps_are_interrupted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from corpus.cluster_folder import ClusterFolder, VectorFile, Written
 
-    with pytest.raises(CorpusError, match="id: with --ray rows are told by their ids; name their column with --id"):
-        ActorJob("small", Options(), Columns(), skip=False)
-    with pytest.raises(CorpusError, match="problem: with --ray this column has another use; rename it in the input"):
-        ActorJob("small", Options(), Columns(id="id", carried=("problem",)), skip=False)
+    def made(folder: ClusterFolder, *names: str) -> list[Written]:
+        files = [VectorFile(folder.path(folder.run), name) for name in names]
+        for i, file in enumerate(files):
+            with file:
+                file.write(pa.table({"id": [i], "embedding": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))}))
+        return [file.written() for file in files]
+
+    new = ["new.parquet", "p=2/new.parquet"]
+    for steps in itertools.count():
+        out, left = tmp_path / str(steps), itertools.count(steps, -1)
+        first = ClusterFolder(str(out), {})
+        assert first.begin(update=False) == 0
+        assert first.finish(made(first, "old.parquet", "p=1/old.parquet"), [BadRow(1, "bad")], {}) == 2
+        folder = ClusterFolder(str(out), {"run": 2})
+        folder.begin(update=True)
+        with suppress(InterruptedError), VectorFile(folder.path(folder.run), "half.parquet") as half:
+            half.write(pq.read_table(out / "old.parquet"))
+            raise InterruptedError
+        written = made(folder, *new)
+        with monkeypatch.context() as patch:
+            for name in ("mv", "pipe_file", "rm_file", "rm"):
+                patch.setattr(folder._files, name, partial(until_killed, left, getattr(folder._files, name)))
+            with suppress(KeyboardInterrupt):
+                folder.finish(written, [], {})
+        is_whole = next(left) >= 0
+        assert all((out / name).exists() for name in json.loads((out / "_SUCCESS").read_text())["files"])
+        again = ClusterFolder(str(out), {"run": 2})
+        if not again.begin(update=True) and again.listed != new:
+            assert again.finish([], [], {}) == 2, "what was written is not written again"
+        assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {*new, "_SUCCESS"}
+        if is_whole:
+            break
+    assert steps > 5
 
 
-def actors(mark: str, least_pages: int = 0) -> list[int]:
-    """Return the ids of the actors' processes that have `mark` in their environment, and so much memory."""
+def test_an_id_that_is_there_twice_is_named_unless_it_is_of_chunks(tmp_path: Path) -> None:
+    from corpus.cluster_folder import ClusterFolder, VectorFile
+
+    folder = ClusterFolder(str(tmp_path), {})
+    folder.begin(update=False)
+    files = [VectorFile(folder.path(folder.run), f"{name}.parquet") for name in "ab"]
+    for file, ids, starts in zip(files, (["x", "y", "y", "z"], ["u", "z"]), ([0, 0, 5, 0], [0, 3]), strict=True):
+        vectors = pa.array([[1.0, 2.0]] * len(ids), pa.list_(pa.float32(), 2))
+        with file:
+            file.write(pa.table({"id": ids, "embedding": vectors, "start": starts}))
+    with pytest.raises(CorpusError, match=r"id: 'z' is there twice, .* told by their ids; make them unique, or"):
+        folder.finish([file.written() for file in files], [], {})
+    assert names(tmp_path) and "_SUCCESS" not in names(tmp_path)
+
+
+def until_killed(left: Iterator[int], true: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Do a step, while some are left."""
+    if next(left) <= 0:
+        raise KeyboardInterrupt
+    return true(*arguments, **options)
+
+
+def actors(mark: str, least_pages: int = 0, name: bytes = b"ray::MapWorker") -> list[int]:
+    """Return the ids of Ray's processes of a name that have `mark` in their environment, and so much memory."""
     processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             pages = int((process / "statm").read_text().split()[1])
-            if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker") and pages >= least_pages:
+            if (process / "cmdline").read_bytes().startswith(name) and pages >= least_pages:
                 processes += [int(process.name)] if mark.encode() in (process / "environ").read_bytes() else []
         except OSError:
             continue
@@ -158,8 +185,102 @@ def started(mark: str, *arguments: str) -> "subprocess.Popen[str]":
 def wait_until(holds: Callable[[], object], process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 200
     while not holds():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline, process.poll() and process.communicate()
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of one node."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+def run(*arguments: str) -> str:
+    """Run a command to its end, and return its last line if it fails."""
+    _, err = (process := started("none", *arguments)).communicate(timeout=300)
+    return (err.split("\n")[-2] or err) if process.returncode else ""
+
+
+def lake(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """Write rows into files of four formats and different schemas, with a bad row and a damaged file."""
+    parts = [rows[i::4] for i in range(4)]
+    for k, name in enumerate(("lang=de/a.jsonl.gz", "lang=de/b.parquet", "lang=fr/c.arrow", "d.csv")):
+        path, bad = folder / name, {"id": f"bad{k}", "text": " ", "meta": {"url": "u"}, "n": 0}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = ["id", "text", *(["meta"] if k < 3 else []), *(["n"] if k in (1, 2) else [])]
+        part = [{column: row[column] for column in columns} for row in (*parts[k], bad)]
+        corpora.write(path, part)
+        if k == 1:
+            table = pq.read_table(path)
+            pq.write_table(table.set_column(3, "n", table["n"].cast(pa.int16())), path)
+    (folder / "lang=fr/e.parquet").write_bytes((folder / "lang=de/b.parquet").read_bytes()[:-100])
+    return str(folder)
+
+
+def test_a_cluster_makes_what_one_machine_makes(cluster: Any, tmp_path: Path) -> None:
+    rows = [{"id": f"k{i}", "text": text, "meta": {"url": f"u{i}"}, "n": i} for i, text in enumerate(corpora.texts(90))]
+    options = ["--weights", "small", "--id", "id", "--carry", "meta.url,n", "--partition-by", "lang"]
+    options += ["--on-error", "skip", "--window", "16"]
+    hive = pyarrow.dataset.partitioning(pa.schema([("lang", pa.string())]), flavor="hive")
+    after = [{**rows[7], "text": "another text"}, {**rows[9], "meta": {"url": "v"}}, *rows[20:]]
+    after.append({"id": "new", "text": "a new text", "meta": {"url": "u"}, "n": 1 << 14})
+    here, there = tmp_path / "here", tmp_path / "there"
+    for now, update in ((rows, []), (after, ["--update"]), (after[:60], ["--update", "--remove"])):
+        source = lake(tmp_path / "in", now)
+        assert run(source, f"{here}/", *options, *update) == ""
+        relative = os.path.relpath(there, ROOT)
+        assert run(source, relative, *options, *update, "--ray", cluster.address, "--workers", "2") == ""
+        same(*(pq.read_table(out, partitioning=hive).sort_by("id") for out in (there, here)))
+        skipped = [sorted((out / "_skipped.jsonl").read_text().splitlines()) for out in (there, here)]
+        assert skipped[0] == skipped[1] and "lang=fr/e.parquet" in skipped[0][-1]
+        files = json.loads((there / "_SUCCESS").read_text())["files"]
+        assert {*files, "_SUCCESS", "_skipped.jsonl"} == set(names(there)), "nothing else stays"
+        if update == ["--update"]:
+            here, there = there, here  # either updates what the other made
+    os.remove(tmp_path / "in/lang=fr/e.parquet")
+    corpora.write(tmp_path / "in/z.parquet", [{"id": 1, "text": "a whole number", "meta": {"url": "u"}, "n": 1}])
+    refused = run(source, f"{tmp_path}/other/", *options, "--ray", cluster.address)
+    assert f"{tmp_path}/in/z.parquet: id: its type is int64, and string in {tmp_path}/in/" in refused
+
+
+def names(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_a_cluster_does_not_do_is_said_at_once(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "a.parquet")
+    single = run(str(tmp_path / "a.parquet"), f"{tmp_path}/v.lance", "--ray")
+    assert single.endswith(
+        "v.lance: with --ray the output is a folder of .parquet files; name a folder, ending with /, "
+        "which databases read as they do a file"
+    )
+    assert run("-", "v/", "--format", "csv", "--ray").endswith(
+        "-: only this process reads standard input; with --ray name files"
+    )
+
+
+def test_a_cluster_reads_and_updates_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = [{"id": i, "text": text} for i, text in enumerate(corpora.texts(40))]
+    with failing_s3() as server:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = s3fs.S3FileSystem()
+        files.mkdir("bucket")
+        options = ["--weights", "small", "--id", "id", "--window", "16", "--ray"]
+        for now, update in ((rows, []), ([*rows[10:30], {"id": 99, "text": "new"}], ["--update"])):
+            files.put(str(corpora.write(tmp_path / "a.jsonl", now)), "bucket/in/a.jsonl")
+            server.method, server.path, server.failures = "PUT", ".parquet", ["503", "cut"]
+            assert run("s3://bucket/in/*.jsonl", "s3://bucket/out", *options, *update) == ""
+        files.invalidate_cache()
+        found = {path.removeprefix("bucket/out/") for path in files.find("bucket/out")}
+        assert found == {*json.loads(files.cat("bucket/out/_SUCCESS"))["files"], "_SUCCESS"}
+        table = pq.read_table("bucket/out", filesystem=files).sort_by("id")
+        assert table["id"].to_pylist() == [*range(40), 99]
 
 
 def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_path: Path) -> None:
@@ -174,7 +295,7 @@ def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_pat
     process = started(mark, *arguments)
     wait_until(lambda: len(actors(mark)) >= 2, process)
     time.sleep(4)  # its engine is loaded, and it has computed some
-    assert not list(tmp_path.glob("out/*.parquet")), "not done yet"
+    assert not list(tmp_path.glob("out/**/*.parquet")), "not done yet"
     os.kill(actors(mark)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -189,11 +310,8 @@ def test_a_worker_killed_in_mid_run_leaves_the_result_whole(small: Path, tmp_pat
 def test_a_bad_row_stops_a_cluster_in_one_sentence(tmp_path: Path) -> None:
     corpora.write(tmp_path / "a.parquet", [{"id": 7, "text": "one"}, {"id": 8, "text": None}])
     arguments = [str(tmp_path / "a.parquet"), str(tmp_path / "out"), "--weights", "small", "--id", "id", "--ray"]
-    command = [sys.executable, "-m", "scripts.embed_corpus", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"embed_corpus: {tmp_path}/a.parquet, id 8: text: it is null; give a text, or leave it out. Mend it, or "
+    assert run(*arguments) == (
+        f"embed_corpus: {tmp_path}/a.parquet, row 2: text: it is null; give a text, or leave it out. Mend it, or "
         "skip such rows (on-error skip)"
     )
 
@@ -226,28 +344,26 @@ def test_an_interrupted_run_goes_on_and_an_update_computes_only_what_is_new(tmp_
     source, out, mark = written(tmp_path / "in", rows), tmp_path / "out", uuid.uuid4().hex
     options = ["--weights", "small", "--id", "id", "--carry", "url", "--window", "60", "--file-mb", "1", "--ray"]
     process = started(mark, str(source), str(out), *options)
-    wait_until(lambda: any(map(is_whole, out.glob("*.parquet"))), process)
+    wait_until(lambda: any(map(is_whole, out.glob("_run-*/*.parquet"))), process)
     for each in processes_of(mark):
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
     process.communicate(timeout=60)
-    (out / "cut.parquet").write_bytes(b"PAR1 half a file of a machine that was lost")
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    command = [sys.executable, "-m", "scripts.embed_corpus", str(source), str(out), *options]
-    done = run(command)
-    assert done.returncode == 0 and done.stderr.endswith("out: 1800 rows\n"), done.stderr
-    kept = [path for path, at in before.items() if path.exists() and path.stat().st_mtime_ns == at]
-    assert kept and out / "cut.parquet" not in kept
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("_run-*/*.parquet")}
+    [folder] = out.glob("_run-*")
+    (folder / "cut.parquet").write_bytes(b"PAR1 half a file of a machine that was lost")
+    assert not pyarrow.dataset.dataset(out).files, "nothing shows before it is whole"
+    command = [str(source), str(out), *options]
+    assert run(*command) == ""
+    kept = [name for name, at in before.items() if (out / name).exists() and (out / name).stat().st_mtime_ns == at]
+    assert kept and {*names(out)} == {*json.loads((out / "_SUCCESS").read_text())["files"], "_SUCCESS"}
     whole = pq.read_table(out).sort_by("id")
     assert whole["id"].to_pylist() == list(range(1800)), "none lost, none twice"
-    assert not (out / "_run.json").exists()
-    assert "it is there already; name another output, or update it (--update)" in run(command).stderr
+    assert run(*command).endswith("it is there already; name another output, or update it (--update)")
 
     rows[7]["text"], rows[9]["url"] = "another text", "another url"
     written(source, [*rows[:500], *rows[501:], {"id": 5000, "text": "new", "url": "u"}])
-    updated = run([*command, "--update", "--remove"])
-    assert updated.returncode == 0, updated.stderr
+    assert run(*command, "--update", "--remove") == ""
     after = pq.read_table(out).sort_by("id")
     assert after["id"].to_pylist() == [*range(500), *range(501, 1800), 5000]
     assert after["url"][9].as_py() == "another url" and not after["embedding"][7].equals(whole["embedding"][7])
@@ -255,26 +371,40 @@ def test_an_interrupted_run_goes_on_and_an_update_computes_only_what_is_new(tmp_
     assert after.take([i - (i > 500) for i in alike])["embedding"].equals(whole.take(alike)["embedding"])
 
 
-def test_a_fleet_that_loses_a_machine_loses_no_row(tmp_path: Path) -> None:
-    """Three nodes of Ray, each with processes of its own, of which one is killed."""
+def test_a_fleet_that_loses_machines_loses_no_row(tmp_path: Path) -> None:
+    """Nodes of Ray, each with processes of its own, are killed: while files are looked into, in a run and an update."""
     from ray.cluster_utils import Cluster
 
     rows = [{"id": i, "text": text} for i, text in enumerate(corpora.texts(3000))]
-    source, out, mark = written(tmp_path / "in", rows), tmp_path / "out", uuid.uuid4().hex
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    after = [*rows[1000:], *({"id": 3000 + i, "text": f"{text} new"} for i, text in enumerate(corpora.texts(1500)))]
+    out, nodes = tmp_path / "out", dict[str, Any]()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+
+    def add() -> None:
+        """Add a node, which like a machine has its own folder of what it was sent: one that dies leaves half of it."""
+        mark = uuid.uuid4().hex
+        nodes[mark] = cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": mark}, runtime_env_dir_name=mark)
+
+    def kill(process: "subprocess.Popen[str]", **where: Any) -> None:
+        """Kill a node as soon as it does something, and add another."""
+        wait_until(lambda: any(actors(mark, **where) for mark in nodes), process)
+        lost = next(mark for mark in nodes if actors(mark, **where))
+        cluster.remove_node(nodes.pop(lost), allow_graceful=False)
+        add()
+
     try:
-        nodes = [cluster.add_node(num_cpus=2, env_vars={"CORPUS_RUN": f"{mark}-{i}"}) for i in range(2)]
+        for _ in range(2):
+            add()
         options = ["--weights", "small", "--id", "id", "--window", "25", "--workers", "2", "--file-mb", "1"]
-        process = started("none", str(source), str(out), *options, "--ray", cluster.address)
-        wait_until(lambda: actors(mark, least_pages=80_000), process)  # its engine is being loaded
-        lost = next(i for i in range(2) if actors(f"{mark}-{i}"))
-        cluster.remove_node(nodes[lost], allow_graceful=False)
-        _, err = process.communicate(timeout=300)
-        if process.returncode:  # what Ray itself did there may be what it cannot do again
-            process = started("none", str(source), str(out), *options, "--ray", cluster.address)
+        for now, update, count in ((rows, [], 3000), (after, ["--update"], 4500)):
+            source = written(tmp_path / "in", now)
+            process = started("none", str(source), str(out), *options, *update, "--ray", cluster.address)
+            if not update:
+                kill(process, name=b"ray::survey_part")
+            kill(process, least_pages=80_000)  # engines are loaded
             _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+            assert process.returncode == 0, err
+            assert pq.read_table(out)["id"].sort().to_pylist() == list(range(count)), "none lost, none twice"
+            assert json.loads((out / "_SUCCESS").read_text())["rows"] == count
     finally:
         cluster.shutdown()
-    assert pq.read_table(out)["id"].sort().to_pylist() == list(range(3000)), "none lost, none twice"
-    assert json.loads((out / "_SUCCESS").read_text())["rows"] == 3000

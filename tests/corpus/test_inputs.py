@@ -147,6 +147,24 @@ def test_ids_of_different_types(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "other", "kind"),
+    [("x", 5, pa.string()), (5, "x", pa.int64()), (1 << 63, -1, pa.uint64()), (7, 1 << 63, pa.int64())],
+    ids=["string", "int64", "uint64", "beyond"],
+)
+def test_files_read_apart_have_the_ids_of_the_first_row(
+    tmp_path: Path, first: int | str, other: int | str, kind: pa.DataType
+) -> None:
+    write(tmp_path / "a.jsonl", [{"id": first, "text": "one"}])
+    write(tmp_path / "b.jsonl", [{"id": first, "text": "two"}, {"id": other, "text": "three"}])
+    inputs = Inputs([str(tmp_path)], Columns(id="id"))
+    inputs.settle_ids()
+    assert inputs.id_type == kind
+    good, bad = inputs.only("b.jsonl").rows()
+    assert isinstance(good, Row) and good.id == first
+    assert isinstance(bad, BadRow) and bad.problem.startswith("id: it is ")
+
+
 def test_a_column_that_a_file_lacks(engine: PackedEngine, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,6 +89,20 @@ def test_a_file_that_is_empty_after_an_update_goes(run: Runs) -> None:
     kept = ROWS[: -listed[Path(gone).name]]
     assert run(kept, output, "--update", "--remove") == f"{len(kept)} rows, 0 computed"
     assert gone not in there(output) and read(output).num_rows == len(kept)
+
+
+def test_a_dataset_of_lance_on_s3_is_replaced_at_once(
+    run: Runs, s3: FailingS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    for rows, update in ((ROWS, []), (changed(ROWS), ["--update"])):
+        said = [run(rows, output, *update) for output in ("s3://bucket/v.lance", f"{tmp_path}/v.lance")]
+        assert said[0] == said[1] == f"{60 + len(update)} rows, {2 if update else 60} computed"
+        opened = lance.dataset("s3://bucket/v.lance")
+        assert opened.version == 1 + len(update)
+        same(opened.to_table(), lance.dataset(f"{tmp_path}/v.lance").to_table())
+    assert lance.dataset("s3://bucket/v.lance", version=1).count_rows() == 60
+    assert "it is there already" in run(ROWS, "s3://bucket/v.lance")
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
