@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ SUCCESS = "_SUCCESS"
 """In a folder, written last: what the vectors are, its files, and how many rows each has."""
 SKIPPED = "_skipped.jsonl"
 DEFAULT_FILE_MB = 256
+# Of the folder that is updated; a process may have but some hundred files open.
+FILES_OPEN = 4
 # renameat2's flag, and its argument for paths as they are.
 EXCHANGE, HERE = 2, -100
 
@@ -138,7 +141,8 @@ class Destination:
             return None
         try:
             with as_remote_error():
-                previous = Previous(self.target, dict(self._parts()), metadata, self.identity())
+                parts, folder = dict(self._parts()), shards_path(self.base)
+                previous = Previous(self.target, parts, metadata, self.identity(), folder)
                 previous.check_unique()
                 return previous
         except RemoteError as error:
@@ -149,7 +153,10 @@ class Destination:
         if self.form == "lance":
             yield "", lance_parts(_lance().dataset(self.target))
         elif self.form == "folder":
-            yield from ((name, parquet_parts(self._open(name))) for name in self._listed())
+            opened = lru_cache(FILES_OPEN)(lambda name: parquet_parts(self._open(name)))
+            for name in self._listed():
+                schema, counts, _ = opened(name)
+                yield name, Parts(schema, counts, partial(lambda name, *part: opened(name).read(*part), name))
         else:
             yield "", (parquet_parts if self.form == "parquet" else arrow_parts)(self._open())
 
@@ -188,6 +195,9 @@ class Destination:
                 else:
                     link(path, new)
                     os.replace(new, self.base.with_name(path.name))
+            if self.replaces and not product.with_name(f"{product.stem}.skipped.jsonl").exists():
+                with suppress(FileNotFoundError):  # the earlier run's list
+                    (self.file_system or fsspec.filesystem("file")).rm_file(skipped_list(self.target))
 
     def _write_lance(self) -> None:
         with pa.memory_map(str(self.product)) as file:
