@@ -12,8 +12,8 @@ import pyarrow as pa
 import encoding
 from corpus.blocks import NUMBER
 from corpus.compute import TextVectors
-from corpus.destination import SKIPPED, SUCCESS, Destination
-from corpus.folders import Layout, Tables, has_rows, link, write_file
+from corpus.destination import SKIPPED, Destination
+from corpus.folders import Layout, Tables, has_rows, write_file
 from corpus.limits import MB
 from corpus.output_files import (
     SKIPPED_LISTED,
@@ -25,10 +25,11 @@ from corpus.output_files import (
 )
 from corpus.output_rows import unfit_rows
 from corpus.previous import Previous
+from corpus.publishing import link
 from corpus.rows import INNER_COLUMNS, BadRow, CorpusError, quoted
 from corpus.shards import ShardFolder
 from corpus.sorted_keys import KEY, DiskArray, Sorted, keys
-from fetching.whole import fsync
+from fetching.whole import written_whole
 from texts.options import Options
 
 
@@ -78,15 +79,16 @@ class Assembly:
         assert self._previous
         return self._previous.vectors(block)
 
-    def write(self, model: str, options: Options, skip: bool) -> dict[str, int]:
+    def write(self, model: str, options: Options) -> dict[str, int]:
         """Write the product, and list rows without a vector beside or in it. Return RunProgress's counts."""
         product = self._destination.product
         product.parent.mkdir(exist_ok=True)
         if self._destination.form == "folder":
-            return self._write_folder({"model": model, **options.described()}, options)
+            return self._write_folder(model, options)
         rows, hashed = 0, product.suffix.removeprefix(".") in UPDATED_FORMATS
-        beside = side_files(product, skip)
-        with OutputFiles(product, model, options, self._shards.path, beside, hashed) as files:
+        for left in side_files(product, skip=True):  # by a run that was interrupted here
+            left.unlink(missing_ok=True)
+        with OutputFiles(product, model, options, hashed, rows_beside=True) as files:
             for table in self._tables:
                 block = table()
                 rows += block.num_rows
@@ -96,10 +98,10 @@ class Assembly:
             files.finish()
         return {"rows": rows - files.skipped, "skipped": files.skipped, "prompted": files.prompted}
 
-    def _write_folder(self, metadata: dict[str, str], options: Options) -> dict[str, int]:
+    def _write_folder(self, model: str, options: Options) -> dict[str, int]:
         destination, previous = self._destination, self._previous
         folder, partition = destination.product.parent, destination.partition
-        for left in folder.rglob("part-*.parquet"):  # by a run that was interrupted here
+        for left in (*folder.rglob("part-*.parquet"), *folder.rglob("*.partial")):  # by a run that was interrupted here
             left.unlink()
         layout = Layout(folder.parent, self._rows_of_file(options), partition, previous.texts if previous else None)
         for table, (begin, end) in zip(self._new, pairwise(self._ends), strict=True):
@@ -113,16 +115,15 @@ class Assembly:
                 counts[name] = previous.counts[file]
                 if destination.file_system is None:
                     link(destination.base / name, folder / name)
-            elif count := write_file(folder / name, rows(), self._vectors, metadata, options.chunking is not None):
+            elif count := write_file(folder / name, rows(), self._vectors, model, options):
                 counts[name] = count
         skipped = self._list_skipped(folder / SKIPPED)
         if not counts:
             raise nothing_written(destination.target, next(self._unfit(), None))
         self._check_meanwhile()
-        written = folder / f"{SUCCESS}.partial"
-        written.write_text(json.dumps({**metadata, "rows": sum(counts.values()), "files": counts}, indent=1))
-        fsync(written)
-        written.rename(destination.product)
+        facts = {"model": model, **options.described(), "rows": sum(counts.values()), "files": counts}
+        with written_whole(destination.product) as written:
+            written.write(json.dumps(facts, indent=1).encode())
         return {"rows": layout.count - skipped, "skipped": skipped}
 
     def _unfit(self) -> Iterator[BadRow]:

@@ -4,10 +4,8 @@ A row stays in the file that its id is in. A file whose rows are all the same is
 """
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
@@ -16,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from corpus.blocks import BLOCK_COLUMNS, HASH, PROBLEM
-from corpus.output_rows import VectorsOf, output_rows
+from corpus.output_files import OutputFiles
+from corpus.output_rows import VectorsOf
 from corpus.previous import Previous
 from corpus.rows import TEXT_HASH
 from corpus.sorted_keys import DiskArray
-from corpus.writers import ParquetWriter, json_as_strings
-from fetching.whole import fsync
+from corpus.writers import json_as_strings
+from texts.options import Options
 
 # The name that Hive gives the folder of rows without a value.
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -111,34 +110,15 @@ def _folder(name: str, value: str | None) -> str:
     return f"{quote(name, safe='')}={NO_VALUE if value is None else quote(value, safe=' ')}"
 
 
-def write_file(
-    path: Path, rows: Iterable[pa.Table], vectors_of: VectorsOf, metadata: dict[str, str], with_ranges: bool
-) -> int:
+def write_file(path: Path, rows: Iterable[pa.Table], vectors_of: VectorsOf, model: str, options: Options) -> int:
     """Write rows of blocks as .parquet and return how many the file has; without any there is no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # not written over: it may be a name of the earlier output's file
-    count, writer = 0, None
-    with path.open("wb") as file, ExitStack() as opened:
+    with OutputFiles(path, model, options, hashed=True) as files:
         for table in rows:
-            for part in output_rows(table, vectors_of, with_ranges):
-                writer = writer or opened.enter_context(closing(ParquetWriter(file, part, metadata)))
-                writer.write(part)
-                count += part.table.num_rows
-    if count:
-        fsync(path)
-    else:
-        path.unlink()
-    return count
-
-
-def link(source: Path, path: Path) -> None:
-    """Give a file a second name, or where that cannot be, copy it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        os.link(source, path)
-    except OSError:
-        shutil.copyfile(source, path)
+            files.write_block(table, vectors_of)
+        if files.rows:
+            files.finish()
+    return files.rows
 
 
 def has_rows(previous: Previous, file: int, rows: Iterable[pa.Table]) -> bool:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from corpus.blocks import BLOCK, FILE, HASH, NUMBER, PROBLEM, TEXT, Source
 from corpus.compute import FACTS, VECTORS_AT_ONCE, TextVectors
+from corpus.output_rows import vectors_of
 from corpus.rows import OUTPUT_COLUMNS, TEXT_HASH, CorpusError, quoted
 from corpus.sorted_keys import KEY, DiskArray
 from corpus.sorted_keys import Sorted as Sorted
@@ -219,18 +220,10 @@ class Previous:
 
     def _vectors(self, block: int) -> TextVectors:
         """Return the vectors of a part's texts."""
-        names = [name for name in FACTS.names or () if name in self.schema.names]
+        names = [name for name in FACTS.names if name in self.schema.names]
         begin, end, offsets = self._span(FIRST_BLOCK - block)
         rows = self._rows(begin, end, ["embedding", *names])
-        facts = np.zeros(rows.num_rows, FACTS)
-        for name in names:
-            facts[name] = rows[name].fill_null(FACTS[name].type().item()).to_numpy()
-        width = self.schema.field("embedding").type.list_size
-        flat = [
-            np.asarray(chunk.values).reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]  # also those of nulls
-            for chunk in rows["embedding"].chunks
-        ]
-        return TextVectors(np.concatenate(flat), facts, offsets, {})
+        return TextVectors(vectors_of(rows["embedding"]), rows.select(names), offsets, {})
 
     def _carried(self) -> list[str]:
         return [name for name in self.schema.names if name not in OUTPUT_COLUMNS]
