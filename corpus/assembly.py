@@ -20,6 +20,7 @@ from corpus.output_files import (
     UPDATED_FORMATS,
     OutputFiles,
     nothing_written,
+    side_file,
     side_files,
     skipped_line,
 )
@@ -90,13 +91,12 @@ class Assembly:
             left.unlink(missing_ok=True)
         with OutputFiles(product, model, options, hashed, rows_beside=True) as files:
             for table in self._tables:
-                block = table()
-                rows += block.num_rows
-                for row in files.write_block(block, self._vectors):
-                    files.skip(row)
+                rows += (block := table()).num_rows
+                files.write_block(block, self._vectors)
+            skipped = self._list_skipped(side_file(product, "skipped.jsonl"))
             self._check_meanwhile()
             files.finish()
-        return {"rows": rows - files.skipped, "skipped": files.skipped, "prompted": files.prompted}
+        return {"rows": rows - skipped, "skipped": skipped, "prompted": files.prompted}
 
     def _write_folder(self, model: str, options: Options) -> dict[str, int]:
         destination, previous = self._destination, self._previous

@@ -125,14 +125,10 @@ class Destination:
             return ""
         if self.form == "lance":
             return f"version {_lance().dataset(self.target).version}"
-        path = self._inside(SUCCESS if self.form == "folder" else "")
-        if self.file_system is None:
-            facts = os.stat(path)
-            return f"{facts.st_size} bytes of {facts.st_mtime_ns}"
         with as_remote_error():
-            self.file_system.invalidate_cache()
-            known = self.file_system.info(path)
-        return " ".join(str(known[key]) for key in ("size", "ETag", "mtime", "LastModified") if key in known)
+            self._files.invalidate_cache()
+            known = self._files.info(f"{self.target}{SUCCESS if self.form == 'folder' else ''}")
+        return " ".join(str(known[key]) for key in ("size", "ETag", "ino", "mtime", "LastModified") if key in known)
 
     def open_previous(self, metadata: Mapping[str, str]) -> Previous | None:
         """Return the output that is updated, None if there is none. Raises CorpusError if it cannot be updated."""
@@ -174,11 +170,12 @@ class Destination:
                 )
         return files
 
-    def _inside(self, name: str) -> str:
-        return f"{self.target}{name}"
+    @property
+    def _files(self) -> Any:
+        return self.file_system or fsspec.filesystem("file")
 
     def _open(self, name: str = "") -> Any:
-        return (self.file_system or fsspec.filesystem("file")).open(self._inside(name), "rb")
+        return self._files.open(f"{self.target}{name}", "rb")
 
     def deliver(self) -> None:
         """Put the product in place. Raises OSError."""
@@ -189,7 +186,7 @@ class Destination:
             self._put([*filter(Path.exists, side_files(product, skip=True)), product], new)  # the output last
             if self.replaces and not product.with_name(f"{product.stem}.skipped.jsonl").exists():
                 with suppress(FileNotFoundError):  # the earlier run's list
-                    (self.file_system or fsspec.filesystem("file")).rm_file(skipped_list(self.target))
+                    self._files.rm_file(skipped_list(self.target))
 
     def _put(self, paths: list[Path], new: Path) -> None:
         """Put files of the product beside each other, all of a new output or none."""
@@ -221,13 +218,13 @@ class Destination:
         whole = self.product.parent
         paths = {str(path.relative_to(whole)): path for path in whole.rglob("*") if path.is_file()}
         for name in sorted(paths.keys() - {SUCCESS}):
-            self.file_system.put_file(str(paths[name]), self._inside(name))
+            self.file_system.put_file(str(paths[name]), f"{self.target}{name}")
         if self.replaces:
             after = {*json.loads(self.product.read_bytes())["files"], *paths}
             for name in sorted({*self._listed(), SKIPPED} - after):
                 with suppress(FileNotFoundError):
-                    self.file_system.rm_file(self._inside(name))
-        self.file_system.put_file(str(self.product), self._inside(SUCCESS))
+                    self.file_system.rm_file(f"{self.target}{name}")
+        self.file_system.put_file(str(self.product), f"{self.target}{SUCCESS}")
 
     def _swap(self, new: Path) -> None:
         """Exchange the folder for one with the product's files, at once."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus.blocks import BLOCK_COLUMNS, HASH, PROBLEM
+from corpus.listing import NO_VALUE
 from corpus.output_files import OutputFiles
 from corpus.output_rows import VectorsOf
 from corpus.previous import Previous
@@ -22,8 +23,6 @@ from corpus.sorted_keys import DiskArray
 from corpus.writers import json_as_strings
 from texts.options import Options
 
-# The name that Hive gives the folder of rows without a value.
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 # How much larger than asked for a file may grow by updates.
 GROWTH = 2
 

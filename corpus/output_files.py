@@ -98,8 +98,6 @@ class OutputFiles:
         self._writers: list[Writer] = []
         self.rows = 0
         """How many rows were written, a text's chunks each."""
-        self.skipped = 0
-        """How many rows were skipped."""
         self.prompted = 0
         """How many vectors are of texts that began with one of the model's prompts."""
         self._first_unfit: BadRow | None = None
@@ -134,13 +132,6 @@ class OutputFiles:
         unfit = unfit_rows(rows, vectors_of)
         self._first_unfit = self._first_unfit or next(iter(unfit), None)
         return unfit
-
-    def skip(self, row: BadRow) -> None:
-        """List a row that has no vector in `side_file(output, "skipped.jsonl")`."""
-        self.skipped += 1
-        if self.skipped <= SKIPPED_LISTED:
-            path = side_file(self._output, "skipped.jsonl")
-            (self._files.get(path) or self._open(path)).write(skipped_line(row))
 
     def finish(self) -> None:
         """Give the files their names. Raises CorpusError if there is no vector at all."""
