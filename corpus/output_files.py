@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from corpus.output_rows import OutputRows, VectorsOf, output_rows, unfit_rows
 from corpus.rows import TEXT_HASH, BadRow, CorpusError
 from corpus.shards import shards_path
-from corpus.writers import ArrowWriter, JsonLinesWriter, NumpyWriter, ParquetWriter, Writer
+from corpus.writers import JsonLinesWriter, NumpyWriter, TableWriter, Writer
 from fetching.whole import put_in_place
 from texts.options import Options
 
@@ -155,14 +155,12 @@ class OutputFiles:
 
     def _open_writers(self, first: OutputRows) -> list[Writer]:
         file = self._open(self._output)
-        if self._format == "parquet":
-            return [ParquetWriter(file, first, self._metadata)]
-        if self._format in ("arrow", "feather"):
-            return [ArrowWriter(file, first, self._metadata)]
+        if self._format in UPDATED_FORMATS:
+            return [TableWriter(file, first, self._metadata, self._format == "parquet")]
         if self._format == "jsonl":
             return [JsonLinesWriter(file)]
         if not self._rows_beside:
             return [NumpyWriter(file, first)]
         rows_path = side_file(self._output, "rows.parquet")
-        rows_writer = ParquetWriter(self._open(rows_path), first, self._metadata, with_vectors=False)
+        rows_writer = TableWriter(self._open(rows_path), first, self._metadata, with_vectors=False)
         return [NumpyWriter(file, first), rows_writer]
