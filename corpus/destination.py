@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from corpus.output_files import OUTPUT_FORMATS, UPDATED_FORMATS, check_output, side_files
 from corpus.previous import Parts, Previous, arrow_parts, lance_parts, parquet_parts
-from corpus.publishing import exchange, is_published, link, publish, take_back
+from corpus.publishing import exchange, is_published, link, publish
 from corpus.rows import CorpusError, quoted
 from corpus.shards import shards_path
 from corpus.sources import RemoteError, as_remote_error, reason
@@ -204,7 +204,8 @@ class Destination:
                     publish(path, there)
         except (OSError, CorpusError):
             for path in paths if not self.replaces else ():
-                take_back(path, self.base.with_name(path.name))
+                if is_published(path, there := self.base.with_name(path.name)):
+                    there.unlink()
             raise
 
     def _write_lance(self) -> None:

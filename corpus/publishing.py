@@ -46,12 +46,6 @@ def is_published(whole: Path, path: Path) -> bool:
     return False
 
 
-def take_back(whole: Path, path: Path) -> None:
-    """Remove a published file's name."""
-    if is_published(whole, path):
-        path.unlink()
-
-
 def link(source: Path, path: Path) -> None:
     """Give a file a second name, or where that cannot be, copy it."""
     path.parent.mkdir(parents=True, exist_ok=True)
