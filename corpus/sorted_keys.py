@@ -67,7 +67,7 @@ class DiskArray:
 
 
 class Sorted:
-    """Distinct keys, each with the position where it came first. Memory: a sixteenth of a byte for each."""
+    """Distinct keys, each with the position where it came first."""
 
     repeated: int | None = None
     """The position of a key, not of null, that has been there before."""
@@ -95,7 +95,7 @@ class Sorted:
         is_new = np.append(True, values[1:] != values[:-1])
         again = positions[~is_new & (values != b"")]
         if len(again):
-            self.repeated = min(int(again.min()), again[0] if self.repeated is None else self.repeated)
+            self.repeated = min(int(again.min()), int(again[0]) if self.repeated is None else self.repeated)
         self._keys.append(values[is_new])
         self._firsts.append(positions[is_new])
         return values[is_new]
