@@ -23,9 +23,8 @@ from corpus.shards import ShardFolder
 from engine.tokenizer import Tokenizer
 from texts.options import Options
 
-# Between what blocks leave, glibc keeps gaps, which would add up to hundreds of megabytes. To close them takes time.
+# Between what blocks leave, glibc keeps gaps, which would add up to hundreds of megabytes.
 LIBC = ctypes.CDLL(None)
-TRIMMED_EVERY = 16
 
 
 class RunProgress(NamedTuple):
@@ -76,7 +75,7 @@ class Pipeline:
     def _store(self, prepared: PreparedBlock, vectors: np.ndarray | None) -> RunProgress:
         block = prepared.block
         self._shards.write(block, self._finish(prepared, vectors))
-        if block.index % TRIMMED_EVERY == 0 and hasattr(LIBC, "malloc_trim"):
+        if hasattr(LIBC, "malloc_trim"):
             LIBC.malloc_trim(0)
         reused, read = block.reused_rows, block.rows.num_rows
         return RunProgress(1, block.fit_rows, reused, len(block.texts), prepared.tokens, read=read)
