@@ -134,7 +134,7 @@ def check_schema(place: str, schema: pa.Schema, columns: Columns, optional: Coll
             raise refused(columns.id, kind, "ids are whole numbers or strings: write the column as one of them")
     for name in (name for name in columns.carried if name in there):
         kind = there[name].type
-        if any(unfit(leaf) for leaf in _leaves(kind) for unfit in NOT_CARRIED):
+        if not _is_carried(kind):
             problem = f"{label(name)}: its type {cut(str(kind))} cannot be carried"
             raise CorpusError(place, problem, "write the column with lists, or with a type that .parquet has")
     return [*there]
@@ -228,15 +228,9 @@ def _is_valid(array: pa.Array) -> bool:
     return True
 
 
-def _leaves(kind: pa.DataType) -> list[pa.DataType]:
-    leaves: list[pa.DataType] = []
-
-    def leaf(kind: pa.DataType) -> pa.DataType:
-        leaves.append(kind)
-        return kind
-
-    mapped(kind, leaf)
-    return leaves
+def _is_carried(kind: pa.DataType) -> bool:
+    inner = (kind.field(i).type for i in range(kind.num_fields))
+    return not any(unfit(kind) for unfit in NOT_CARRIED) and all(map(_is_carried, inner))
 
 
 def _values(array: pa.Array) -> list[Any] | None:

@@ -1,8 +1,9 @@
 """Stored blocks, and rows that stay of an earlier output, to a whole product: a file, or the files of a folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +12,25 @@ import pyarrow as pa
 import encoding
 from corpus.blocks import NUMBER
 from corpus.compute import TextVectors
-from corpus.destination import SKIPPED, SUCCESS, Destination
-from corpus.folders import Layout, Tables, has_rows, link, rows_of_file, write_file
+from corpus.destination import SKIPPED, Destination
+from corpus.folders import Layout, Tables, has_rows, write_file
 from corpus.limits import MB
 from corpus.output_files import (
     SKIPPED_LISTED,
     UPDATED_FORMATS,
     OutputFiles,
     nothing_written,
+    side_file,
     side_files,
     skipped_line,
 )
 from corpus.output_rows import unfit_rows
-from corpus.previous import KEY, Previous, Sorted, keys
+from corpus.previous import Previous
+from corpus.publishing import link
 from corpus.rows import INNER_COLUMNS, BadRow, CorpusError, quoted
 from corpus.shards import ShardFolder
-from fetching.whole import fsync
+from corpus.sorted_keys import KEY, DiskArray, Sorted, keys
+from fetching.whole import written_whole
 from texts.options import Options
 
 
@@ -36,17 +40,23 @@ class Assembly:
     def __init__(self, shards: ShardFolder, blocks: int, destination: Destination, previous: Previous | None) -> None:
         """Raises CorpusError for ids that are there twice, and for rows that cannot stand beside those that stay."""
         self._shards, self._destination, self._previous = shards, destination, previous
-        id_type = shards.id_type(blocks)
+        id_type, folder = shards.id_type(blocks), shards.path
         self._new: Tables = [partial(self._block, index, id_type) for index in range(blocks)]
-        self._keys = [keys(table()["id"]) for table in self._new] if destination.update else []
-        if destination.update:
-            self._check_unique()
-        self._kept: list[tuple[int, partial[pa.Table]]] = []
+        self._keys, self._ends = DiskArray(KEY, folder), [0]
+        for table in self._new:
+            ids = table()["id"]
+            self._ends.append(self._ends[-1] + len(ids))
+            if destination.update:
+                self._keys.append(keys(ids))
+        known = Sorted(self._keys, folder)
+        if known.repeated is not None:
+            raise self._not_unique(known.repeated)
+        self._kept: list[tuple[int, Callable[[], pa.Table]]] = []
         if previous and not destination.remove:
             apart = {*INNER_COLUMNS, *destination.partition}
             fields = [field for table in self._new[:1] for field in table().schema if field.name not in apart]
             previous.check_columns(fields)
-            self._kept = previous.kept(Sorted(np.concatenate([np.empty(0, KEY), *self._keys])))
+            self._kept = [*previous.kept(known)]
 
     @property
     def _tables(self) -> Tables:
@@ -57,16 +67,12 @@ class Assembly:
         at = rows.schema.get_field_index("id")
         return rows.set_column(at, pa.field("id", id_type), rows["id"].cast(id_type))
 
-    def _check_unique(self) -> None:
-        known = np.concatenate([np.empty(0, KEY), *self._keys])
-        with_id = np.flatnonzero(known != b"")
-        if (again := Sorted(known[with_id]).repeated()) is None:
-            return
-        ends = np.cumsum([len(each) for each in self._keys])
-        block = int(np.searchsorted(ends, with_id[again], side="right"))
-        row = self._new[block]().slice(int(with_id[again] - ends[block]) + len(self._keys[block]), 1)
+    def _not_unique(self, again: int) -> CorpusError:
+        """Return the error of an id that is there a second time in row `again` of all blocks."""
+        block = int(np.searchsorted(self._ends, again, side="right")) - 1
+        row = self._new[block]().slice(again - self._ends[block], 1)
         problem = f"{quoted(row['id'][0].as_py())} is there twice, the second time as row {row[NUMBER][0]}"
-        raise CorpusError("id", f"{problem}, and an update tells rows by their ids", "make them unique")
+        return CorpusError("id", f"{problem}, and an update tells rows by their ids", "make them unique")
 
     def _vectors(self, block: int) -> TextVectors:
         if block >= 0:
@@ -74,53 +80,51 @@ class Assembly:
         assert self._previous
         return self._previous.vectors(block)
 
-    def write(self, model: str, options: Options, skip: bool) -> dict[str, int]:
+    def write(self, model: str, options: Options) -> dict[str, int]:
         """Write the product, and list rows without a vector beside or in it. Return RunProgress's counts."""
         product = self._destination.product
         product.parent.mkdir(exist_ok=True)
         if self._destination.form == "folder":
-            return self._write_folder({"model": model, **options.described()}, options)
+            return self._write_folder(model, options)
         rows, hashed = 0, product.suffix.removeprefix(".") in UPDATED_FORMATS
-        beside = side_files(product, skip)
-        with OutputFiles(product, model, options, self._shards.path, beside, hashed) as files:
+        for left in side_files(product, skip=True):  # by a run that was interrupted here
+            left.unlink(missing_ok=True)
+        with OutputFiles(product, model, options, hashed, rows_beside=True) as files:
             for table in self._tables:
-                block = table()
-                rows += block.num_rows
-                for row in files.write_block(block, self._vectors):
-                    files.skip(row)
+                rows += (block := table()).num_rows
+                files.write_block(block, self._vectors)
+            skipped = self._list_skipped(side_file(product, "skipped.jsonl"))
             self._check_meanwhile()
             files.finish()
-        return {"rows": rows - files.skipped, "skipped": files.skipped, "prompted": files.prompted}
+        return {"rows": rows - skipped, "skipped": skipped, "prompted": files.prompted}
 
-    def _write_folder(self, metadata: dict[str, str], options: Options) -> dict[str, int]:
+    def _write_folder(self, model: str, options: Options) -> dict[str, int]:
         destination, previous = self._destination, self._previous
         folder, partition = destination.product.parent, destination.partition
-        for left in folder.rglob("part-*.parquet"):  # by a run that was interrupted here
+        for left in (*folder.rglob("part-*.parquet"), *folder.rglob("*.partial")):  # by a run that was interrupted here
             left.unlink()
-        layout = Layout(self._rows_of_file(options), partition, previous.texts if previous else None)
-        new = [
-            layout.files_of(table(), previous.files_of(known) if previous else np.full(table().num_rows, -1))
-            for table, known in zip(self._new, self._keys or [np.empty(0)] * len(self._new), strict=True)
-        ]
-        of = [*new, *(np.full(table().num_rows, file) for file, table in self._kept)]
+        layout = Layout(folder.parent, self._rows_of_file(options), partition, previous.texts if previous else None)
+        for table, (begin, end) in zip(self._new, pairwise(self._ends), strict=True):
+            layout.add(table, previous.files_of(self._keys[begin:end]) if previous else np.full(end - begin, -1))
+        for file, table in self._kept:
+            layout.place(table, np.full(table().num_rows, file))
         counts: dict[str, int] = {}
         for file, name in enumerate(layout.names):
-            rows = partial(rows_of_file, self._tables, of, file, partition)
+            rows = partial(layout.rows, file)
             if previous and file < len(previous.names) and has_rows(previous, file, rows()):
                 counts[name] = previous.counts[file]
                 if destination.file_system is None:
                     link(destination.base / name, folder / name)
-            elif count := write_file(folder / name, rows(), self._vectors, metadata, options.chunking is not None):
+            elif count := write_file(folder / name, rows(), self._vectors, model, options):
                 counts[name] = count
         skipped = self._list_skipped(folder / SKIPPED)
         if not counts:
             raise nothing_written(destination.target, next(self._unfit(), None))
         self._check_meanwhile()
-        written = folder / f"{SUCCESS}.partial"
-        written.write_text(json.dumps({**metadata, "rows": sum(counts.values()), "files": counts}, indent=1))
-        fsync(written)
-        written.rename(destination.product)
-        return {"rows": sum(map(len, of)) - skipped, "skipped": skipped}
+        facts = {"model": model, **options.described(), "rows": sum(counts.values()), "files": counts}
+        with written_whole(destination.product) as written:
+            written.write(json.dumps(facts, indent=1).encode())
+        return {"rows": layout.count - skipped, "skipped": skipped}
 
     def _unfit(self) -> Iterator[BadRow]:
         return (row for table in self._new for row in unfit_rows(table(), self._vectors))
@@ -140,9 +144,11 @@ class Assembly:
         """Return how many rows make a file of about the size that is asked for."""
         sample = self._tables[0]() if self._tables else pa.table({"id": []})
         width = encoding.WIRE_DTYPES[options.precision].itemsize * options.width
-        vectors = [self._shards.vectors(index).offsets for index in range(len(self._new))] if options.chunking else []
-        texts = sum(len(offsets) - 1 for offsets in vectors)
-        of_text = sum(int(offsets[-1]) for offsets in vectors) / texts if texts else 1
+        texts = vectors = 0
+        for index in range(len(self._new)) if options.chunking else ():
+            offsets = self._shards.vectors(index).offsets
+            texts, vectors = texts + len(offsets) - 1, vectors + int(offsets[-1])
+        of_text = vectors / texts if texts else 1
         row = of_text * (width + sample.nbytes / max(sample.num_rows, 1))
         return max(1, int(self._destination.file_mb * MB / row))
 

@@ -140,8 +140,10 @@ def _block(
     sources = []
     whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for row, digest, before in zip(rows, hashes, found, strict=True):
-        source, facts = NO_SOURCE, repr(row)
-        if isinstance(row, Row) and digest is not None:
+        source = NO_SOURCE
+        if isinstance(row, BadRow) or digest is None:
+            facts = repr(row)
+        else:
             source = before or known.find(digest) or (index, own.setdefault(digest, len(own)))
             if len(own) > len(firsts):
                 firsts.append(row)

@@ -23,13 +23,12 @@ from corpus.destination import SKIPPED, SUCCESS
 from corpus.folders import folders_of
 from corpus.output_files import SKIPPED_LISTED, nothing_written, skipped_line
 from corpus.output_rows import OutputRows
-from corpus.previous import KEY, keys
 from corpus.rows import BadRow, CorpusError, quoted
+from corpus.sorted_keys import NO_KEYS, keys
 from corpus.sources import file_system, reason
-from corpus.writers import ParquetWriter
+from corpus.writers import TableWriter
 
 RUN = "_run-"
-NO_KEYS = np.empty(0, KEY)
 # Files that the driver looks into or moves at once.
 FILES_AT_ONCE = 16
 
@@ -217,7 +216,7 @@ class VectorFile:
         self._rows, self._ids = 0, list[pa.Table]()
         self._files.makedirs(os.path.dirname(self._path), exist_ok=True)
         self._file = self._files.open(self._path, "wb")
-        self._writer: ParquetWriter | None = None
+        self._writer: TableWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         """Append rows, which have their vectors in the column `embedding`."""
@@ -226,7 +225,7 @@ class VectorFile:
         for batch in table.combine_chunks().to_batches(max_chunksize=VECTORS_AT_ONCE):
             vectors = np.asarray(batch["embedding"].flatten()).reshape(batch.num_rows, -1)
             rows = OutputRows(pa.table(batch).drop_columns(["embedding"]), vectors)
-            self._writer = self._writer or ParquetWriter(self._file, rows, table.schema.metadata)
+            self._writer = self._writer or TableWriter(self._file, rows, table.schema.metadata)
             self._writer.write(rows)
 
     def __enter__(self) -> "VectorFile":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 import encoding
 from corpus.blocks import Block
@@ -24,7 +25,9 @@ TEXTS_AT_ONCE = 1024
 TEXT_TOKENS = 1 << 22
 # Vectors finished or gathered at once: with 768 float32 components 12 MiB.
 VECTORS_AT_ONCE = 4096
-FACTS = np.dtype([("token_count", "<i4"), ("truncated", "?"), ("prompted", "?"), ("start", "<i8"), ("end", "<i8")])
+FACTS = pa.schema(
+    {"token_count": pa.int32(), "truncated": pa.bool_(), "prompted": pa.bool_(), "start": pa.int64(), "end": pa.int64()}
+)
 """The facts of a vector: its tokens, whether its text was cut to the limit, whether the text began with one of the
 model's prompts and got no second one, and its range of characters."""
 
@@ -49,8 +52,8 @@ class TextVectors:
 
     vectors: np.ndarray
     """[vectors, width], as the output has them"""
-    facts: np.ndarray
-    """FACTS [vectors]"""
+    facts: pa.Table
+    """FACTS of each vector"""
     offsets: np.ndarray
     """int64 [texts + 1]"""
     refused: dict[int, str]
@@ -119,9 +122,7 @@ def finish(options: Options, prepared_block: PreparedBlock, vectors: np.ndarray 
     for start in range(0, len(raw), VECTORS_AT_ONCE):  # exact normalisation takes a multiple of its input
         finished[start : start + VECTORS_AT_ONCE] = options.finish(raw[start : start + VECTORS_AT_ONCE])
     prepared = prepared_block.prepared
-    facts = np.empty(len(raw), dtype=FACTS)
-    facts["token_count"], facts["truncated"] = prepared.token_counts, prepared.truncated
-    facts["prompted"] = prepared.prompted
-    facts["start"], facts["end"] = [span.start for span in prepared.spans], [span.end for span in prepared.spans]
+    ranges = ([span.start for span in prepared.spans], [span.end for span in prepared.spans])
+    facts = pa.table([prepared.token_counts, prepared.truncated, prepared.prompted, *ranges], schema=FACTS)
     offsets = np.searchsorted(prepared.owners, np.arange(len(prepared_block.block.texts) + 1)).astype(np.int64)
     return TextVectors(finished, facts, offsets, prepared_block.refused)

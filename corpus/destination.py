@@ -1,16 +1,15 @@
 """Where an output goes: a file, a folder or a dataset, of this machine or at a URL, and how it gets there whole.
 
-Unless it is a new file of this machine, a run first makes the whole product in its own folder. `deliver` then puts it
-in place, and can be called again after it was interrupted, with the same end.
+A run first makes the whole product in its own folder. `deliver` then puts it in place, and can be called again after it
+was interrupted, with the same end.
 """
 
-import ctypes
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from corpus.folders import link
-from corpus.output_files import UPDATED_FORMATS, is_published, partial_path, side_files
+from corpus.output_files import OUTPUT_FORMATS, UPDATED_FORMATS, check_output, side_files
 from corpus.previous import Parts, Previous, arrow_parts, lance_parts, parquet_parts
+from corpus.publishing import exchange, is_published, link, publish
 from corpus.rows import CorpusError, quoted
 from corpus.shards import shards_path
 from corpus.sources import RemoteError, as_remote_error, reason
@@ -29,8 +28,8 @@ SUCCESS = "_SUCCESS"
 """In a folder, written last: what the vectors are, its files, and how many rows each has."""
 SKIPPED = "_skipped.jsonl"
 DEFAULT_FILE_MB = 256
-# renameat2's flag, and its argument for paths as they are.
-EXCHANGE, HERE = 2, -100
+# Of the folder that is updated; a process may have but some hundred files open.
+FILES_OPEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,9 @@ class Destination:
         """Return whether the output is there. Raises CorpusError for options that its format does not have."""
         if self.form == "lance":
             _lance()
+        if self.form not in (*OUTPUT_FORMATS, "lance", "folder"):
+            remedy = "name a .parquet, .arrow, .npy, .jsonl or .lance output, or a folder: end it with /"
+            raise CorpusError(self.target, f"the output's format is {self.form!r}", remedy)
         place = "a .parquet, .arrow or .lance output, or a folder: end it with /"
         if self.update and self.form not in (*UPDATED_FORMATS, "lance", "folder"):
             problem = f"a .{self.form} output cannot be updated, as it does not say which texts its vectors are of"
@@ -90,13 +92,9 @@ class Destination:
 
     @property
     def product(self) -> Path:
-        """What the run writes last: the output, or what tells that there is everything that `deliver` needs."""
-        whole = shards_path(self.base) / "whole"
-        if self.form == "folder":
-            return whole / SUCCESS
-        if self.form == "lance":
-            return whole / f"{self.base.stem}.arrow"
-        return whole / self.base.name if self.file_system or self.replaces else self.base
+        """What the run writes last, in its own folder: it tells that there is everything that `deliver` needs."""
+        names = {"folder": SUCCESS, "lance": f"{self.base.stem}.arrow"}
+        return shards_path(self.base) / "whole" / names.get(self.form, self.base.name)
 
     def exists(self) -> bool:
         """Return whether there is an output, or anything else in its place."""
@@ -106,14 +104,18 @@ class Destination:
             self.file_system.invalidate_cache()
             return bool(self.file_system.exists(self.target))
 
+    @property
     def is_whole(self) -> bool:
-        """Return whether a run has written all of the product."""
-        work, product = shards_path(self.base), self.product
-        return product.exists() if product != self.base else is_published(partial_path(work, product, product), product)
+        """Whether a run has written all of the product."""
+        return os.path.exists(self.product)
 
-    def check_new(self) -> None:
-        """Raise CorpusError if the output is there and this is no update."""
-        if not self.replaces and self.exists():
+    def check_new(self, skip: bool = False) -> None:
+        """Raise CorpusError if the output cannot be there, or is, or the list of rows to `skip`, and is not updated."""
+        if self.replaces:
+            return
+        if self.file_system is None and self.form in OUTPUT_FORMATS:
+            check_output(self.base, side_files(self.base, skip))
+        elif self.exists():
             remedy = "delete it, name another output, or update it (--update)"
             raise CorpusError(self.target, "it is there already", remedy)
 
@@ -123,14 +125,10 @@ class Destination:
             return ""
         if self.form == "lance":
             return f"version {_lance().dataset(self.target).version}"
-        path = self._inside(SUCCESS if self.form == "folder" else "")
-        if self.file_system is None:
-            facts = os.stat(path)
-            return f"{facts.st_size} bytes of {facts.st_mtime_ns}"
         with as_remote_error():
-            self.file_system.invalidate_cache()
-            known = self.file_system.info(path)
-        return " ".join(str(known[key]) for key in ("size", "ETag", "mtime", "LastModified") if key in known)
+            self._files.invalidate_cache()
+            known = self._files.info(f"{self.target}{SUCCESS if self.form == 'folder' else ''}")
+        return " ".join(str(known[key]) for key in ("size", "ETag", "ino", "mtime", "LastModified") if key in known)
 
     def open_previous(self, metadata: Mapping[str, str]) -> Previous | None:
         """Return the output that is updated, None if there is none. Raises CorpusError if it cannot be updated."""
@@ -138,7 +136,8 @@ class Destination:
             return None
         try:
             with as_remote_error():
-                previous = Previous(self.target, dict(self._parts()), metadata, self.identity())
+                parts, folder = dict(self._parts()), shards_path(self.base)
+                previous = Previous(self.target, parts, metadata, self.identity(), folder)
                 previous.check_unique()
                 return previous
         except RemoteError as error:
@@ -149,7 +148,10 @@ class Destination:
         if self.form == "lance":
             yield "", lance_parts(_lance().dataset(self.target))
         elif self.form == "folder":
-            yield from ((name, parquet_parts(self._open(name))) for name in self._listed())
+            opened = lru_cache(FILES_OPEN)(lambda name: parquet_parts(self._open(name)))
+            for name in self._listed():
+                schema, counts, _ = opened(name)
+                yield name, Parts(schema, counts, partial(lambda name, *part: opened(name).read(*part), name))
         else:
             yield "", (parquet_parts if self.form == "parquet" else arrow_parts)(self._open())
 
@@ -168,11 +170,12 @@ class Destination:
                 )
         return files
 
-    def _inside(self, name: str) -> str:
-        return f"{self.target}{name}"
+    @property
+    def _files(self) -> Any:
+        return self.file_system or fsspec.filesystem("file")
 
     def _open(self, name: str = "") -> Any:
-        return (self.file_system or fsspec.filesystem("file")).open(self._inside(name), "rb")
+        return self._files.open(f"{self.target}{name}", "rb")
 
     def deliver(self) -> None:
         """Put the product in place. Raises OSError."""
@@ -180,14 +183,30 @@ class Destination:
         with nullcontext() if self.file_system is None and self.form != "lance" else as_remote_error():
             if self.form == "folder":
                 return self._upload_folder() if self.file_system else self._swap(new)
-            for path in sorted(product.parent.iterdir(), key=product.__eq__):
-                if path == product and self.form == "lance":
+            self._put([*filter(Path.exists, side_files(product, skip=True)), product], new)  # the output last
+            if self.replaces and not product.with_name(f"{product.stem}.skipped.jsonl").exists():
+                with suppress(FileNotFoundError):  # the earlier run's list
+                    self._files.rm_file(skipped_list(self.target))
+
+    def _put(self, paths: list[Path], new: Path) -> None:
+        """Put files of the product beside each other, all of a new output or none."""
+        try:
+            for path in paths:
+                there = self.base.with_name(path.name)
+                if path == self.product and self.form == "lance":
                     self._write_lance()
                 elif self.file_system:
                     self.file_system.put_file(str(path), f"{self.target.rpartition('/')[0]}/{path.name}")
-                else:
+                elif self.replaces:
                     link(path, new)
-                    os.replace(new, self.base.with_name(path.name))
+                    os.replace(new, there)
+                elif not is_published(path, there):
+                    publish(path, there)
+        except (OSError, CorpusError):
+            for path in paths if not self.replaces else ():
+                if is_published(path, there := self.base.with_name(path.name)):
+                    there.unlink()
+            raise
 
     def _write_lance(self) -> None:
         with pa.memory_map(str(self.product)) as file:
@@ -200,13 +219,13 @@ class Destination:
         whole = self.product.parent
         paths = {str(path.relative_to(whole)): path for path in whole.rglob("*") if path.is_file()}
         for name in sorted(paths.keys() - {SUCCESS}):
-            self.file_system.put_file(str(paths[name]), self._inside(name))
+            self.file_system.put_file(str(paths[name]), f"{self.target}{name}")
         if self.replaces:
             after = {*json.loads(self.product.read_bytes())["files"], *paths}
             for name in sorted({*self._listed(), SKIPPED} - after):
                 with suppress(FileNotFoundError):
-                    self.file_system.rm_file(self._inside(name))
-        self.file_system.put_file(str(self.product), self._inside(SUCCESS))
+                    self.file_system.rm_file(f"{self.target}{name}")
+        self.file_system.put_file(str(self.product), f"{self.target}{SUCCESS}")
 
     def _swap(self, new: Path) -> None:
         """Exchange the folder for one with the product's files, at once."""
@@ -226,9 +245,9 @@ class Destination:
     def clear(self) -> None:
         """Delete what `deliver` needed, when it is done."""
         work = shards_path(self.base)
-        for folder in (work / "new", work / "whole"):
+        for folder in (work / "new", work / "whole") if self.form == "folder" else ():
             remove_listed(folder)
-        for path in (self.product, *side_files(self.product, skip=True)):
+        for path in (self.product, *side_files(self.product, skip=True), *(work / "whole").glob("*.partial")):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             (work / "whole").rmdir()
@@ -248,19 +267,6 @@ def remove_listed(folder: Path) -> None:
     for path in sorted((path for path in (folder, *folder.rglob("*")) if path.is_dir()), reverse=True):
         with suppress(OSError):
             path.rmdir()
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Exchange two folders' names: at once where the system can, else one after the other."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2") and not libc.renameat2(HERE, bytes(one), HERE, bytes(other), EXCHANGE):
-        return
-    if (code := ctypes.get_errno()) not in (0, errno.ENOSYS, errno.EINVAL):
-        raise OSError(code, os.strerror(code), str(other))
-    away = one.with_name("away")
-    other.rename(away)
-    one.rename(other)
-    away.rename(one)
 
 
 def _lance() -> Any:

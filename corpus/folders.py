@@ -4,10 +4,8 @@ A row stays in the file that its id is in. A file whose rows are all the same is
 """
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
@@ -16,42 +14,69 @@ import numpy as np
 import pyarrow as pa
 
 from corpus.blocks import BLOCK_COLUMNS, HASH, PROBLEM
-from corpus.output_rows import VectorsOf, output_rows
+from corpus.listing import NO_VALUE
+from corpus.output_files import OutputFiles
+from corpus.output_rows import VectorsOf
 from corpus.previous import Previous
 from corpus.rows import TEXT_HASH
-from corpus.writers import ParquetWriter, json_as_strings
-from fetching.whole import fsync
+from corpus.sorted_keys import DiskArray
+from corpus.writers import json_as_strings
+from texts.options import Options
 
-# The name that Hive gives the folder of rows without a value.
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 # How much larger than asked for a file may grow by updates.
 GROWTH = 2
 
 
-class Layout:
-    """The files of an output, and which file each row goes to, asked for in the rows' order."""
+Tables = Sequence[Callable[[], pa.Table]]
+"""The rows of blocks, one after another, read when called."""
 
-    def __init__(self, rows_of_file: int, partition: Sequence[str], before: Mapping[str, int] | None = None) -> None:
+
+class Layout:
+    """The files of an output, and which file each row goes to. That is on the disk, in `folder`."""
+
+    def __init__(
+        self, folder: Path, rows_of_file: int, partition: Sequence[str], before: Mapping[str, int] | None = None
+    ) -> None:
         """`before` are the files that are there, with their texts. A new file gets at most `rows_of_file` rows."""
         self.names: list[str] = []
         self._partition, self._rows_of_file = partition, rows_of_file
         self._room: list[int] = []
         self._current: dict[str, int] = {}
         self._next: defaultdict[str, int] = defaultdict(int)
+        self._files = DiskArray(np.dtype(np.int32), folder)
+        self._tables: defaultdict[int, list[tuple[Callable[[], pa.Table], slice]]] = defaultdict(list)
         for name, count in (before or {}).items():
             self._add_file(name, GROWTH * rows_of_file - count)
 
-    def files_of(self, rows: pa.Table, before: np.ndarray) -> np.ndarray:
-        """Return the number of each row's file; `before` are the numbers of those that have them, -1 for new rows."""
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._files)
+
+    def add(self, table: Callable[[], pa.Table], before: np.ndarray) -> None:
+        """Add the rows of a block; `before` are the numbers of the files that they are in, -1 for new rows."""
         files: list[int] = []
-        for (folder, file), run in groupby(zip(self._folders(rows), before.tolist(), strict=True)):
+        for (folder, file), run in groupby(zip(self._folders(table()), before.tolist(), strict=True)):
             count = sum(1 for _ in run)
             if file >= 0 and os.path.dirname(self.names[file]) == folder:
                 self._current[folder] = file
                 files += [file] * count
             else:
                 files += self._files_of_new(folder, count)
-        return np.array(files, np.int32)
+        self.place(table, np.array(files, np.int32))
+
+    def place(self, table: Callable[[], pa.Table], files: np.ndarray) -> None:
+        """Add the rows of a block, whose files are known."""
+        part = slice(len(self._files), len(self._files) + len(files))
+        self._files.append(files)
+        for file in np.unique(files).tolist():
+            self._tables[file].append((table, part))
+
+    def rows(self, file: int) -> Iterator[pa.Table]:
+        """Yield the rows of a file, without the columns that its folder names."""
+        for table, part in self._tables[file]:
+            rows = table().filter(pa.array(self._files[part] == file))
+            yield rows.drop_columns([name for name in self._partition if name in rows.schema.names])
 
     def _files_of_new(self, folder: str, count: int) -> Iterator[int]:
         for _ in range(count):
@@ -88,34 +113,15 @@ def _folder(name: str, value: str | None) -> str:
     return f"{quote(name, safe='')}={NO_VALUE if value is None else quote(value, safe=' ')}"
 
 
-def write_file(
-    path: Path, rows: Iterable[pa.Table], vectors_of: VectorsOf, metadata: dict[str, str], with_ranges: bool
-) -> int:
+def write_file(path: Path, rows: Iterable[pa.Table], vectors_of: VectorsOf, model: str, options: Options) -> int:
     """Write rows of blocks as .parquet and return how many the file has; without any there is no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # not written over: it may be a name of the earlier output's file
-    count, writer = 0, None
-    with path.open("wb") as file, ExitStack() as opened:
+    with OutputFiles(path, model, options, hashed=True) as files:
         for table in rows:
-            for part in output_rows(table, vectors_of, with_ranges):
-                writer = writer or opened.enter_context(closing(ParquetWriter(file, part, metadata)))
-                writer.write(part)
-                count += part.table.num_rows
-    if count:
-        fsync(path)
-    else:
-        path.unlink()
-    return count
-
-
-def link(source: Path, path: Path) -> None:
-    """Give a file a second name, or where that cannot be, copy it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        os.link(source, path)
-    except OSError:
-        shutil.copyfile(source, path)
+            files.write_block(table, vectors_of)
+        if files.rows:
+            files.finish()
+    return files.rows
 
 
 def has_rows(previous: Previous, file: int, rows: Iterable[pa.Table]) -> bool:
@@ -138,15 +144,3 @@ def has_rows(previous: Previous, file: int, rows: Iterable[pa.Table]) -> bool:
                 return False
             now, left = now.slice(count), left.slice(count)
     return carried is not None and not left.num_rows and next(before, None) is None
-
-
-Tables = Sequence[Callable[[], pa.Table]]
-"""The rows of blocks, one after another, read when called."""
-
-
-def rows_of_file(tables: Tables, files: Sequence[np.ndarray], file: int, without: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield those rows of `tables` that `files` says are of one file, less the columns that its folder names."""
-    for table, of in zip(tables, files, strict=True):
-        if (chosen := of == file).any():
-            rows = table().filter(pa.array(chosen))
-            yield rows.drop_columns([name for name in without if name in rows.schema.names])

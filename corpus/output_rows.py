@@ -61,18 +61,20 @@ def _output_rows(rows: pa.Table, vectors_of: VectorsOf, positions: np.ndarray, w
     parts = [(vectors_of(int(block)), positions[blocks == block]) for block in np.unique(blocks)]
     row_order = np.argsort(np.argsort(blocks, kind="stable"))  # the parts come block by block
     vectors = np.concatenate([part.vectors[chosen] for part, chosen in parts])[row_order]
-    facts = np.concatenate([part.facts[chosen] for part, chosen in parts])[row_order]
+    fields = fact_fields(with_ranges)
+    names = [field.name for field in fields]
+    facts = pa.concat_tables([part.facts.select(names).take(pa.array(chosen)) for part, chosen in parts])
+    facts = facts.take(pa.array(row_order))
     table = rows.drop_columns(list(BLOCK_COLUMNS))
-    for i, field in enumerate(fact_fields(with_ranges), 1):
-        table = table.add_column(i, field, pa.array(np.ascontiguousarray(facts[field.name])))
+    for i, field in enumerate(fields, 1):
+        table = table.add_column(i, field, facts[field.name])
     table = table.append_column(pa.field(TEXT_HASH, rows.schema.field(HASH).type), rows[HASH])
     return OutputRows(table, vectors)
 
 
 def fact_fields(with_ranges: bool) -> list[pa.Field]:
     """Return the output's columns for FACTS; ranges of characters only where texts are cut into chunks."""
-    names = ["token_count", "truncated", "prompted", *(("start", "end") if with_ranges else ())]
-    return [pa.field(name, pa.from_numpy_dtype(FACTS[name])) for name in names]
+    return [field for field in FACTS if with_ranges or field.name not in ("start", "end")]
 
 
 def vector_array(vectors: np.ndarray, mask: pa.Array | None = None) -> pa.Array:
@@ -80,3 +82,10 @@ def vector_array(vectors: np.ndarray, mask: pa.Array | None = None) -> pa.Array:
     kind = pa.field("element", pa.from_numpy_dtype(vectors.dtype), nullable=False)
     flat = pa.array(vectors.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(kind, vectors.shape[1]), mask=mask)
+
+
+def vectors_of(lists: pa.ChunkedArray) -> np.ndarray:
+    """Return fixed-size lists of numbers, also null ones, as [rows, width]; where they lie, if in one piece."""
+    width, kind = lists.type.list_size, lists.type.value_type.to_pandas_dtype()
+    pieces = [np.asarray(piece.values).reshape(-1, width)[piece.offset :][: len(piece)] for piece in lists.chunks]
+    return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty((0, width), kind), *pieces])

@@ -157,7 +157,7 @@ async def _embed_file(
     inputs = None
     try:
         inputs = await in_thread(lambda: opened.enter_context(closing(file.open())))
-        files = opened.enter_context(OutputFiles(output, model, options, output.parent))
+        files = opened.enter_context(OutputFiles(output, model, options))
         progress = FileProgress()
         read = partial(next, _prepared_blocks(inputs, tokenizer, options, file.skip), None)
         store = partial(_store, files, answer_bytes(), progress, options)

@@ -1,24 +1,27 @@
 """An earlier output of the same corpus: which texts have vectors there, and which of its rows stay.
 
 Its files are read in parts, row groups or record batches. A text's rows (several where it was cut into chunks) belong
-to the part in which they begin. Memory: 72 bytes a text.
+to the part in which they begin. What is known of each text is on the disk.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.blocks import BLOCK, DIGEST_BYTES, FILE, HASH, NUMBER, PROBLEM, TEXT, Source
+from corpus.blocks import BLOCK, FILE, HASH, NUMBER, PROBLEM, TEXT, Source
 from corpus.compute import FACTS, VECTORS_AT_ONCE, TextVectors
+from corpus.output_rows import vectors_of
 from corpus.rows import OUTPUT_COLUMNS, TEXT_HASH, CorpusError, quoted
+from corpus.sorted_keys import KEY, DiskArray
+from corpus.sorted_keys import Sorted as Sorted
+from corpus.sorted_keys import keys as keys
 from corpus.sources import reason
 
-KEY = np.dtype(f"S{DIGEST_BYTES}")
 PARTS_KEPT = 4
 FIRST_BLOCK = -2
 """The block of part 0; that of part p is FIRST_BLOCK - p."""
@@ -57,45 +60,18 @@ def lance_parts(dataset: Any) -> Parts:
     return Parts(dataset.schema, counts, read)
 
 
-def keys(ids: pa.ChunkedArray) -> np.ndarray:
-    """Return a key of KEY for each id, equal only for equal ids, and b"" for null."""
-    if pa.types.is_integer(ids.type):
-        words = np.zeros((len(ids), 2), np.uint64)
-        words[:, 0] = ids.fill_null(0).to_numpy().astype(np.uint64)
-        words[:, 1] = ids.is_valid().to_numpy()
-        return words.view(KEY).reshape(-1)
-    return np.array([b"" if value is None else _digest(value) for value in ids.to_pylist()], KEY)
-
-
-def _digest(value: str) -> bytes:
-    return hashlib.blake2b(value.encode(), digest_size=DIGEST_BYTES).digest()
-
-
-class Sorted:
-    """Keys in order, to find where each was."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self._order = np.argsort(values, kind="stable")
-        self._sorted = values[self._order]
-
-    def find(self, wanted: np.ndarray) -> np.ndarray:
-        """Return the first position of each wanted key, -1 for a key that is not there."""
-        if not len(self._sorted):
-            return np.full(len(wanted), -1)
-        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == wanted, self._order[at], -1)
-
-    def repeated(self) -> int | None:
-        """Return the position of a key that is there a second time."""
-        again = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
-        return int(self._order[again[0] + 1]) if len(again) else None
-
-
 class Previous:
     """The rows of an earlier output, in files of one schema."""
 
-    def __init__(self, place: str, files: Mapping[str, Parts], metadata: Mapping[str, str], identity: str) -> None:
-        """Index the texts of `files`. Messages call the output `place`; `identity` changes when it does.
+    def __init__(
+        self,
+        place: str,
+        files: Mapping[str, Parts],
+        metadata: Mapping[str, str],
+        identity: str,
+        folder: Path | None = None,
+    ) -> None:
+        """Index the texts of `files`, in `folder`. Messages call the output `place`; `identity` changes when it does.
 
         Raises CorpusError if its vectors are of another model or other options than `metadata` says, or if it does not
         tell which texts they are of.
@@ -106,11 +82,17 @@ class Previous:
         for parts in self._files:
             self._check(parts.schema)
         self.schema = self._files[0].schema
-        self._chunked = "start" in self.schema.names
         self._part_at = [(file, i) for file, parts in enumerate(self._files) for i in range(len(parts.counts))]
         counts = [count for parts in self._files for count in parts.counts]
         self._first_rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._index()
+        self._starts = DiskArray(np.dtype(np.int64), folder) if "start" in self.schema.names else None
+        self._keys = DiskArray(KEY, folder)
+        hashes, self._first_texts = DiskArray(KEY, folder), np.zeros_like(self._first_rows)
+        for part, first in enumerate(self._first_rows_of_texts()):
+            hashes.append(keys(first[TEXT_HASH]))
+            self._keys.append(keys(first["id"]))
+            self._first_texts[part + 1] = len(self._keys)
+        self._hashes, self._ids = Sorted(hashes, folder), Sorted(self._keys, folder)
         self.vectors = lru_cache(PARTS_KEPT)(self._vectors)
 
     def _check(self, schema: pa.Schema) -> None:
@@ -123,38 +105,33 @@ class Previous:
                 problem = f"it is {now!r}, and {self.place} was made with {then!r}"
                 raise CorpusError(name, problem, "run it with that, or embed the corpus into a new output")
 
-    def _index(self) -> None:
-        starts, hashes, ids = [], [], []
+    def _first_rows_of_texts(self) -> Iterator[pa.Table]:
+        """Yield id and hash of the texts of each part, and note in which row each begins."""
         last_file, last_id = -1, None
         for part, (file, i) in enumerate(self._part_at):
             table = self._read(file, i, ["id", TEXT_HASH])
-            begins = np.ones(table.num_rows, bool)
-            if self._chunked and table.num_rows:
-                column = table["id"].combine_chunks()
-                begins[1:] = column.slice(1).to_numpy(False) != column.slice(0, len(column) - 1).to_numpy(False)
-                begins[0] = file != last_file or column[0].as_py() != last_id
-                last_file, last_id = file, column[-1].as_py()
-            starts.append(np.flatnonzero(begins) + self._first_rows[part])
-            first = table.filter(pa.array(begins))
-            hashes.append(np.array([value or b"" for value in first[TEXT_HASH].to_pylist()], KEY))
-            ids.append(keys(first["id"]))
-        self._starts = np.concatenate([*starts, self._first_rows[-1:]]).astype(np.int64)
-        self._hashes = Sorted(np.concatenate([np.empty(0, KEY), *hashes]))
-        self._keys = np.concatenate([np.empty(0, KEY), *ids])
-        self._ids = Sorted(self._keys)
-        self._first_texts = np.searchsorted(self._starts[:-1], self._first_rows)
+            if self._starts is not None and table.num_rows:
+                ids, begins = table["id"].combine_chunks(), np.ones(table.num_rows, bool)
+                begins[1:] = ids.slice(1).to_numpy(False) != ids.slice(0, len(ids) - 1).to_numpy(False)
+                begins[0] = file != last_file or ids[0].as_py() != last_id
+                last_file, last_id = file, ids[-1].as_py()
+                self._starts.append(np.flatnonzero(begins) + self._first_rows[part])
+                table = table.filter(pa.array(begins))
+            yield table
 
     @property
     def texts(self) -> dict[str, int]:
         """How many texts each file has."""
-        ends = np.searchsorted(self._starts[:-1], np.cumsum([sum(parts.counts) for parts in self._files]))
-        return dict(zip(self.names, np.diff(ends, prepend=0).tolist(), strict=True))
+        counts = np.zeros(len(self.names), np.int64)
+        np.add.at(counts, [file for file, _ in self._part_at], np.diff(self._first_texts))
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
     def check_unique(self) -> None:
         """Raise CorpusError for an id that is there twice."""
-        if (text := self._ids.repeated()) is not None:
-            first = self._rows(int(self._starts[text]), int(self._starts[text]) + 1, ["id"])
-            raise CorpusError(self.place, f"the id {quoted(first['id'][0].as_py())} is there twice", "embed it anew")
+        if (text := self._ids.repeated) is not None:
+            part = int(self._parts_of(np.array(text)))
+            again = self._texts(part, []).slice(text - int(self._first_texts[part]), 1)["id"][0].as_py()
+            raise CorpusError(self.place, f"the id {quoted(again)} is there twice", "embed it anew")
 
     def find(self, hashes: Sequence[bytes]) -> list[Source | None]:
         """Return block and text where the vectors of each text are, None for a text without."""
@@ -167,8 +144,8 @@ class Previous:
         ]
 
     def _parts_of(self, texts: np.ndarray) -> np.ndarray:
-        """Return the part of each text; of -1 any."""
-        return np.searchsorted(self._first_rows[:-1], self._starts[np.maximum(texts, 0)], side="right") - 1
+        """Return the part in which each text begins; of -1 any."""
+        return np.searchsorted(self._first_texts[:-1], np.maximum(texts, 0), side="right") - 1
 
     def files_of(self, ids: np.ndarray) -> np.ndarray:
         """Return the number of the file that each id, given by its key, is in; -1 for a new one."""
@@ -178,19 +155,18 @@ class Previous:
         files = np.array([file for file, _ in self._part_at])
         return np.where(texts >= 0, files[self._parts_of(texts)], -1)
 
-    def kept(self, ids: Sorted) -> list[tuple[int, partial[pa.Table]]]:
-        """Return the rows whose ids are not among `ids`: for each part its file, and what gives them as a block's."""
-        gone = ids.find(self._keys) < 0
-        ends = zip(self._first_texts, self._first_texts[1:], strict=False)
-        chosen = [np.flatnonzero(gone[first:end]) for first, end in ends]
-        return [
-            (file, partial(self._block_rows, part, chosen[part]))
-            for part, (file, _) in enumerate(self._part_at)
-            if len(chosen[part])
-        ]
+    def kept(self, ids: Sorted) -> Iterator[tuple[int, Callable[[], pa.Table]]]:
+        """Yield the rows whose ids are not among `ids`: for each part its file, and what gives them as a block's."""
+        for part, (file, _) in enumerate(self._part_at):
+            if len(self._gone(part, ids)):
+                yield file, partial(self._block_rows, part, ids)
 
-    def _block_rows(self, part: int, chosen: np.ndarray) -> pa.Table:
-        carried = self._carried()
+    def _gone(self, part: int, ids: Sorted) -> np.ndarray:
+        """Return which texts of a part have ids that are not among `ids`."""
+        return np.flatnonzero(ids.find(self._keys[self._first_texts[part] : self._first_texts[part + 1]]) < 0)
+
+    def _block_rows(self, part: int, ids: Sorted) -> pa.Table:
+        carried, chosen = self._carried(), self._gone(part, ids)
         rows, count = self._texts(part, carried).take(pa.array(chosen)), len(chosen)
         given = {
             NUMBER: pa.nulls(count, pa.int64()),
@@ -216,7 +192,10 @@ class Previous:
 
     def _span(self, part: int) -> tuple[int, int, np.ndarray]:
         """Return the first row of a part's texts, their end, and where each begins, with the end."""
-        starts = self._starts[self._first_texts[part] : self._first_texts[part + 1] + 1]
+        first, end = int(self._first_texts[part]), int(self._first_texts[part + 1])
+        if self._starts is None:
+            return first, end, np.arange(end - first + 1)
+        starts = np.append(self._starts[first : end + 1], self._first_rows[-1])[: end - first + 1]
         return int(starts[0]), int(starts[-1]), starts - starts[0]
 
     def _rows(self, begin: int, end: int, columns: list[str]) -> pa.Table:
@@ -241,18 +220,10 @@ class Previous:
 
     def _vectors(self, block: int) -> TextVectors:
         """Return the vectors of a part's texts."""
-        names = [name for name in FACTS.names or () if name in self.schema.names]
+        names = [name for name in FACTS.names if name in self.schema.names]
         begin, end, offsets = self._span(FIRST_BLOCK - block)
         rows = self._rows(begin, end, ["embedding", *names])
-        facts = np.zeros(rows.num_rows, FACTS)
-        for name in names:
-            facts[name] = rows[name].fill_null(FACTS[name].type().item()).to_numpy()
-        width = self.schema.field("embedding").type.list_size
-        flat = [
-            np.asarray(chunk.values).reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]  # also those of nulls
-            for chunk in rows["embedding"].chunks
-        ]
-        return TextVectors(np.concatenate(flat), facts, offsets, {})
+        return TextVectors(vectors_of(rows["embedding"]), rows.select(names), offsets, {})
 
     def _carried(self) -> list[str]:
         return [name for name in self.schema.names if name not in OUTPUT_COLUMNS]

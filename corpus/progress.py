@@ -18,7 +18,7 @@ BAR = "{percentage:3.0f}%|{bar}| {desc}"
 
 
 class Pace:
-    """The speed of a run in the later half of its time, as texts get longer and machines slower.
+    """The speed of a run in the later half of its time and of its rows, as texts get longer and machines slower.
 
     The time begins with the first block that is computed, since what was done before takes none.
     """
@@ -35,8 +35,8 @@ class Pace:
             self._points.clear()
             self._begin = (now, progress)
         self._points.append((now, progress))
-        middle = (self._begin[0] + now) / 2
-        while len(self._points) > 2 and self._points[1][0] <= middle:
+        middle, half = (self._begin[0] + now) / 2, (self._begin[1].read + progress.read) / 2
+        while len(self._points) > 2 and (self._points[1][0] <= middle or self._points[1][1].read <= half):
             self._points.popleft()
 
     def tokens_s(self, whole: bool = False) -> float:

@@ -54,7 +54,7 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
                 progress = progress._replace(expected=max(expected, progress.read), is_known=is_known)
                 yield progress
             assembly = Assembly(shards, progress.blocks, job.destination, job.previous)
-            written = assembly.write(job.model, job.options, job.skip)
+            written = assembly.write(job.model, job.options)
     except UnfitRow as unfit:
         remedy = "What was done is kept: mend it and run the same again, or skip such rows (on-error skip)"
         raise CorpusError(job.inputs.place(unfit.row), unfit.row.problem, remedy) from None
@@ -64,12 +64,11 @@ def run(job: CorpusJob, shards: ShardFolder, submit: Submit, devices: int = 1) -
 
 def finish(destination: Destination, shards: ShardFolder) -> None:
     """Put the whole product in its place, if it is not there yet, and delete everything else of the run."""
-    if destination.product != destination.base:
-        with _in_words(destination, shards):
-            if not shards.is_done:
-                destination.deliver()
-                shards.set_done()
-            destination.clear()
+    with _in_words(destination, shards):
+        if not shards.is_done:
+            destination.deliver()
+            shards.set_done()
+        destination.clear()
     shards.remove()
 
 

@@ -1,7 +1,8 @@
-"""The folder in which a run keeps what it has done: a manifest of its settings, and a folder for each stored block.
+"""The folder in which a run keeps what it has done: a manifest of its settings, and a file for each stored block.
 
-A shard appears under its name by one rename, whole and synced to the disk. A run that is killed leaves at most a folder
-with another name, which is ignored.
+A shard appears under its name by one rename, whole and synced to the disk: the block's rows, the offsets of its texts'
+vectors, and the vectors with their facts, three streams of Arrow's one after another. A run that is killed leaves at
+most a file with another name, which is ignored.
 """
 
 import errno
@@ -11,32 +12,23 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from corpus.blocks import NUMBER, Block
 from corpus.compute import TextVectors
+from corpus.output_rows import vector_array, vectors_of
 from corpus.rows import CorpusError, quoted
-from fetching.whole import fsync, written_whole
+from fetching.whole import written_whole
 
-# Blocks whose facts stay in memory, about 30 bytes a text, while rows that repeat their texts are gathered.
-BLOCKS_KEPT = 32
 MANIFEST = "manifest.json"
 PREVIOUS = "previous.txt"  # what the output was that an update takes over
 DONE = "done"
-SHARD_FILES = ("vectors.npy", "facts.npy", "offsets.npy", "rows.arrow", "shard.json")
-# The names of shards, and of everything else that runs make in the folder.
-SHARD_NAME = re.compile(r"[0-9]{8}(\.partial-[0-9]+)?")
-UNFINISHED = re.compile(rf"({re.escape(MANIFEST)}|{re.escape(PREVIOUS)})\.[0-9]+\.partial")
-OWN_NAME = re.compile(
-    rf"{re.escape(MANIFEST)}|{UNFINISHED.pattern}|{PREVIOUS}|{DONE}|new"
-    r"|(parquet|arrow|feather|npy|jsonl|rows\.parquet|skipped\.jsonl)\.partial"
-)
+# The names of what runs make in the folder.
+UNFINISHED = re.compile(rf"({re.escape(MANIFEST)}|{re.escape(PREVIOUS)}|[0-9]{{8}})\.[0-9]+\.partial")
+OWN_NAME = re.compile(rf"[0-9]{{8}}|{re.escape(MANIFEST)}|{UNFINISHED.pattern}|{re.escape(PREVIOUS)}|{DONE}|new")
 
 
 class ShardFolder:
@@ -46,7 +38,6 @@ class ShardFolder:
         """`output` is the file that the run will write; nothing is made yet."""
         self.path = shards_path(output)
         self._lock: int | None = None
-        self._facts = lru_cache(maxsize=BLOCKS_KEPT)(self._read_facts)
 
     def open(self, manifest: Mapping[str, Any]) -> None:
         """Begin a run, or continue it.
@@ -106,7 +97,7 @@ class ShardFolder:
     @property
     def is_done(self) -> bool:
         """Whether the run's output is in its place."""
-        return (self.path / DONE).exists()
+        return os.path.exists(self.path / DONE)
 
     def set_done(self) -> None:
         """Note that the run's output is in its place."""
@@ -125,9 +116,7 @@ class ShardFolder:
         """
         assert self._lock is not None
         for name in sorted(os.listdir(self.path), key=lambda name: (name == MANIFEST, name == DONE, name)):  # last
-            if SHARD_NAME.fullmatch(name):
-                _remove_shard(self.path / name)
-            elif OWN_NAME.fullmatch(name) and not (self.path / name).is_dir():
+            if OWN_NAME.fullmatch(name) and not (self.path / name).is_dir():
                 (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
@@ -135,12 +124,9 @@ class ShardFolder:
 
     def has(self, block: Block) -> bool:
         """Return whether the block is stored. Raises CorpusError if a different block is: the input has changed."""
-        shard = self._shard(block.index)
-        if not shard.exists():
+        if not self._shard(block.index).exists():
             return False
-        with _whole(shard):
-            digest = _shard_json(shard)["digest"]
-        if digest != block.digest:
+        if self._tables(block.index)[2].schema.metadata[b"digest"].decode() != block.digest:
             numbers = block.rows[NUMBER]
             between = f"between {numbers[0]} and {numbers[-1]} (lines or rows)"
             problem = f"the input has changed since the run was begun, {between}"
@@ -149,29 +135,22 @@ class ShardFolder:
 
     def write(self, block: Block, vectors: TextVectors) -> None:
         """Store a block, whole or not at all. Raises OSError, as on a full disk."""
-        shard = self._shard(block.index)
-        work = shard.with_name(f"{shard.name}.partial-{os.getpid()}")
-        _remove_shard(work)
-        work.mkdir()
-        try:
-            for name in ("vectors", "facts", "offsets"):
-                with (work / f"{name}.npy").open("wb") as file:
-                    _write_array(file, getattr(vectors, name))
-            with (work / "rows.arrow").open("wb") as file, pa.ipc.new_file(file, block.rows.schema) as writer:
-                writer.write_table(block.rows)
-            facts = {"digest": block.digest, "refused": list(vectors.refused.items())}
-            (work / "shard.json").write_text(json.dumps(facts), encoding="utf-8")
-            for name in SHARD_FILES:
-                fsync(work / name)
-            work.rename(shard)
-        except BaseException:
-            _remove_shard(work)
-            raise
+        facts = {"digest": block.digest, "refused": json.dumps([*vectors.refused.items()])}
+        of_vectors = vectors.facts.append_column("embedding", vector_array(vectors.vectors))
+        tables = block.rows, pa.table({"offset": vectors.offsets}), of_vectors.replace_schema_metadata(facts)
+        with written_whole(self._shard(block.index)) as file:
+            for table in tables:
+                with pa.ipc.new_stream(file, table.schema) as writer:
+                    writer.write_table(table.combine_chunks())
+
+    def _tables(self, index: int) -> list[pa.Table]:
+        """Return the tables of a block, mapped."""
+        with _whole(shard := self._shard(index)), pa.memory_map(str(shard)) as file:
+            return [pa.ipc.open_stream(file).read_all() for _ in range(3)]
 
     def rows(self, index: int) -> pa.Table:
         """Return the rows of a block, mapped."""
-        with _whole(shard := self._shard(index)), pa.memory_map(str(shard / "rows.arrow")) as file:
-            return pa.ipc.open_file(file).read_all()
+        return self._tables(index)[0]
 
     def id_type(self, count: int) -> pa.DataType:
         """Return the type of the ids of `count` blocks: uint64 if any block needs it."""
@@ -180,13 +159,10 @@ class ShardFolder:
 
     def vectors(self, index: int) -> TextVectors:
         """Return the vectors of a block, mapped. Do not keep them: mapped pages count as the process's memory."""
-        with _whole(shard := self._shard(index)):
-            return replace(self._facts(index), vectors=np.load(shard / "vectors.npy", mmap_mode="r"))
-
-    def _read_facts(self, index: int) -> TextVectors:
-        shard = self._shard(index)
-        facts, offsets = np.load(shard / "facts.npy"), np.load(shard / "offsets.npy")
-        return TextVectors(np.empty(0), facts, offsets, dict(_shard_json(shard)["refused"]))
+        _, offsets, table = self._tables(index)
+        refused = dict(json.loads(table.schema.metadata[b"refused"]))
+        facts = table.drop_columns(["embedding"]).replace_schema_metadata()
+        return TextVectors(vectors_of(table["embedding"]), facts, offsets["offset"].to_numpy(), refused)
 
     def _shard(self, index: int) -> Path:
         return self.path / f"{index:08d}"
@@ -222,26 +198,5 @@ def _whole(shard: Path) -> Iterator[None]:
         of_damage = (None, errno.ENOENT, errno.EINVAL)
         if isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_damage:
             raise
-        remedy = "delete this folder and run the same again"
+        remedy = "delete this file and run the same again"
         raise CorpusError(str(shard), f"it is damaged: {error}", remedy) from error
-
-
-def _shard_json(shard: Path) -> dict[str, Any]:
-    return dict(json.loads((shard / "shard.json").read_bytes()))
-
-
-def _remove_shard(shard: Path) -> None:
-    """Delete a shard, whole or partial, but no file of others in its folder, and nothing in its place."""
-    if shard.is_symlink():
-        return
-    for name in SHARD_FILES:
-        with suppress(OSError):
-            (shard / name).unlink()
-    with suppress(OSError):
-        shard.rmdir()
-
-
-def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    """Write .npy as numpy does, but on a full disk raise the system's error, which numpy hides."""
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

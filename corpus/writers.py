@@ -26,47 +26,50 @@ def check_carried(output: Path, fields: Sequence[pa.Field]) -> None:
             raise CorpusError(field.name, problem, "name a .parquet output") from error
 
 
-class ParquetWriter:
-    """.parquet: `embedding` is a fixed-size list of the precision's numbers; the metadata says what they are."""
+class TableWriter:
+    """.parquet or .arrow: `embedding` is a fixed-size list of the precision's numbers; the metadata says what they are.
+
+    Arrow's IPC file is not compressed, so that it can be memory-mapped.
+    """
 
     def __init__(
-        self, file: BinaryIO, first: OutputRows, metadata: Mapping[str, str], with_vectors: bool = True
+        self,
+        file: BinaryIO,
+        first: OutputRows,
+        metadata: Mapping[str, str],
+        as_parquet: bool = True,
+        with_vectors: bool = True,
     ) -> None:
-        self._with_vectors = with_vectors
+        self._as_parquet, self._with_vectors = as_parquet, with_vectors
         schema = _table(first, with_vectors).schema.with_metadata(metadata)
+        self._id_type = schema.field("id").type
         # Parquet stores single bytes only by a dictionary of their 256 values; floats are all different.
         is_bytes = first.vectors.dtype.itemsize == 1
-        dictionary = [field.name for field in schema if field.name != "embedding"]
-        compression = dict.fromkeys(dictionary, "zstd")
-        if with_vectors:
-            dictionary += ["embedding.list.element"] if is_bytes else []
-            compression["embedding.list.element"] = "zstd" if is_bytes else "none"
-        self._writer = pq.ParquetWriter(
-            file, schema, compression=compression, use_dictionary=dictionary, write_statistics=["id"]
-        )
+        self._writer = _parquet(file, schema, is_bytes) if as_parquet else pa.ipc.new_file(file, schema)
 
     def write(self, rows: OutputRows) -> None:
         """Raises CorpusError for ids that do not fit the type of those before them."""
-        self._writer.write_table(_with_id_type(_table(rows, self._with_vectors), self._writer.schema.field("id").type))
+        table = _table(rows, self._with_vectors)
+        if table["id"].type != self._id_type:
+            try:
+                table = table.set_column(0, pa.field("id", self._id_type), table["id"].cast(self._id_type))
+            except pa.ArrowInvalid as error:
+                problem = f"one does not fit the type of those before it, {self._id_type}"
+                raise CorpusError("id", problem, "write all ids as strings") from error
+        self._writer.write_table(table if self._as_parquet else table.combine_chunks())
 
     def close(self) -> None:
         self._writer.close()
 
 
-class ArrowWriter:
-    """.arrow: Arrow's IPC file, not compressed so that it can be memory-mapped; its columns are those of .parquet."""
-
-    def __init__(self, file: BinaryIO, first: OutputRows, metadata: Mapping[str, str]) -> None:
-        schema = _table(first).schema.with_metadata(metadata)
-        self._id_type = schema.field("id").type
-        self._writer = pa.ipc.new_file(file, schema)
-
-    def write(self, rows: OutputRows) -> None:
-        """Raises CorpusError for ids that do not fit the type of those before them."""
-        self._writer.write_table(_with_id_type(_table(rows).combine_chunks(), self._id_type))
-
-    def close(self) -> None:
-        self._writer.close()
+def _parquet(file: BinaryIO, schema: pa.Schema, is_bytes: bool) -> pq.ParquetWriter:
+    dictionary = [name for name in schema.names if name != "embedding"]
+    compression = dict.fromkeys(dictionary, "zstd")
+    if "embedding" in schema.names:
+        dictionary += ["embedding.list.element"] if is_bytes else []
+        compression["embedding.list.element"] = "zstd" if is_bytes else "none"
+    options = {"compression": compression, "use_dictionary": dictionary, "write_statistics": ["id"]}
+    return pq.ParquetWriter(file, schema, **options)
 
 
 def json_as_strings(table: pa.Table) -> pa.Table:
@@ -84,16 +87,6 @@ def _table(rows: OutputRows, with_vectors: bool = True) -> pa.Table:
         vectors = vector_array(rows.vectors)
         table = table.add_column(1, pa.field("embedding", vectors.type, nullable=False), vectors)
     return table
-
-
-def _with_id_type(table: pa.Table, id_type: pa.DataType) -> pa.Table:
-    if table["id"].type == id_type:
-        return table
-    try:
-        return table.set_column(0, pa.field("id", id_type), table["id"].cast(id_type))
-    except pa.ArrowInvalid as error:
-        problem = f"one does not fit the type of those before it, {id_type}"
-        raise CorpusError("id", problem, "write all ids as strings") from error
 
 
 class NumpyWriter:
@@ -157,5 +150,5 @@ def _base64(value: object) -> str:
     return base64.b64encode(value).decode()
 
 
-Writer = ParquetWriter | ArrowWriter | NumpyWriter | JsonLinesWriter
+Writer = TableWriter | NumpyWriter | JsonLinesWriter
 """Takes the output piece by piece; `close` writes the end of the file, and leaves the file open."""

@@ -27,7 +27,7 @@ from corpus.blocks import BlockLimits
 from corpus.destination import DEFAULT_FILE_MB, Destination, skipped_list
 from corpus.inputs import Inputs
 from corpus.listing import covers, spooled
-from corpus.output_files import OUTPUT_FORMATS, check_output, side_files
+from corpus.output_files import OUTPUT_FORMATS, side_files
 from corpus.pipeline import DeviceJob, RunProgress
 from corpus.progress import shown
 from corpus.readers import FORMATS
@@ -150,11 +150,9 @@ def manifest(job: CorpusJob, number_format: str, environment: dict[str, str]) ->
 def embed(args: argparse.Namespace, options: Options, columns: Columns) -> tuple[RunProgress, float]:
     """Run to the end, showing progress, and return it and the tokens a second. Raises an error with a sentence."""
     destination, skip = _destination(args), args.on_error == "skip"
-    shards, product = ShardFolder(destination.base), destination.product
-    if product == destination.base:
-        check_output(product, shards.path, side_files(product, skip))
-    elif not product.exists():
-        destination.check_new()
+    shards = ShardFolder(destination.base)
+    if not (shards.is_done or destination.is_whole):
+        destination.check_new(skip)
     with ExitStack() as opened:
         inputs = opened.enter_context(closing(_inputs(args, columns, opened)))
         checkpoint = weights.resolve(args.weights)
@@ -164,7 +162,7 @@ def embed(args: argparse.Namespace, options: Options, columns: Columns) -> tuple
         job = CorpusJob(inputs, destination, checkpoint.computed_in(number_format), options, BlockLimits(rows), skip)
         shards.open(manifest(job, number_format, devices[0]))
         opened.enter_context(closing(shards))
-        if shards.is_done or destination.is_whole():  # a run was killed in its last steps
+        if shards.is_done or destination.is_whole:  # a run was killed in its last steps
             finish(destination, shards)
             return RunProgress(), 0
         job = replace(job, previous=destination.open_previous({"model": job.model, **options.described()}))

@@ -51,18 +51,19 @@ def reading_seconds(path: Path) -> float:
     return time.perf_counter() - start
 
 
-def measured(*arguments: str) -> tuple[float, int]:
-    """Do a run in a process of its own and return its seconds and its most memory in MiB."""
-    start, peak = time.perf_counter(), 0
+def measured(*arguments: str) -> tuple[float, str]:
+    """Do a run in a process of its own and return its seconds and its most memory in MiB: its own, and of files."""
+    start, own, mapped = time.perf_counter(), 0, 0
     process = subprocess.Popen([sys.executable, "-m", "scripts.embed_corpus", *arguments], stderr=subprocess.DEVNULL)
-    while process.poll() is None:  # not wait4, whose maximum begins with that of this process
+    while process.poll() is None:
         with suppress(OSError):
-            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
-            peak = int(found[1]) >> 10 if found else peak
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if found := re.search(r"RssAnon:\s+(\d+) kB\nRssFile:\s+(\d+)", status):
+                own, mapped = max(own, int(found[1]) >> 10), max(mapped, int(found[2]) >> 10)
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"embed_corpus ended with {process.returncode}")
-    return time.perf_counter() - start, peak
+    return time.perf_counter() - start, f"{own} + {mapped}"
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def main() -> None:
             reading = reading_seconds(source)
             share = 100 * (update - reading) / whole
             facts = [f"{rows:,}", f"{whole:.0f}", f"{update:.1f}", f"{reading:.1f}", f"{share:.1f} %"]
-            lines.append([*facts, f"{whole_mib:,}", f"{update_mib:,}"])
+            lines.append([*facts, whole_mib, update_mib])
     head = ["rows", "run, s", "update, s", "reading, s", "beyond reading, of the run", "run, MiB", "update, MiB"]
     logger.info("%s", table(head, lines))
 

@@ -50,7 +50,8 @@ def array(table: pa.Table) -> np.ndarray:
 def embedded(source: Path, columns: Columns, options: Options, skip: bool = False) -> tuple[pa.Table, list[Any]]:
     """Return the vectors of a corpus as tasks read it and an actor embeds it, and the rows without a vector."""
     from corpus.cluster import ActorJob, Embedder, read
-    from corpus.cluster_folder import NO_KEYS, unpacked
+    from corpus.cluster_folder import unpacked
+    from corpus.sorted_keys import NO_KEYS
 
     inputs, job = Inputs([str(source)], columns, skip=skip), ActorJob("small", options, skip, 20, "float32")
     inputs.settle_ids()

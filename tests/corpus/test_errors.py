@@ -85,7 +85,8 @@ def test_a_name_is_refused_exactly_where_one_beside_it_is_too_long(
     source = write(tmp_path / "a.jsonl", [{"text": "one"}, {"text": None}])
     longest = 200
     with suppress(CorpusError):
-        while check_output(named(longest + 1)):
+        while True:
+            check_output(named(longest + 1))
             longest += 1
     assert longest > 230
     run_again(monkeypatch, source, named(longest), "--on-error", "skip")
@@ -110,7 +111,6 @@ SEAMS: list[tuple[Any, str]] = [
     (Path, "mkdir"),
     (Path, "open"),
     (os, "fsync"),
-    (Path, "rename"),
     (Path, "replace"),
     (os, "link"),
 ]
@@ -182,14 +182,12 @@ def test_stored_blocks_that_are_damaged(
     assert "line 10: not JSON" in said(source, output, *blocks)
     shard, *_ = shards_path(output).glob("0*")
     source.write_bytes(broken)
-    for name in ("vectors.npy", "facts.npy", "offsets.npy", "rows.arrow", "shard.json"):
-        whole = (shard / name).read_bytes()
-        for damaged in (whole[: len(whole) // 2], b"")[: 1 + (name == "rows.arrow")]:
-            (shard / name).write_bytes(damaged)
-            assert said(source, output, *blocks).startswith(f"{shard}: it is damaged: ")
-        (shard / name).write_bytes(whole)
-    (shard / "facts.npy").unlink()
-    assert said(source, output, *blocks).endswith("; delete this folder and run the same again")
+    whole = shard.read_bytes()
+    for length in (0, 100, len(whole) // 20, len(whole) // 2, len(whole) - 1000):
+        shard.write_bytes(whole[:length])
+        sentence = said(source, output, *blocks)
+        assert sentence.startswith(f"{shard}: it is damaged: "), length
+        assert sentence.endswith("; delete this file and run the same again")
     (shards_path(output) / "manifest.json").write_text("{")
     assert said(source, output, *blocks).endswith(".parts: its manifest is damaged; delete the folder to start anew")
     shutil.rmtree(shards_path(output))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from corpus import output_files
-from corpus.output_files import OutputFiles, side_file, side_files
+from corpus import publishing
+from corpus.output_files import side_file, side_files
 from corpus.shards import ShardFolder, lock_folder, shards_path
 from engine.native import choice, library
 from scripts import embed_corpus
@@ -66,7 +66,7 @@ def test_what_was_there_before_is_named(run: Run, tmp_path: Path, form: str, nam
 def test_what_is_made_meanwhile_stays(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str, name: str, links: str
 ) -> None:
-    path, output, true = tmp_path / name, tmp_path / f"v.{form}", output_files.publish
+    path, output, true = tmp_path / name, tmp_path / f"v.{form}", publishing.publish
 
     def publish(partial: Path, to: Path) -> None:
         if to == path:
@@ -74,7 +74,7 @@ def test_what_is_made_meanwhile_stays(
         true(partial, to)
 
     with monkeypatch.context() as patch:
-        patch.setattr(output_files, "publish", publish)
+        patch.setattr("corpus.destination.publish", publish)
         if links == "no links":
             patch.setattr(os, "link", refuse_links)
         assert f"{path}: a file of this name has been made meanwhile; move it away and run the same" in run(output)
@@ -116,13 +116,12 @@ def test_a_folder_of_others_is_no_folder_of_a_run(run: Run, tmp_path: Path) -> N
     output = tmp_path / "v.parquet"
     parts = shards_path(output)
     parts.mkdir()
-    (parts / "00000000").mkdir()
-    (parts / "00000000" / "vectors.npy").write_bytes(STRANGE)
+    (parts / "00000000").write_bytes(STRANGE)
     assert "it is no folder of a run, as it has '00000000' and no manifest.json; move it away, or name" in run(output)
-    assert (parts / "00000000" / "vectors.npy").read_bytes() == STRANGE
+    assert (parts / "00000000").read_bytes() == STRANGE
     output.write_bytes(STRANGE)
     assert "the file is there already" in run(output)
-    assert (parts / "00000000" / "vectors.npy").read_bytes() == output.read_bytes() == STRANGE
+    assert (parts / "00000000").read_bytes() == output.read_bytes() == STRANGE
 
 
 def test_a_file_in_the_folders_place_stays(run: Run, tmp_path: Path) -> None:
@@ -135,8 +134,7 @@ def test_a_file_in_the_folders_place_stays(run: Run, tmp_path: Path) -> None:
 def test_what_others_put_into_a_runs_folder_stays(run: Run, tmp_path: Path) -> None:
     output, theirs = tmp_path / "v.parquet", tmp_path / "theirs"
     theirs.mkdir()
-    for name in ("vectors.npy", "shard.json"):
-        (theirs / name).write_bytes(STRANGE)
+    (theirs / "notes.txt").write_bytes(STRANGE)
     for name in ("v.parquet.parts.lock", "v.parquet.partial", "v.skipped.jsonl.partial"):
         (tmp_path / name).write_bytes(STRANGE)
     true = ShardFolder.write
@@ -144,7 +142,6 @@ def test_what_others_put_into_a_runs_folder_stays(run: Run, tmp_path: Path) -> N
     def write_and_add(shards: ShardFolder, *arguments: object) -> None:
         true(shards, *arguments)  # type: ignore[arg-type]
         (shards.path / "notes.txt").write_bytes(STRANGE)
-        (shards.path / "00000000" / "notes.txt").write_bytes(STRANGE)
         if not (shards.path / "00000099").is_symlink():
             (shards.path / "00000099").symlink_to(theirs)
 
@@ -152,7 +149,7 @@ def test_what_others_put_into_a_runs_folder_stays(run: Run, tmp_path: Path) -> N
         patch.setattr(ShardFolder, "write", write_and_add)
         assert run(output) == ""
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".parquet", ".jsonl")]
-    assert len(left) == 7 and {path.read_bytes() for path in left} == {STRANGE}
+    assert len(left) == 5 and {path.read_bytes() for path in left} == {STRANGE}
     assert (shards_path(output) / "00000099").is_symlink()
 
 
@@ -173,7 +170,7 @@ def test_the_parts_of_a_run_under_way_stay(run: Run, tmp_path: Path) -> None:
 def test_killed_after_any_of_its_last_steps_a_run_comes_to_the_same_end(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, form: str
 ) -> None:
-    output, whole, true = tmp_path / f"v.{form}", tmp_path / f"w.{form}", output_files.publish
+    output, whole, true = tmp_path / f"v.{form}", tmp_path / f"w.{form}", publishing.publish
     assert run(whole) == ""
     steps = 3 if form == "npy" else 2
     for step in range(steps + 1):
@@ -189,14 +186,13 @@ def test_killed_after_any_of_its_last_steps_a_run_comes_to_the_same_end(
             raise SystemExit("killed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(output_files, "publish", killed)
-            patch.setattr(OutputFiles, "__exit__", lambda *_: None)
+            patch.setattr("corpus.destination.publish", killed)
             patch.setattr(ShardFolder, "remove", not_removed)
             assert run(output) == "killed"
         caplog.clear()
         caplog.set_level("INFO")
         assert run(output) == ""
-        assert (f"{output}: it was whole already" in caplog.messages) == (step == steps)
+        assert f"{output}: it was whole already" in caplog.messages
         assert output.read_bytes() == whole.read_bytes() and not shards_path(output).exists()
         assert len(side_file(output, "skipped.jsonl").read_text().splitlines()) == 1
         for path in (output, *side_files(output, skip=True)):

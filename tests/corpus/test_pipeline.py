@@ -15,7 +15,9 @@ from corpus.inputs import Inputs
 from corpus.rows import Columns
 from corpus.shards import ShardFolder
 from engine.contract import DIMENSIONS, Ranges, TokenIds
+from engine.packed import PackedEngine
 from engine.tokenizer import Tokenizer
+from tests.support.corpora import embed
 from texts.options import Options
 from weights import SMALL
 
@@ -42,3 +44,16 @@ def test_a_block_is_computed_before_the_one_before_is_finished(monkeypatch: pyte
         blocks = [block for block, _ in blocks_of(inputs, BlockLimits(rows=1), None, False)]
         stored = [threads.submit(block) for block in blocks]
         assert [future.result(60).computed for future in stored] == [1, 1]
+
+
+def test_memory_between_what_blocks_leave_is_given_back(engine: PackedEngine, tmp_path: Path) -> None:
+    def resident_mb() -> int:
+        return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) >> 10
+
+    source = tmp_path / "texts.txt"
+    source.write_text("one\n", encoding="utf-8")
+    embed(engine, source, tmp_path / "before.parquet")
+    left = [bytes([i % 256]) * 3000 for i in range(40_000)][::16]
+    before = resident_mb()
+    embed(engine, source, tmp_path / "vectors.parquet")
+    assert resident_mb() < before - 60 and left, "of 120"

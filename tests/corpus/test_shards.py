@@ -1,4 +1,4 @@
-"""The folder of a run: which run it belongs to, and shards that cannot be written."""
+"""The folder of a run: shards that cannot be written."""
 
 from pathlib import Path
 from typing import Any
@@ -6,22 +6,10 @@ from typing import Any
 import pytest
 
 from corpus.rows import CorpusError
-from corpus.shards import ShardFolder, shards_path
+from corpus.shards import shards_path
 from engine.packed import PackedEngine
 from tests.support.corpora import embed, output_rows, texts, write
 from tests.support.files import file_size_limit
-
-
-def test_changed_settings_and_a_second_run_are_refused(tmp_path: Path) -> None:
-    shards = ShardFolder(tmp_path / "v")
-    shards.open({"task": "clustering", "dimensions": "768"})
-    with pytest.raises(CorpusError, match="another run is writing there; wait for it, or name another output"):
-        ShardFolder(tmp_path / "v").open({"task": "clustering", "dimensions": "768"})
-    shards.close()
-    with pytest.raises(
-        CorpusError, match="dimensions: it is '256', and the run to go on with had '768'; run it with that"
-    ):
-        ShardFolder(tmp_path / "v").open({"task": "clustering", "dimensions": "256"})
 
 
 def test_a_shard_that_cannot_be_written_stops_the_run(engine: PackedEngine, tmp_path: Path) -> None:

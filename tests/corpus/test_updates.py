@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpus import blocks
-from corpus.destination import Destination
+from corpus.destination import Destination, skipped_list
+from corpus.previous import Previous
 from corpus.shards import ShardFolder, shards_path
 from tests.support.corpora import texts
 from tests.support.updates import ROWS, Rows, Runs, changed, read, same
@@ -57,6 +58,15 @@ def test_without_remove_rows_that_are_gone_stay(run: Run, tmp_path: Path, output
     same(after, whole)
 
 
+@pytest.mark.parametrize("output", ["v.parquet", "v.lance", "v/"])
+def test_the_list_of_bad_rows_goes_with_them(run: Run, tmp_path: Path, output: str) -> None:
+    listed = Path(skipped_list(f"{tmp_path}/{output}"))
+    run([*ROWS[:20], {**ROWS[20], "text": None}], output, "--on-error", "skip")
+    assert listed.read_text().count("text: it is null") == 1
+    assert run(ROWS[:21], output, "--update") == "21 rows, 1 computed"
+    assert not listed.exists()
+
+
 def test_chunks_of_a_text_stay_together(run: Run, tmp_path: Path) -> None:
     rows = [{"id": i, "text": f"{text} " * (20 if i % 3 else 1), "url": "u"} for i, text in enumerate(texts(40))]
     after = [dict(row) for row in rows]
@@ -80,7 +90,16 @@ def test_files_without_a_change_are_not_written_again(
     assert len(files) > 3
     after = [dict(row) for row in ROWS]
     after[30]["text"] = "another text"
+    monkeypatch.setattr("corpus.destination.FILES_OPEN", 1)
+    opened, index = list[str](), Previous.check_unique
+
+    def indexed(previous: Previous) -> None:
+        opened.extend(str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+        index(previous)
+
+    monkeypatch.setattr(Previous, "check_unique", indexed)
     run([*after, *({**row, "id": f"n{i}"} for i, row in enumerate(ROWS[:3]))], "v/", "--update")
+    assert sum(name.startswith(f"{tmp_path}/v/") for name in opened) <= 1, "of any number of files"
     now = {path.name: path.stat().st_ino for path in sorted(tmp_path.glob("v/*.parquet"))}
     assert 1 <= sum(now.get(name) != number for name, number in before.items()) <= 2 and {*before} <= {*now}
     assert pq.read_table(tmp_path / "v").num_rows == 63

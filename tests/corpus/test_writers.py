@@ -11,6 +11,7 @@ import pytest
 
 import encoding
 from corpus.blocks import BlockLimits
+from corpus.destination import Destination
 from corpus.output_files import check_output
 from corpus.rows import Columns, CorpusError
 from corpus.shards import shards_path
@@ -129,11 +130,12 @@ def test_outputs_that_cannot_be(engine: PackedEngine, tmp_path: Path) -> None:
     (tmp_path / "there.npy").touch()
     for name, problem in (
         ("there.npy", "the file is there already; delete it, or name another"),
-        ("v.doc", r"the output's format is 'doc'; name a \.parquet, \.arrow, \.npy, \.jsonl or"),
         ("nowhere/v.npy", "there is no folder .*nowhere; make it first"),
     ):
         with pytest.raises(CorpusError, match=problem):
             check_output(tmp_path / name)
+    with pytest.raises(CorpusError, match=r"the output's format is 'doc'; name a \.parquet, \.arrow"):
+        Destination.of("s3://bucket/v.doc")
     with pytest.raises(CorpusError, match=r"v\.npy: not written, as no row of the input has a vector"):
         embed(engine, write(tmp_path / "a.jsonl", [{"text": ""}]), tmp_path / "v.npy", skip=True)
 
