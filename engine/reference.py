@@ -32,12 +32,17 @@ class ReferenceEngine(Engine):
 
     pools_ranges = False
 
-    def __init__(self, directory: Path, device: str | None = None, dtype: str = "auto") -> None:
-        """Load the sentence-transformers directory. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
+    def __init__(
+        self, directory: Path, device: str | None = None, dtype: str = "auto", tokenizer: Tokenizer | None = None
+    ) -> None:
+        """Load the sentence-transformers directory, with its `tokenizer` if that is loaded already.
+
+        Raises CheckpointError unless it is EmbeddingGemma's pipeline.
+        """
         self.device = choose_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.tokenizer = Tokenizer(directory)
+        self.tokenizer = tokenizer or Tokenizer(directory)
         disable_progress_bar()  # would fill the setup log
         self._model = load_pipeline(directory, str(self.device), dtype).eval()
         # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
