@@ -99,7 +99,7 @@ def settings(recipe: Recipe, folder: Path, batches: Batches) -> SentenceTransfor
 
 
 def listed(batches: Batches, dataset: Dataset, **options: Any) -> Batches:
-    """Return the batches, which are made already, in place of a sampler; the trainer saves this by name."""
+    """Return the batches, which are made already, in place of a sampler."""
     return batches
 
 
