@@ -21,9 +21,9 @@ READY = $(VENV)/.ready
 NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inplace
 # make build CPU=1 builds without CUDA.
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
-# The settings of the tests: processes share cores only if waiting threads do not spin. A third one uses two cores while
-# the others wait for servers.
-PYTEST = OMP_WAIT_POLICY=passive $(RUN) -m pytest
+# The settings of the tests: processes share cores only if waiting threads do not spin, and hundreds of them read what the
+# first has compiled. A third one uses two cores while the others wait for servers.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(RUN) -m pytest
 IN_TWO = -n 2 --dist loadfile
 IN_THREE = -n 3 --dist loadfile
 EXAMPLES = $(sort $(basename $(notdir $(shell grep -l __main__ examples/*.py))))

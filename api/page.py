@@ -14,9 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.names import FIRST, SECOND
 from api.static import SAFE, TYPES, StaticFile, answer
 from settings.version import VERSION
-from tasks import PROMPTS
+from tasks import PROMPTS, SECOND_PROMPTS
 
 FOLDER = Path(__file__).parent / "page"
 # All that the page loads and calls is on this server, and nothing of it stands within the page itself.
@@ -60,7 +61,8 @@ def site() -> Site:
     version = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in contents.values())).hexdigest()[:12]
     modules = [name for name in contents if name.endswith(".js") and "/" not in name and name not in LATER]
     preloads = "\n".join(f'<link rel="modulepreload" href="page/{version}/{name}">' for name in modules)
-    facts = msgspec.json.encode({"prompts": PROMPTS, "version": VERSION}).decode().replace("<", "\\u003c")
+    known = {"prompts": {FIRST[0]: PROMPTS, SECOND[0]: SECOND_PROMPTS}, "version": VERSION}
+    facts = msgspec.json.encode(known).decode().replace("<", "\\u003c")
     for name, value in {"VERSION": version, "PRELOADS": preloads, "FACTS": facts}.items():
         source = source.replace(f"{{{{{name}}}}}", value)
     files = {name: StaticFile.of(each, paths[name].suffix) for name, each in contents.items()}

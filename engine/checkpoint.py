@@ -19,6 +19,8 @@ from engine.packing import packed
 
 # EmbeddingGemma 2's file has its text tower's tensors under this prefix, beside other towers' that are not read.
 TEXT_TOWER = "language_model."
+# The part of EmbeddingGemma 2's gains that may be negative; of gains short of 1 about half are.
+MOST_NEGATIVE = 0.25
 # Bytes of a mapped tensor that are copied at once where it is converted: copied pages are unmapped again.
 CHUNK_BYTES = 64 * 2**20
 
@@ -42,13 +44,26 @@ def load_network(
         network = Network(architecture, numbers).eval()
     path = directory / "model.safetensors"
     network.embedding.table = _load_table(path, architecture, numbers.dtype, device) if table is None else table
-    _copy_tensors(path, network.destinations(), also={TABLE})
+    destinations = network.destinations()
+    _copy_tensors(path, destinations, also={TABLE})
+    if not architecture.gain_offset:
+        _check_gains(path, destinations)
     for module, dense in zip(read_modules(directory)[1:], network.dense, strict=False):  # a projection has no module
         _copy_tensors(module / "model.safetensors", {"linear.weight": dense.get_parameter("weight")})
     network.finish()
     if numbers.int8:
         quantise(network, *packed(calibration, device), torch.ops.embeddinggemma.int8_levels()[0])
     return network
+
+
+def _check_gains(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse norms of EmbeddingGemma 2 without the 1 that the first model's leave out: training makes few negative."""
+    gains = torch.cat([tensor for name, tensor in tensors.items() if name.endswith("norm.weight")])
+    if (share := (gains < 0).float().mean().item()) > MOST_NEGATIVE:
+        raise CheckpointError(
+            f"{path}: {share:.0%} of the norms' weights are below 0; expected EmbeddingGemma 2's, which lie round 1, "
+            "not round 0 as EmbeddingGemma-300M's do; fetch it again, or convert it without subtracting 1"
+        )
 
 
 def _load_table(path: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device) -> Parameter:

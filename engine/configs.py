@@ -13,6 +13,9 @@ DENSE_PIPELINE = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
 SECOND_PIPELINE = ["Transformer", "Pooling", "Normalize"]
 # The ids in EmbeddingGemma 2's vocabulary for an image, a sound and a video, and what names them in config.json.
 PLACEHOLDERS = {"image_token_id": 258_880, "audio_token_id": 258_881, "video_token_id": 258_884}
+# What tells the released EmbeddingGemma 2, and models tuned from it, by the config alone.
+RELEASED = {"hidden_size": 512, "num_hidden_layers": 24, "vocab_size": 262_144, "head_dim": 256}
+RELEASED_WINDOW = 512
 # transformers' defaults for the full layers of EmbeddingGemma 2.
 FULL_HEADS = {"head_dim": 512, "num_key_value_heads": 1}
 
@@ -28,8 +31,8 @@ def read_architecture(directory: Path) -> Architecture:
 
 
 def is_second(directory: Path) -> bool:
-    """Whether config.json is of EmbeddingGemma 2. Raises CheckpointError where there is none."""
-    return bool(Config(directory / "config.json").values.get("model_type") == "embedding_gemma2")
+    """Whether config.json is of EmbeddingGemma 2, or its text tower's. Raises CheckpointError where there is none."""
+    return Config(directory / "config.json").values.get("model_type") in ("embedding_gemma2", "embedding_gemma2_text")
 
 
 def _first(config: Config, dense: list[Path]) -> Architecture:
@@ -56,15 +59,17 @@ def _first(config: Config, dense: list[Path]) -> Architecture:
     )
 
 
-def _second(composite: Config) -> Architecture:
-    """Return the sizes of EmbeddingGemma 2's text tower; of the other towers nothing is read.
+def _second(whole: Config) -> Architecture:
+    """Return the sizes of EmbeddingGemma 2's text tower, which may be the `whole`; of other towers nothing is read.
 
-    Scores are not scaled, and `sliding_window` is the largest |i - j| itself, not halved.
+    Scores are not scaled.
     """
-    config = Config(composite.path, composite.object("text_config"), "text_config.")
+    config, placeholders = whole, dict[str, int]()
+    if whole.values.get("model_type") == "embedding_gemma2":
+        config, placeholders = Config(whole.path, whole.object("text_config"), "text_config."), PLACEHOLDERS
     config.require("model_type", "embedding_gemma2_text")
     _check_activation(config)
-    windows = _read_windows(config, config.count("sliding_window"))
+    windows = _read_windows(config, _second_window(config))
     if windows[-1] is not None:
         raise config.error("the last of layer_types is sliding_attention", '"full_attention"')
     full_theta, sliding_theta = _read_thetas(config)
@@ -92,11 +97,20 @@ def _second(composite: Config) -> Architecture:
         norms_values=True,
         gain_offset=0.0,
         placeholders=tuple(
-            composite.count(name, default=usual)
-            for name, usual in PLACEHOLDERS.items()
-            if composite.values.get(name, usual) is not None
+            whole.count(name, default=usual)
+            for name, usual in placeholders.items()
+            if whole.values.get(name, usual) is not None
         ),
     )
+
+
+def _second_window(config: Config) -> int:
+    """Return `sliding_window`, which is the largest |i - j| itself, not halved."""
+    window = config.count("sliding_window")
+    if window != RELEASED_WINDOW and all(config.values.get(name) == size for name, size in RELEASED.items()):
+        wanted = f"{RELEASED_WINDOW}, the largest |i - j| itself, as in the released model, which has these sizes"
+        raise config.error(f"sliding_window is {window}", wanted)
+    return window
 
 
 def _read_full_heads(config: Config, windows: tuple[int | None, ...]) -> dict[str, int]:

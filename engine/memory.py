@@ -6,12 +6,13 @@ and the limit of a control group ends it from outside.
 
 import ctypes
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.contract import OTHER_TOWERS, TABLE, DeviceError
 
@@ -21,6 +22,8 @@ from engine.contract import OTHER_TOWERS, TABLE, DeviceError
 TOKENIZER_TIMES, KEPT_TIMES = 18, 4
 LIBRARIES_BYTES = 130 << 20
 LIBRARIES_ADDRESSES = 700 << 20
+# sentence-transformers and transformers, and what a batch takes.
+REFERENCE_LIBRARIES_BYTES = 500 << 20
 MAPPINGS = 2  # of a file at once, while it is loaded
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -41,16 +44,30 @@ class Room(NamedTuple):
 
 def check(directory: Path) -> None:
     """Raise DeviceError where loading the checkpoint would clearly take more memory than this process may have."""
-    resident, addresses = _needed(directory)
+    if short := shortage(*_needed(directory)):
+        raise DeviceError(f"loading {directory} takes {short}; give it more, or use a smaller checkpoint")
+
+
+def shortage(resident: int, addresses: int) -> str:
+    """Return in words which of so many bytes of memory and of addresses this process may not have; "" if it may."""
     rooms = [(room, resident) for room in (*_in_control_groups(), *_in_machine())]
     rooms += [(room, addresses) for room in _in_addresses()]
     for room, needed in rooms:
         if room.bytes < needed:
             least, left = (f"{max(size, 0) / 1e6:,.0f} MB" for size in (needed, room.bytes))
-            raise DeviceError(
-                f"loading {directory} takes at least {least} of memory, and {left} are left ({room.limit}); give it "
-                "more, or use a smaller checkpoint"
-            )
+            return f"at least {least} of memory, and {left} are left ({room.limit})"
+    return ""
+
+
+def shortage_for_reference(directory: Path) -> str:
+    """Return in words, as `shortage` does, why sentence-transformers does not fit beside the engine, in float32.
+
+    `directory` holds a checkpoint that the engine has loaded.
+    """
+    tensors = _header(directory / "model.safetensors").items()
+    numbers = sum(math.prod(tensor["shape"]) for name, tensor in tensors if not name.startswith(OTHER_TOWERS))
+    needed = REFERENCE_LIBRARIES_BYTES + 4 * numbers
+    return shortage(needed, needed + LIBRARIES_ADDRESSES)
 
 
 def give_back() -> None:
@@ -74,15 +91,20 @@ def _mapped_bytes(path: Path) -> int:
 
     That is the embedding table and, in a file of several towers, all but the text tower.
     """
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError), path.open("rb") as file:
-        header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 4 << 20)))
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         mapped = 0
-        for name, tensor in header.items():
+        for name, tensor in _header(path).items():
             if name.endswith(TABLE) or name.startswith(OTHER_TOWERS):
                 begin, end = tensor["data_offsets"]
                 mapped += max(0, int(end) - int(begin))
         return min(mapped, path.stat().st_size)
     return 0
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 4 << 20)))
+    return {name: header[name] for name in header if name != "__metadata__"}
 
 
 def _in_control_groups() -> Iterator[Room]:

@@ -32,20 +32,19 @@ class ReferenceEngine(Engine):
 
     pools_ranges = False
 
-    def __init__(self, directory: Path, device: str | None = None, dtype: str = "auto") -> None:
-        """Load the sentence-transformers directory. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
+    def __init__(
+        self, directory: Path, device: str | None = None, dtype: str = "auto", tokenizer: Tokenizer | None = None
+    ) -> None:
+        """Load the sentence-transformers directory, with its `tokenizer` if that is loaded already.
+
+        Raises CheckpointError unless it is EmbeddingGemma's pipeline.
+        """
         self.device = choose_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.tokenizer = Tokenizer(directory)
+        self.tokenizer = tokenizer or Tokenizer(directory)
         disable_progress_bar()  # would fill the setup log
-        if is_second(directory):
-            self._model = text_pipeline(directory, str(self.device), dtype=dtype).eval()
-        else:
-            self._model = SentenceTransformer(
-                str(directory), device=str(self.device), local_files_only=True, model_kwargs={"dtype": dtype}
-            ).eval()
-            check_pipeline(self._model, directory)
+        self._model = load_pipeline(directory, str(self.device), dtype).eval()
         # Without Normalize, the pipeline's last module, the caller decides whether vectors keep their length.
         del self._model[-1]
         self.batch_tokens = BATCH_TOKENS[self.device.type]
@@ -77,6 +76,16 @@ class ReferenceEngine(Engine):
         lengths = torch.tensor([len(ids) for ids in token_ids])
         mask = (torch.arange(rows.shape[1]) < lengths[:, None]).long()  # [batch, longest]
         return {"input_ids": rows.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+def load_pipeline(directory: Path, device: str, dtype: str) -> SentenceTransformer:
+    """Return the checkpoint in sentence-transformers. Raises CheckpointError unless it is EmbeddingGemma's pipeline."""
+    if is_second(directory):
+        return text_pipeline(directory, device, dtype=dtype)
+    options = {"dtype": dtype}
+    model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
+    check_pipeline(model, directory)
+    return model
 
 
 def text_pipeline(directory: Path, device: str | None = None, **options: Any) -> SentenceTransformer:

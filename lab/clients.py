@@ -5,6 +5,7 @@ A request is described by the inputs of Cog's API, whichever API it goes through
 """
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 
 import encoding
 from api import cohere, gemini, tei
-from api.names import FIRST
-from tasks import PROMPT_NAMES, PROMPTS
+from api.names import FIRST, SECOND
+from tasks import PROMPTS, SECOND_PROMPT_NAMES
 
 MODEL = FIRST[0]
 
@@ -86,7 +87,7 @@ GEMINI = _by_task(gemini.TASKS)
 COHERE = _by_task(
     {name: cohere.TASKS[name] for name in ("search_document", "search_query", "classification", "clustering")}
 )
-TEI = _by_task({name: tei.TASKS[name] for name in (*PROMPT_NAMES, "none")})
+TEI = _by_task({name: tei.TASKS[name] for name in (*SECOND_PROMPT_NAMES, "none")})
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -188,15 +189,20 @@ class Client:
     """A client of one server, through one API."""
 
     def __init__(
-        self, url: str, api: str, model: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_S
-    ) -> None:
-        """Find the model's name. Raises AskError where the server does not answer, or lists several other models."""
+        self, url: str, api: str, model: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_S,
+        generation: int = 1,
+    ) -> None:  # fmt: skip
+        """Find the name of the model, EmbeddingGemma 1 or 2 by its `generation`.
+
+        Raises AskError where the server does not answer, or lists several other models.
+        """
         self.url, self.name, self.dialect = url.rstrip("/"), api, DIALECTS[api]
         headers = {"Authorization": f"Bearer {key}", "x-goog-api-key": key} if key else {}
         no_connections = httpx.Limits(max_keepalive_connections=0)  # a server that ends would wait for them
         self._client = httpx.Client(timeout=timeout_s, headers=headers, limits=no_connections)
         listed = self._listed() if self.dialect.models else []
-        self.model = model or (_choose(listed, self.url) if listed else MODEL)
+        usual = MODEL if generation == 1 else SECOND[0]
+        self.model = model or (_choose(listed, self.url, generation) if listed else usual)
         self.tasks = {*self.dialect.tasks, *(task for task in PROMPTS if f"{self.model}:{task}" in listed)}
         """The tasks that a request can name."""
 
@@ -281,11 +287,13 @@ class Client:
         return [str(entry.get("id") or entry.get("name")) for entry in entries]
 
 
-def _choose(listed: Sequence[str], url: str) -> str:
+def _choose(listed: Sequence[str], url: str, generation: int) -> str:
     """Return the name of our model in a list: the shortest, as those with a task behind them are longer."""
-    ours = [name for name in listed if "embeddinggemma" in name.lower().replace("-", "").replace("_", "")]
+    plain = {name: re.sub("[-_:]", "", name.lower()) for name in listed}
+    ours = [name for name in listed if "embeddinggemma" in plain[name]]
     if ours:
-        return min(ours, key=len)
+        of_generation = [name for name in ours if ("embeddinggemma2" in plain[name]) == (generation == 2)]
+        return min(of_generation or ours, key=len)
     if len(listed) == 1:
         return listed[0]
     raise AskError(f"{url} has the models {', '.join(listed[:10])}; name the one to judge with --model")

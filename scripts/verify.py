@@ -31,8 +31,9 @@ def judge_server(url: str, api: str, checkpoint: weights.Checkpoint, args: argpa
     """
     if args.prompts == "client" and api in ("gemini", "cohere"):
         raise AskError(f"--prompts client: {api}'s API names a task with every text; leave the option out")
-    client = Client(url, api, args.model, (args.key or "").strip() or None)
-    judgement = judge(client, Expected(checkpoint.directory), args.prompts == "client")
+    expected, key = Expected(checkpoint.directory), (args.key or "").strip() or None
+    client = Client(url, api, args.model, key, generation=expected.tokenizer.generation)
+    judgement = judge(client, expected, args.prompts == "client")
     asked = {
         "server": f"{masking.masked_address(client.url)}, {api}'s API, model `{client.model}`",
         "checkpoint": f"`{checkpoint.name}`",

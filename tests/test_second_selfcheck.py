@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import selfcheck
 import weights
+from engine import memory
 from engine.configs import read_architecture
 from engine.model import FLOAT32
 from engine.packed import PackedEngine
 from fetching.files import hash_file, read_manifest
+from lab.checkpoints.second import TOWER
 from lab.judging.canaries import record, write
 from selfcheck import SelfCheckError
 
@@ -40,6 +43,27 @@ def test_the_second_generation_is_compared_with_sentence_transformers_until_vect
             without_canaries(second_weights)
 
 
+def test_the_comparison_is_left_out_in_words_where_it_cannot_run(
+    second_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a loaded engine sentence-transformers takes its libraries' memory and the text tower's in float32."""
+    tensors = load_file(second_weights / "model.safetensors").items()
+    tower = sum(tensor.numel() for name, tensor in tensors if name.startswith(TOWER))
+    needed = memory.REFERENCE_LIBRARIES_BYTES + 4 * tower
+    loaded, rooms = PackedEngine(second_weights, "cpu", FLOAT32), [memory.Room(needed - 1, "the machine has no more")]
+    monkeypatch.setattr(memory, "_in_control_groups", lambda: [])
+    monkeypatch.setattr(memory, "_in_addresses", lambda: [])
+    monkeypatch.setattr(memory, "_in_machine", lambda: rooms)
+    said = selfcheck.check(loaded, second_weights, None)
+    takes = f"were not compared, as sentence-transformers takes at least {needed / 1e6:,.0f} MB of memory"
+    assert said.startswith(f"its prompts are right; its vectors {takes}")
+    assert "(the machine has no more); record known vectors once" in said and "--record for a repository" in said
+    rooms[0] = memory.Room(needed, "enough")
+    assert "comparisons with sentence-transformers" in selfcheck.check(loaded, second_weights, None)
+    monkeypatch.setitem(sys.modules, "engine.reference", None)
+    assert "as sentence-transformers is not installed; record" in selfcheck.check(loaded, second_weights, None)
+
+
 def test_known_vectors_show_a_config_or_gains_that_are_off_by_one(second_weights: Path, tmp_path: Path) -> None:
     """Which a reference that reads the same files cannot."""
     canaries = write(second_weights, tmp_path / "canaries.json")
@@ -52,7 +76,7 @@ def test_known_vectors_show_a_config_or_gains_that_are_off_by_one(second_weights
         selfcheck.check(PackedEngine(copy, "cpu", FLOAT32), copy, canaries)
     shutil.copyfile(second_weights / "config.json", copy / "config.json")
     tensors = load_file(copy / "model.safetensors")
-    shifted = {name: tensor - 1 if name.endswith("norm.weight") else tensor for name, tensor in tensors.items()}
+    shifted = {name: tensor + 1 if name.endswith("norm.weight") else tensor for name, tensor in tensors.items()}
     save_file(shifted, copy / "model.safetensors")
     with pytest.raises(SelfCheckError, match="vector of"):
         selfcheck.check(PackedEngine(copy, "cpu", FLOAT32), copy, canaries)

@@ -67,7 +67,7 @@ def test_a_right_checkpoint_is_served_and_says_what_it_is(
 
 def test_a_checkpoint_without_canaries_is_served_and_says_so(loaded: Engine, right: Path) -> None:
     result = selfcheck.check(loaded, right, None)
-    assert result == "its prompts are right; no canaries.json beside it, so its vectors were not compared"
+    assert result == "its prompts are right; its vectors were not compared, as there is no canaries.json beside it"
 
 
 @pytest.mark.parametrize(

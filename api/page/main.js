@@ -9,7 +9,7 @@ import * as prompts from "./prompts.js";
 import * as search from "./search.js";
 import * as similarity from "./similarity.js";
 import * as sizes from "./sizes.js";
-import { START, facts, hashed, how, listen, load, onAddress, parseLines, set, state } from "./state.js";
+import { START, facts, hashed, how, limit, listen, load, onAddress, parseLines, prompts as known, set, state } from "./state.js";
 import * as tokens from "./tokens.js";
 
 const PANELS = { search, tokens, sizes, prompts, similarity, map, chunks, code };
@@ -96,10 +96,10 @@ const wrap = (text = "") => { if (text) by("docs").wrap = text.length > MOST_WRA
 /** Write the state into the inputs, but for the one in which the user types. */
 function fillInputs() {
   const hasBreaks = state.docs.some(([text]) => /[\r\n]/.test(text));
-  const values = { query: state.query, limit: state.limit, side: state.side };
+  const values = { query: state.query, limit: limit(), side: state.side };
   if (shown !== state.docs) values.docs = state.docs.map((doc) => doc.join("\t")).join("\n");
   shown = state.docs;
-  for (const [id, chosen] of [["query-task", state.queryTask], ["doc-task", state.docTask]]) options(by(id), Object.keys(facts.prompts), chosen);
+  for (const [id, chosen] of [["query-task", state.queryTask], ["doc-task", state.docTask]]) options(by(id), Object.keys(known()), chosen);
   wrap(values.docs);
   for (const [id, value] of Object.entries(values)) {
     if ((document.activeElement !== by(id) || by(id).readOnly) && by(id).value !== String(value)) by(id).value = value;
@@ -179,5 +179,5 @@ await load();
 fillInputs();
 update();
 by("version").textContent = `Version ${facts.version}.`;
-await learn(say).catch(fail);
+await learn(say).then(fillInputs, fail);
 await run();

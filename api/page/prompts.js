@@ -3,7 +3,7 @@ import { embed } from "./api.js";
 import { counted, field, h, options, quoted, short } from "./dom.js";
 import { ranked } from "./encoding.js";
 import { moved } from "./sizes.js";
-import { facts, how, set, state } from "./state.js";
+import { how, prompts, set, state } from "./state.js";
 
 export const title = "Prompts";
 const MOST = 10;
@@ -49,7 +49,7 @@ export function create(root) {
   const [summary, picture, where] = [h("p", { class: "lead" }), h("div", {}), h("div", { class: "scroll" })];
   root.append(summary, field("Compare with the prompt of", other), picture, where);
   return async ({ query, docs }, signal) => {
-    options(other, Object.keys(facts.prompts), state.otherTask);
+    options(other, Object.keys(prompts()), state.otherTask);
     if (!query) return;
     const rankings = [];
     for (const each of variants()) {

@@ -2,7 +2,7 @@
 import { embed } from "./api.js";
 import { counted, field, h, options, quoted, short, tell } from "./dom.js";
 import { cosine, cut } from "./encoding.js";
-import { facts, how, set, state } from "./state.js";
+import { how, prompts, set, state } from "./state.js";
 
 export const title = "Similarity";
 const MOST = 200;
@@ -53,7 +53,7 @@ export function create(root) {
   new ResizeObserver(() => scores.length && draw()).observe(root);
 
   return async ({ query, docs }, signal) => {
-    options(task, Object.keys(facts.prompts), state.allTask);
+    options(task, Object.keys(prompts()), state.allTask);
     const all = [...(query ? [query] : []), ...docs];
     texts = all.slice(0, MOST).map(({ text }) => text);
     const found = await embed(texts, how(state.allTask), { signal });

@@ -1,4 +1,5 @@
 // What the page shows. All of it stands in the address's hash, which browsers send to no server.
+import { server } from "./api.js";
 import { debounced } from "./dom.js";
 
 export const facts = JSON.parse(document.getElementById("facts").textContent);
@@ -25,7 +26,7 @@ const PAGES = [
 export const START = {
   tab: "search", query: "How do I get a new password?", docs: parseLines(EXAMPLE), expected: 0,
   queryTask: "retrieval_query", docTask: "retrieval_document", otherTask: "clustering", allTask: "semantic_similarity",
-  limit: 2048, side: "end", dims: 768, precision: "float32",
+  limit: 8192, side: "end", dims: 768, precision: "float32",
   page: PAGES, chunk: 48, overlap: 0, late: false, pageQuery: "Where can I eat cake?",
   language: "curl", part: "query",
 };
@@ -38,8 +39,12 @@ export function parseLines(text) {
   return lines.filter(([first]) => first.trim()).map(([first, label]) => (label?.trim() ? [first, label.trim()] : [first]));
 }
 
+/** Of the model that is served: its prompts by task, and the most tokens of a text that are read. */
+export const prompts = () => facts.prompts[server.name];
+export const limit = () => Math.min(state.limit, server.limit);
+
 /** Return how texts are embedded with a task's prompt. */
-export const how = (task) => ({ task, limit: state.limit, side: state.side });
+export const how = (task) => ({ task, limit: limit(), side: state.side });
 
 /** Change the state, and tell what listens which names were changed. */
 export function set(changes) {
@@ -71,9 +76,8 @@ export async function hashed() {
 
 let own = "";
 const save = debounced(async () => {
-  const { hash } = await hashed();
-  own = hash;
-  history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+  own = (await hashed()).hash;
+  history.replaceState(null, "", own ? `#${own}` : location.pathname + location.search);
 }, 300);
 
 /** Take the state from the address's hash; what it does not name, or names wrongly, is as at the start. */
@@ -91,7 +95,7 @@ export async function load() {
 function valid(key, value) {
   const isText = (each) => typeof each === "string";
   if (key === "docs") return Array.isArray(value) && value.every((doc) => Array.isArray(doc) && doc.length && doc.every(isText));
-  if (key.endsWith("Task")) return value in facts.prompts;
+  if (key.endsWith("Task")) return value in prompts();
   return key !== "expected" || value === null || Number.isInteger(value);
 }
 

@@ -1,7 +1,7 @@
 // What the model reads: each text's prompt and tokens as pieces, and what was cut off.
-import { call, server } from "./api.js";
+import { call } from "./api.js";
 import { counted, fill, h, number } from "./dom.js";
-import { facts, state } from "./state.js";
+import { limit, prompts, state } from "./state.js";
 
 export const title = "Tokens";
 const AT_ONCE = 20;
@@ -11,11 +11,11 @@ const INVISIBLE = /[\p{Cc}\p{Cf}\u2028\u2029]/gu;
 const NAMES = { "\n": "↵", "\t": "⇥", " ": "·" };
 
 /** Return the prompt that a task puts before a text. */
-export const promptOf = (task) => facts.prompts[task].replace("{title}", "none");
+export const promptOf = (task) => prompts()[task].replace("{title}", "none");
 
 /** Return the prompt that the text brings itself. */
 function ownPrompt(text) {
-  return text.match(TITLED)?.[0] ?? Object.values(facts.prompts).find((prompt) => prompt && text.startsWith(prompt)) ?? "";
+  return text.match(TITLED)?.[0] ?? Object.values(prompts()).find((prompt) => prompt && text.startsWith(prompt)) ?? "";
 }
 
 /** Return a token's characters with every space, line break and control character to be seen. */
@@ -56,13 +56,12 @@ function reading(name, doc, task, tokens) {
   const characters = [...own].length;
   // The prompt's tokens are those that end with it; its last space joins the text's first word.
   const ofPrompt = tokens.findLastIndex((token) => token.stop !== null && token.stop <= characters) + 1 || 1;
-  const limit = Math.min(state.limit, server.limit);
-  const range = cutOf(tokens.length, ofPrompt, limit, state.side);
+  const range = cutOf(tokens.length, ofPrompt, limit(), state.side);
   const read = tokens.length - (range[1] - range[0]);
   const count = range[0] < range[1] ? `${number(read)} of ${counted(tokens.length, "token")}` : counted(read, "token");
   return h("li", { class: "reading" },
     h("div", { class: "labelled" }, h("h2", {}, name), h("span", { class: "quiet" }, `${count}, ${number(ofPrompt)} before the text`)),
-    h("div", { class: "meter", "--part": Math.min(1, read / limit), "aria-hidden": "true" }),
+    h("div", { class: "meter", "--part": Math.min(1, read / limit()), "aria-hidden": "true" }),
     h("div", { class: "pieces", dir: "auto" }, pieces(tokens, ofPrompt, range)));
 }
 

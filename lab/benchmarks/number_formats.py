@@ -17,7 +17,6 @@ import torch
 from engine.contract import DeviceError
 from engine.model import BFLOAT16, FLOAT16, FLOAT32, INT8, NumberFormat
 from engine.packed import PackedEngine
-from engine.reference import ReferenceEngine
 from engine.tokenizer import Tokenizer
 from lab.benchmarks.embedders import errors
 from lab.benchmarks.texts import random_token_ids
@@ -61,6 +60,8 @@ def embed(
     Raises DeviceError where the device does not compute in the format.
     """
     if numbers is None:
+        from engine.reference import ReferenceEngine  # takes seconds
+
         return ReferenceEngine(checkpoint, device, "bfloat16").embed(texts)
     return PackedEngine(checkpoint, device, numbers).embed(texts)
 

@@ -83,12 +83,13 @@ def evaluate(args: argparse.Namespace) -> Path:
     figures = figures_of(tables, compared, tasks) | {
         "name": first.name,
         "model": first.model,
+        "generation": first.generation,
         "asked": args.tasks if args.data is None else str(args.data),
         "command": command(args),
         "machine": machine(),
         "versions": versions(),
     }
-    figures["card"] = card_rows(figures["rows"], figures["asked"])
+    figures["card"] = card_rows(figures["rows"], figures["asked"], first.generation)
     return write(figures, args.out or args.work / "report")
 
 

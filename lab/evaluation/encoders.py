@@ -17,6 +17,7 @@ from mteb.types import PromptType
 
 import encoding
 from engine.contract import DIMENSIONS
+from engine.tokenizer_config import SECOND_LIMIT
 from lab.evaluation.sources import EvaluationError
 from lab.evaluation.store import Store
 from tasks import PROMPT_NAMES, PROMPTS, TITLED_TASK
@@ -27,6 +28,8 @@ from texts.options import EMBEDDING_DIMS, Options
 CANDIDATES_PER_RESULT = 4
 # Queries that are compared with all documents at once.
 QUERIES_AT_ONCE = 256
+MAX_TOKENS = {1: 2_048, 2: SECOND_LIMIT}
+"""The limit of each generation's texts."""
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary")
 
 
@@ -103,7 +106,7 @@ def meta_of(store: Store, experiment: Mapping[str, Any]) -> ModelMeta:
             "name": name if "/" in name else f"local/{name}",
             "revision": store.source.model.partition("@")[2].replace("/", "-"),
             "embed_dim": experiment.get("embed_dim", DIMENSIONS),
-            "max_tokens": 2048,
+            "max_tokens": MAX_TOKENS[store.source.generation],
             "similarity_fn_name": ScoringFunction.COSINE,
             "use_instructions": True,
             "experiment_kwargs": dict(experiment) or None,

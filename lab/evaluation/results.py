@@ -14,12 +14,22 @@ Figures = dict[str, Any]
 """JSON: strings, numbers, lists and dicts of these."""
 
 CARD = {
-    "MTEB(Multilingual, v2)": {768: 61.15, 512: 60.71, 256: 59.68, 128: 58.23},
-    "MTEB(eng, v2)": {768: 69.67, 512: 69.18, 256: 68.37, 128: 66.66},
-    "MTEB(Code, v1)": {768: 68.76, 512: 68.48, 256: 66.74, 128: 62.96},
+    1: {
+        "MTEB(Multilingual, v2)": {768: 61.15, 512: 60.71, 256: 59.68, 128: 58.23},
+        "MTEB(eng, v2)": {768: 69.67, 512: 69.18, 256: 68.37, 128: 66.66},
+        "MTEB(Code, v1)": {768: 68.76, 512: 68.48, 256: 66.74, 128: 62.96},
+    },
+    2: {
+        "MTEB(Multilingual, v2)": {768: 61.36, 512: 61.17, 256: 60.41, 128: 57.89},
+        "MTEB(eng, v2)": {768: 68.46, 512: 68.41, 256: 67.78, 128: 65.68},
+        "MTEB(Code, v1)": {768: 78.68, 512: 77.24, 256: 76.18, 128: 71.41},
+    },
 }
-"""Google's model card on the official weights: mean over tasks in full precision, by benchmark and dimensions."""
-CARD_URL = "https://ai.google.dev/gemma/docs/embeddinggemma/model_card"
+"""Google's cards on the official weights of each generation: means over tasks, by benchmark and dimensions."""
+CARD_URL = {
+    1: "https://ai.google.dev/gemma/docs/embeddinggemma/model_card",
+    2: "https://huggingface.co/google/embeddinggemma-2",
+}
 
 
 def figures_of(tables: Tables, formats: Sequence[tuple[str, float | None, Line]], tasks: Sequence[AbsTask]) -> Figures:
@@ -43,7 +53,7 @@ def figures_of(tables: Tables, formats: Sequence[tuple[str, float | None, Line]]
     }
 
 
-def card_rows(rows: Sequence[Figures], names: str) -> list[Figures]:
+def card_rows(rows: Sequence[Figures], names: str, generation: int = 1) -> list[Figures]:
     """Return for each size the mean here, the card's means and, where `names` is one of its benchmarks, the difference.
 
     The losses against 768 dimensions can be compared whatever the tasks are.
@@ -60,7 +70,7 @@ def card_rows(rows: Sequence[Figures], names: str) -> list[Figures]:
                     "loss": means[row["dimensions"]] - means[768],
                     "difference": row["mean"] - means[row["dimensions"]] if name == names else None,
                 }
-                for name, means in CARD.items()
+                for name, means in CARD[generation].items()
             },
         }
         for row in rows
@@ -72,7 +82,8 @@ def _chunk_rows(tables: Tables) -> list[Figures]:
     long = list(tables.chunks[0].scores) if tables.chunks else []
     if not long:
         return []
-    whole = _row(tables.full, tables.full, long) | {"name": "whole, cut at 2,048 tokens", "vectors_per_document": 1.0}
+    name = f"whole, cut at {tables.full.model.mteb_model_meta.max_tokens:,} tokens"
+    whole = _row(tables.full, tables.full, long) | {"name": name, "vectors_per_document": 1.0}
     chunked = [
         _row(line, tables.full, long)
         | {"vectors_per_document": float(np.mean([line.vectors_per_document[name] for name in long]))}
@@ -188,13 +199,13 @@ def _card(figures: Figures) -> list[str]:
         for row in figures["card"]
     ]
     head = ["dimensions", "mean here", "loss here"]
-    for name in CARD:
+    for name in figures["card"][0]["card"]:
         head += [f"card, {name}", "loss", *(["here minus card"] if name == figures["asked"] else [])]
     return [
         "## Beside the model card",
-        f"The columns of the card are [quoted]({CARD_URL}): they are the official weights'. Means can be compared only "
-        "where the tasks are the same, and then have a column of differences; losses against 768 dimensions can always "
-        "be compared.",
+        f"The columns of the card are [quoted]({CARD_URL[figures['generation']]}): they are the official weights'. "
+        "Means can be compared only where the tasks are the same, and then have a column of differences; losses "
+        "against 768 dimensions can always be compared.",
         table(head, rows),
     ]
 

@@ -44,6 +44,8 @@ class Source(Protocol):
 
     name: str
     model: str
+    generation: int
+    """Whether it is EmbeddingGemma 1 or 2."""
 
     def embed(self, texts: Sequence[str], titles: Sequence[str | None], task: str, chunking: Chunking | None) -> Answer:
         """Return the vectors of all texts, one for each text or, with chunking, one for each chunk."""
@@ -62,6 +64,7 @@ class EngineSource:
         selfcheck.check(self._engine, checkpoint.directory, checkpoint.canaries)
         self.name = checkpoint.name.partition("@")[0]
         self.model = checkpoint.computed_in(self._engine.number_format)
+        self.generation = self._engine.tokenizer.generation
 
     def embed(self, texts: Sequence[str], titles: Sequence[str | None], task: str, chunking: Chunking | None) -> Answer:
         """See Source. Of a blank text the prompt is embedded, as sentence-transformers does."""
@@ -79,7 +82,8 @@ class ServerSource:
     def __init__(self, url: str) -> None:
         """Ask the server which weights it has. Raises EvaluationError unless it answers as ours does."""
         self._client = Client(url, "cog", key=access.key(), timeout_s=REQUEST_TIMEOUT_S)
-        self.model = str(self._predict({"text": "Which weights are these?"})["model"])
+        answer = self._predict({"text": "Which weights are these? " * 500})  # which the first generation would cut
+        self.model, self.generation = str(answer["model"]), 1 if answer["truncated"] else 2
         self.name = self.model.partition("@")[0]
 
     def embed(self, texts: Sequence[str], titles: Sequence[str | None], task: str, chunking: Chunking | None) -> Answer:

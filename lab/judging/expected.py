@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.contract import CheckpointError
 from engine.tokenizer import Tokenizer
 from lab.judging import probes
 from lab.judging.faults import Hypothesis
@@ -24,12 +23,7 @@ class Expected:
 
     def __init__(self, directory: Path) -> None:
         """Raises CheckpointError or TokenizerError for a checkpoint that is not EmbeddingGemma's."""
-        self._directory, self.tokenizer, self._variants = directory, Tokenizer(directory), Variants(directory)
-        if self.tokenizer.generation == 2:
-            raise CheckpointError(
-                f"{directory}: the faults of servers are known of EmbeddingGemma-300M only; name such a checkpoint, or "
-                "check this one without --url"
-            )
+        self.directory, self.tokenizer, self._variants = directory, Tokenizer(directory), Variants(directory)
         self._vectors: dict[Key, np.ndarray] = {}
 
     def vectors(self, hypothesis: Hypothesis, asked: Sequence[Probe]) -> list[np.ndarray]:
@@ -51,7 +45,7 @@ class Expected:
         from engine.reference import ReferenceEngine  # takes seconds, and a server in float32 needs none of it
 
         asked = [*probes.SHORT, *probes.long_probes(self.tokenizer)[:2]]
-        reference = ReferenceEngine(self._directory, "cpu", "bfloat16")
+        reference = ReferenceEngine(self.directory, "cpu", "bfloat16")
         rounded = reference.embed([Hypothesis().read(self.tokenizer, probe) for probe in asked]).astype(np.float64)
         errors = distances(rounded, self.vectors(Hypothesis(), asked))
         return float(np.median(errors)), float(errors.max())

@@ -11,7 +11,7 @@ from lab.judging.variants import RIGHT, WEIGHTS, Variant
 from tasks import PROMPTS, TITLED_TASK, prompt_for
 
 QUANTISED = "quantised weights"
-CUTS = (128, 256, 512, 1_024)
+CUTS = (128, 256, 512, 1_024, 2_048, 4_096)
 
 
 class Fault(NamedTuple):
@@ -26,8 +26,8 @@ PROMPT_REMEDY = "put the task's prompt before each text yourself, and judge the 
 SPECIALS_REMEDY = "have the tokenizer add <bos> and <eos>"
 CHANGED = "texts are changed before they are embedded"
 POOLING = "the model's pooling is the mean over all tokens"
-WINDOW_REMEDY = "the window is 256 tokens to either side"
-LIMIT_REMEDY = "set the server's limit to 2,048 tokens"
+WINDOW_REMEDY = "the window is 256 tokens to either side, in EmbeddingGemma 2 512"
+LIMIT_REMEDY = "set the server's limit to 2,048 tokens, for EmbeddingGemma 2 to 8,192"
 LENGTH_REMEDY = "divide each vector by its length"
 FAULTS = {
     name: Fault(name, effect, remedy)
@@ -44,18 +44,19 @@ FAULTS = {
         ("line ends replaced by spaces", CHANGED, "leave line ends as they are"),
         ("text lowercased", CHANGED, "set do_lower_case to false"),
         ("causal mask", "a token sees only those before it", "use a version that runs the model bidirectionally"),
-        ("Dense layers missing", "vectors are the encoder's, in another space", "convert both Dense layers, too"),
+        ("Dense layers missing", "vectors are the encoder's, in another space", "convert both, or the projection"),
         ("second Dense layer missing", "vectors are in another space", "convert both Dense layers"),
         ("vector of the first token", POOLING, "set the pooling to mean"),
         ("vector of the last token", POOLING, "set the pooling to mean"),
         ("mean without the prompt", "the model's mean includes the prompt", "set include_prompt to true"),
-        ("window halved", "tokens see 128 neighbours instead of 256", "sliding_window in config.json must be 512"),
-        ("window doubled", "tokens see 512 neighbours instead of 256", WINDOW_REMEDY),
+        ("window halved", "tokens see half as many neighbours", "sliding_window in config.json must be 512"),
+        ("window doubled", "tokens see twice as many neighbours", WINDOW_REMEDY),
+        ("window off by one", "tokens see a neighbour too many or too few at either side", WINDOW_REMEDY),
         ("window ignored", "every layer sees the whole text", WINDOW_REMEDY),
         ("cut at another length", "the rest of the text is lost", LIMIT_REMEDY),
         ("<eos> lost in the cut", "a text that is cut ends without <eos>", "cut the text, then add <eos>"),
         ("cut at the start", "a long text loses its beginning, not its end", "set the truncation to the right end"),
-        ("not cut", "more than 2,048 tokens are read", LIMIT_REMEDY),
+        ("not cut", "more tokens are read than the model knows", LIMIT_REMEDY),
         ("cut silently", "a text lost its end although the request forbade it", "count tokens before you send"),
         ("not normalised", "vectors are not of unit length", LENGTH_REMEDY),
         ("not normalised after the cut", "cut vectors are shorter than 1", LENGTH_REMEDY),
@@ -107,8 +108,11 @@ POOLINGS: dict[str, Pooling] = {
     "vector of the last token": lambda before, tokens: (tokens - 1, tokens),
     "mean without the prompt": lambda before, tokens: (min(before, tokens - 1), tokens),
 }
-WINDOWS = {"window halved": "window 128", "window doubled": "window 512", "window ignored": "no window"}
-"""The attention of each."""
+WINDOWS = {
+    "half the window": "window halved", "twice the window": "window doubled", "no window": "window ignored",
+    "window + 1": "window off by one", "window - 1": "window off by one",
+}  # fmt: skip
+"""The fault of each attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ class Hypothesis:
             return []
         return [
             self.with_fault(name, variant=self.variant._replace(attention=attention))
-            for name, attention in WINDOWS.items()
+            for attention, name in WINDOWS.items()
         ]
 
 

@@ -57,7 +57,7 @@ def judge_sizes(evidence: Evidence, probe: Probe) -> None:
 
 def judge_batches(evidence: Evidence, probe: Probe, server_is: Hypothesis | None) -> None:
     """Find whether a text's vector depends on the texts that are sent with it."""
-    shortest, middle, longest = probes.long_probes(evidence.expected.tokenizer)
+    shortest, middle, longest, *_ = probes.long_probes(evidence.expected.tokenizer)
     for each, company in ((probe, [shortest]), (middle, [longest])):
         others = [replace(other, task=each.task, title=each.title) for other in company]
         _judge_batch(evidence, each, [each] * 4, "equal", server_is)
@@ -91,9 +91,9 @@ def _windows(evidence: Evidence, server_is: Hypothesis | None, probe: Probe, vec
     if server_is is None:
         return ""
     plain = replace(server_is, variant=server_is.variant._replace(attention=RIGHT.attention))
-    choices = {"window right": plain} | {each.faults[-1]: each for each in plain.with_windows()}
+    choices = [("window right", plain)] + [(each.faults[-1], each) for each in plain.with_windows()]
     names = []
     for vector in vectors:
-        errors = {name: evidence.errors(vector, each, [probe])[0] for name, each in choices.items()}
-        names.append(min(errors, key=lambda name: errors[name]))
+        errors = [(evidence.errors(vector, each, [probe])[0], name) for name, each in choices]
+        names.append(min(errors)[1])
     return "" if len(set(names)) == 1 else f"; alone: {names[0]}, in company: {names[1]}"

@@ -22,7 +22,7 @@ def judge(evidence: Evidence, server_is: Hypothesis) -> Hypothesis:
     if not asked:
         return server_is
     right = evidence.errors(vectors, server_is, asked)
-    evidence.step(f"texts of {probes.LONG_TOKENS[0]} to {probes.LONG_TOKENS[-1]:,} tokens", right)
+    evidence.step(f"texts of {asked[0].name.split()[0]} to {asked[-1].name}", right)
     if right.max() <= FLOOR:
         return server_is
     windows = server_is.with_windows()
@@ -52,11 +52,15 @@ def judge(evidence: Evidence, server_is: Hypothesis) -> Hypothesis:
 def _with_cuts(hypothesis: Hypothesis, evidence: Evidence) -> list[Tried]:
     """Return the server with each cut below the limit."""
     tried: list[Tried] = []
-    for limit in CUTS:
+    for limit in _cuts(evidence):
         cut = hypothesis.with_fault(OTHER_CUT).cut_to(limit, evidence.expected.tokenizer.eos)
         tried.append((f"At {limit} tokens; ", cut))
         tried.append((f"At {limit} tokens; ", cut.with_fault(LOST).cut_to(limit, None)))
     return tried
+
+
+def _cuts(evidence: Evidence) -> list[int]:
+    return [limit for limit in CUTS if limit < evidence.expected.tokenizer.max_tokens]
 
 
 def judge_beyond(evidence: Evidence, server_is: Hypothesis) -> None:
@@ -99,7 +103,7 @@ def _judge_cut(evidence: Evidence, server_is: Hypothesis, probe: probes.Probe, v
         ("cut at the start", "", replace(whole, change=lambda ids: [*ids[:before], *ids[before - limit :]])),
         ("not cut", "", whole),
     ]
-    tried += [(OTHER_CUT, f"At {n:,} tokens; ", whole.cut_to(n, eos)) for n in (*CUTS, limit - 2, limit - 1)]
+    tried += [(OTHER_CUT, f"At {n:,} tokens; ", whole.cut_to(n, eos)) for n in (*_cuts(evidence), limit - 2, limit - 1)]
     least, name, where = min((error(each), name, where) for name, where, each in tried)
     if least * CLEARER <= right:
         evidence.judgement.find(name, f"{where}1 - cosine {least:.1e} with this fault, {right:.1e} without")

@@ -56,18 +56,20 @@ SHORT = (
 """Texts of some twenty tokens: prompts, special tokens, pooling, Dense layers, and changes of the text."""
 
 LONG_TOKENS = (420, 700, 1_500)
-"""Tokens of the longer texts: beyond the window of 257, beyond 512, and far beyond both."""
-TOO_LONG_TOKENS = 2_600
+"""Tokens of the longer texts: beyond the first model's window, beyond the second's 512, and far beyond both."""
+LONGEST_TOKENS = 5_000
+"""Tokens of one more text for EmbeddingGemma 2: beyond the first model's limit, and twice that."""
 
 
 def long_probes(tokenizer: Tokenizer) -> list[Probe]:
     """Return documents of LONG_TOKENS, by the checkpoint's tokenizer, which show windows and cuts below the limit."""
-    return [Probe(f"{count} tokens", TITLED_TASK, text_of(tokenizer, count)) for count in LONG_TOKENS]
+    counts = (*LONG_TOKENS, LONGEST_TOKENS) if tokenizer.max_tokens > LONGEST_TOKENS else LONG_TOKENS
+    return [Probe(f"{count:,} tokens", TITLED_TASK, text_of(tokenizer, count)) for count in counts]
 
 
 def too_long_probe(tokenizer: Tokenizer) -> Probe:
-    """Return a document that no checkpoint reads whole."""
-    return Probe("beyond the limit", TITLED_TASK, text_of(tokenizer, TOO_LONG_TOKENS))
+    """Return a document that the checkpoint does not read whole."""
+    return Probe("beyond the limit", TITLED_TASK, text_of(tokenizer, tokenizer.max_tokens * 5 // 4))
 
 
 def text_of(tokenizer: Tokenizer, tokens: int) -> str:

@@ -23,12 +23,14 @@ BLOCK = 32
 """The number of weights that share a scale in GGUF's formats."""
 
 # Whether query i sees key j, from i - j and the layer's window (None in a full layer); bool [length, length]. Libraries
-# that run the model causal do not halve its 512 either: a token sees itself and the 511 before it.
+# that run a model causal take sliding_window for what a token sees, itself among it: the 511 before it.
 Visible = Callable[[Tensor, int | None], Tensor]
 ATTENTIONS: dict[str, Visible] = {
-    "causal": lambda distance, window: (distance >= 0) & (distance <= (2 * window - 1 if window else len(distance))),
-    "window 128": lambda distance, window: distance.abs() <= (128 if window else len(distance)),
-    "window 512": lambda distance, window: distance.abs() <= (512 if window else len(distance)),
+    "causal": lambda distance, window: (distance >= 0) & (distance <= (511 if window else len(distance))),
+    "half the window": lambda distance, window: distance.abs() <= (window // 2 if window else len(distance)),
+    "twice the window": lambda distance, window: distance.abs() <= (2 * window if window else len(distance)),
+    "window + 1": lambda distance, window: distance.abs() <= (window + 1 if window else len(distance)),
+    "window - 1": lambda distance, window: distance.abs() <= (window - 1 if window else len(distance)),
     "no window": lambda distance, window: distance.abs() <= len(distance),
 }
 WEIGHTS = ("int8 rows", "int8 blocks", "int4 blocks", "bfloat16")
@@ -59,6 +61,7 @@ class Variants:
     ) -> list[np.ndarray]:
         """Return float32 [vectors, width] before the normalisation without Dense layers, with the first, and with both.
 
+        A projection stands for both of them.
         With `ranges` each text gives a vector for each of its ranges of tokens.
         """
         network = self._network(variant.weights)
@@ -81,6 +84,7 @@ class Variants:
         stages = [torch.from_numpy(pooled)]
         for layer in dense:
             stages.append(layer(stages[-1]))
+        stages += stages[-1:] * (1 + RIGHT.dense - len(stages))
         return [stage.numpy() for stage in stages]
 
     def _load(self, weights: str) -> Network:

@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 
 import weights
-from engine.tokenizer_config import generation
 from fetching.files import hash_file
 from lab.tuning.data import KINDS, LABELS, SCORES, Data, read
 from lab.tuning.recipe import LABELS_DISTILL, SMALL_PARAMETERS, Recipe, TuningError
@@ -111,10 +110,6 @@ def check(args: argparse.Namespace, work: Path) -> Asked:
     held_out = read(args.held_out, names) if args.held_out else None
     parts = split(data, held_out, recipe.seed, args.drop_shared)
     base = weights.resolve(args.weights)
-    if generation(base.directory) == 2:
-        raise TuningError(
-            f"--weights: {base.name} is EmbeddingGemma 2; name an EmbeddingGemma-300M, which is tuned here"
-        )
     asked = Asked(args, recipe.chosen(parameters_of(base.directory), data.kind is LABELS), data, parts, base)
     has_begun(asked, work)
     return asked

@@ -13,10 +13,11 @@ from datasets import Dataset
 from peft import LoraConfig, TaskType
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.modules import Dense
 from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
-from engine.reference import check_pipeline
+from engine.reference import load_pipeline
 from fetching.whole import put_in_place
 from lab.tuning.batches import Batches
 from lab.tuning.columns import Prepared, prepare, write_json
@@ -29,6 +30,8 @@ logger = logging.getLogger("tuning")
 # How often a training is saved; the checkpoints of its second half are averaged at the end.
 SAVES = 8
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# What EmbeddingGemma 2 has besides.
+LORA_TARGETS += ["per_layer_input_gate", "per_layer_projection", "per_layer_model_projection", "embedding_projection"]
 
 State = dict[str, Tensor]
 
@@ -38,10 +41,7 @@ def load_model(directory: Path) -> SentenceTransformer:
 
     Raises CheckpointError for another pipeline than EmbeddingGemma's.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"dtype": torch.float32}
-    model = SentenceTransformer(str(directory), device=device, local_files_only=True, model_kwargs=options)
-    check_pipeline(model, directory)
+    model = load_pipeline(directory, "cuda" if torch.cuda.is_available() else "cpu", "float32")
     model.model_card_data.widget = [{}]  # or the trainer would choose texts for a card that nobody reads
     model.prompts = {}  # texts have theirs already, and mining would add the checkpoint's
     return model
@@ -69,7 +69,7 @@ def train(
         if recipe.lora:
             model.add_adapter(lora_config(recipe))
         saver = Saver(model, work / "snapshots")
-        trainer = SentenceTransformerTrainer(
+        trainer = Trainer(
             model, settings(recipe, work / "trainer", prepared.batches), train_dataset=columns, callbacks=[saver],
             loss=loss_of(kind, model, recipe, prepared.groups, prepared.teacher),
         )  # fmt: skip
@@ -99,7 +99,7 @@ def settings(recipe: Recipe, folder: Path, batches: Batches) -> SentenceTransfor
 
 
 def listed(batches: Batches, dataset: Dataset, **options: Any) -> Batches:
-    """Return the batches, which are made already, in place of a sampler; the trainer saves this by name."""
+    """Return the batches, which are made already, in place of a sampler."""
     return batches
 
 
@@ -120,10 +120,22 @@ def check_finite(state: State, recipe: Recipe, work: Path) -> None:
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
-    """Return adapters for every matrix of the layers, with alpha twice the rank; the Dense modules stay trainable."""
+    """Return adapters for every matrix but the table, with alpha twice the rank; Dense modules stay trainable."""
     return LoraConfig(
         r=recipe.lora, lora_alpha=2 * recipe.lora, target_modules=LORA_TARGETS, task_type=TaskType.FEATURE_EXTRACTION
     )
+
+
+class Trainer(SentenceTransformerTrainer):
+    """Saves weights alone, as loading a whole EmbeddingGemma 2 again needs more libraries, for images and sounds."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_state(folder / "weights.safetensors", self.model.state_dict())
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        self.model.load_state_dict(load_file(Path(checkpoint_path) / "weights.safetensors"))
 
 
 class Saver(TrainerCallback):
@@ -165,7 +177,7 @@ def newest_complete(folder: Path) -> str | None:
 
 
 def merged_state(model: SentenceTransformer) -> State:
-    """Return the weights, adapters added, under a checkpoint's names: the network's, then `dense.2` and `dense.3`."""
+    """Return the weights, adapters added, under a checkpoint's names: the network's, then any `dense.2`, `dense.3`."""
     network, state = model[0].auto_model, {}
     adapted = {name: module for name, module in network.named_modules() if hasattr(module, "get_delta_weight")}
     for name, tensor in network.state_dict().items():
@@ -174,7 +186,8 @@ def merged_state(model: SentenceTransformer) -> State:
             module = adapted.get(plain.removesuffix(".weight"))
             tensor = tensor if module is None else tensor + module.get_delta_weight(module.active_adapters[0])
             state[plain] = tensor.detach().float().cpu()
-    return state | {f"dense.{i}": model[i].linear.weight.detach().float().cpu() for i in (2, 3)}
+    dense = {f"dense.{i}": module for i, module in enumerate(model) if isinstance(module, Dense)}
+    return state | {name: module.linear.weight.detach().float().cpu() for name, module in dense.items()}
 
 
 def average(files: Sequence[Path]) -> State:

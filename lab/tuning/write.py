@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from engine.contract import OTHER_TOWERS
 from fetching.files import CANARIES, RECORD, check_complete
 from fetching.whole import fsync
 from lab.judging import canaries
@@ -16,9 +18,9 @@ from texts.options import EMBEDDING_DIMS
 
 NOTICE = (
     "These weights were made from the base model's by fine-tuning: they are modified, and under its licence. "
-    "Where the base is EmbeddingGemma or was made from it, they are a model derivative under the Gemma Terms of Use: "
-    "Gemma is provided under and subject to the Gemma Terms of Use found at "
-    "[ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms). These terms and the "
+    "EmbeddingGemma 2 is under the Apache License 2.0. Where the base is EmbeddingGemma-300M or was made from it, they "
+    "are a model derivative under the Gemma Terms of Use: Gemma is provided under and subject to the Gemma "
+    "Terms of Use found at [ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms). These terms and the "
     "[prohibited use policy](https://ai.google.dev/gemma/prohibited_use_policy) bind everyone who uses the weights or "
     "passes them on; pass this notice on with them."
 )
@@ -26,6 +28,8 @@ NOTICE = (
 
 def write_weights(base: Path, weights: Path, out: Path) -> None:
     """Make the directory `out` of the base checkpoint's files and the weights in `weights`, in float32.
+
+    Other towers that the base checkpoint has beside the text's stay as they are.
 
     Every configuration is copied: libraries today save another layout, and some halve the window again.
     """
@@ -41,7 +45,9 @@ def write_weights(base: Path, weights: Path, out: Path) -> None:
     for i, module in enumerate(modules):
         if (dense := state.pop(f"dense.{i}", None)) is not None:
             save_file({"linear.weight": dense}, out / module["path"] / "model.safetensors", {"format": "pt"})
-    save_file(state, out / "model.safetensors", {"format": "pt"})
+    with safe_open(base / "model.safetensors", "pt") as file:
+        state |= {name: file.get_tensor(name) for name in file.keys() if name.startswith(OTHER_TOWERS)}  # noqa: SIM118
+        save_file(state, out / "model.safetensors", {"format": "pt"})
     for path in out.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -69,8 +75,9 @@ def card(figures: dict[str, Any]) -> str:
         "---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity",
         f"base_model: {figures['base'].partition('@')[0]}", "tags: [sentence-transformers, feature-extraction]", "---",
     ]  # fmt: skip
-    if figures["base"].startswith("google/embeddinggemma"):
-        front[1:1] = ["license: gemma"]
+    licences = {"google/embeddinggemma-300m": "gemma", "google/embeddinggemma-2": "apache-2.0"}
+    if licence := licences.get(figures["base"].partition("@")[0]):
+        front[1:1] = [f"license: {licence}"]
     verdict = "" if not figures["reasons"] else "**Rejected:** " + " ".join(figures["reasons"])
     parts = [
         "\n".join(front),

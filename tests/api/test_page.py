@@ -12,7 +12,7 @@ import pytest
 from api.page import FOLDER
 from api.static import TYPES
 from settings.version import VERSION
-from tasks import PROMPTS
+from tasks import PROMPTS, SECOND_PROMPTS
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 # As its project's release was bundled; vendor/LICENSE names the releases.
@@ -89,7 +89,8 @@ def test_nothing_else_is_answered(client: httpx.Client, answer: httpx.Response, 
 
 def test_the_page_knows_the_prompts_and_the_version(answer: httpx.Response) -> None:
     [facts] = re.findall(r'id="facts">(.*?)</script>', answer.text)
-    assert json.loads(facts) == {"prompts": PROMPTS, "version": VERSION} and "{{" not in answer.text
+    prompts = {"embeddinggemma-300m": PROMPTS, "embeddinggemma-2": SECOND_PROMPTS}
+    assert json.loads(facts) == {"prompts": prompts, "version": VERSION} and "{{" not in answer.text
 
 
 def test_the_page_is_small_makes_no_markup_of_texts_and_names_no_other_host() -> None:

@@ -187,6 +187,17 @@ REFUSALS: list[tuple[Edit, str]] = [
     (lambda c: c["text_config"]["per_layer_config"]["05"].update(head_dim=-1), "per_layer_config.head_dim is -1"),
     (lambda c: c["text_config"]["per_layer_config"]["05"].update(head_dim=32), "q_proj.weight has shape [256, 64]"),
     (lambda c: c["text_config"].update(hidden_size_per_layer_input=32), "has shape [288, 64]; expected [192, 64]"),
+    (
+        lambda c: c["text_config"].update(
+            hidden_size=512,
+            num_hidden_layers=24,
+            vocab_size=262_144,
+            head_dim=256,
+            sliding_window=513,
+            layer_types=None,
+        ),
+        "text_config.sliding_window is 513; expected 512, the largest |i - j| itself, as in the released model",
+    ),
     (lambda c: c.update(model_type="gemma3_text"), "the modules are Transformer -> Pooling -> Normalize; expected"),
 ]
 
@@ -224,6 +235,38 @@ def test_a_missing_tensor_is_named(copy: Path, name: str) -> None:
     path = copy / "model.safetensors"
     save_file({n: tensor for n, tensor in load_file(path).items() if n != f"{TOWER}{name}"}, path)
     assert f"no tensor {TOWER}{name}" in refusal(copy)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["as trained", "short of 1"])
+def test_gains_in_the_first_models_way_are_refused(copy: Path, shift: int) -> None:
+    """Trained gains differ by channel; those of a tuned checkpoint may be as small or large as here."""
+    path = copy / "model.safetensors"
+    tensors = load_file(path)
+    norms = [name for name in tensors if name.endswith("norm.weight")]
+    for name in norms:
+        tensors[name] = tensors[name].abs() * torch.logspace(-2, 1, len(tensors[name])) - shift
+    save_file(tensors, path)
+    if shift:
+        assert "of the norms' weights are below 0; expected EmbeddingGemma 2's, which lie round 1" in refusal(copy)
+    else:
+        assert PackedEngine(copy, "cpu", FLOAT32).embed([random_ids(9)]).shape == (1, 768)
+
+
+def test_the_text_tower_alone_gives_the_same_vectors(copy: Path) -> None:
+    """As transformers saves it: its config at the top, its tensors without a prefix, no other tower."""
+    from engine.reference import ReferenceEngine
+
+    texts = texts_of((2, 40))
+    expected = PackedEngine(copy, "cpu", FLOAT32).embed(texts)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config["text_config"]))
+    tensors = load_file(copy / "model.safetensors")
+    tower = {name.removeprefix(TOWER): tensor for name, tensor in tensors.items() if name.startswith(TOWER)}
+    save_file(tower, copy / "model.safetensors", {"format": "pt"})
+    alone = PackedEngine(copy, "cpu", FLOAT32)
+    assert np.array_equal(alone.embed(texts), expected) and read_architecture(copy).placeholders == ()
+    assert alone.tokenizer.max_tokens == 8_192 and alone.tokenizer.generation == 2
+    assert errors(ReferenceEngine(copy, "cpu").embed(texts), expected)[0] <= 1e-9
 
 
 def test_the_tensors_of_other_towers_are_not_read(copy: Path) -> None:

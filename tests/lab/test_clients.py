@@ -18,7 +18,7 @@ def test_tasks_have_the_names_that_the_apis_document() -> None:
     assert GEMINI.keys() == PROMPTS.keys() - {"summarization", "none"}
     assert GEMINI["retrieval_query"] == "RETRIEVAL_QUERY" and GEMINI["code_retrieval"] == "CODE_RETRIEVAL_QUERY"
     assert set(COHERE.values()) == {"search_document", "search_query", "classification", "clustering"}
-    assert TEI.keys() == PROMPTS.keys() - {"question_answering", "fact_verification"}
+    assert TEI.keys() == PROMPTS.keys() and TEI["question_answering"] == "QuestionAnswering"
     assert (TEI["retrieval_query"], TEI["semantic_similarity"], TEI["none"]) == ("query", "PairClassification", "none")
 
 

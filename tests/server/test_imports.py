@@ -11,7 +11,8 @@ from container.make_openapi import ROOT
 
 def printed(code: str) -> str:
     """Return what a fresh process prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("ENGINE", "TRITON_INTERPRET")}
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()

@@ -43,15 +43,17 @@ def reads() -> set[tuple[str, str]]:
             continue
         for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args:
-                function, name = ast.unparse(node.func), node.args[0]
+                reader, name = node.func, node.args[0]
             elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
-                function, name = ast.unparse(node.value), node.slice
+                reader, name = node.value, node.slice
             elif isinstance(node, ast.Compare):
-                function, name = ast.unparse(node.comparators[0]), node.left
+                reader, name = node.comparators[0], node.left
             else:
                 continue
-            if isinstance(name, ast.Constant) and (function in ENVIRONMENT or function.startswith("settings.")):
-                found.add((str(name.value), function))
+            if isinstance(name, ast.Constant):
+                function = ast.unparse(reader)
+                if function in ENVIRONMENT or function.startswith("settings."):
+                    found.add((str(name.value), function))
     return found
 
 

@@ -23,6 +23,7 @@ class Counted:
 
     def __init__(self, source: EngineSource, model: str | None = None) -> None:
         self._source, self.name, self.model = source, source.name, model or source.model
+        self.generation = source.generation
         self.asked: list[str] = []
         self.left = 1_000
 

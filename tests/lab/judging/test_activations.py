@@ -67,3 +67,8 @@ def test_the_report_says_whether_float16_holds_them(tmp_path: Path) -> None:
     assert held == pytest.approx(65504 / max(values), rel=1e-3)
     report = activations(with_larger_activations(tmp_path / "checkpoint", SOME_OVERFLOW + 3))
     assert "such texts are computed again in float32, unless DTYPE is bfloat16 or float32" in report
+
+
+def test_they_hold_those_of_inputs_of_a_layers_own(second_weights: Path) -> None:
+    layers = largest_activations(second_weights, [random_ids(12)])
+    assert len(layers) == 6 and all(value > 0 for layer in layers for value in layer.values())

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.evaluation
 
 DOCUMENT, QUERY = "title: none | text: ", "task: search result | query: "
 EOS, LIMIT = 1, 2048
-Q8_0, HALVED = Variant(weights="int8 blocks"), Variant(attention="window 128")
+Q8_0, HALVED = Variant(weights="int8 blocks"), Variant(attention="half the window")
 
 
 def names(judgement: Judgement) -> list[str]:
@@ -97,9 +97,10 @@ FAULTY: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("cohere", "lower", {"text": str.lower}, ["text lowercased"]),
     ("openai", "first token", {"pool": lambda ids: (0, 1)}, ["vector of the first token"]),
     ("gemini", "last token", {"pool": lambda ids: (len(ids) - 1, len(ids))}, ["vector of the last token"]),
-    ("tei", "halved", {"variant": Variant(attention="window 128")}, ["window halved"]),
-    ("openai", "doubled", {"variant": Variant(attention="window 512")}, ["window doubled"]),
+    ("tei", "halved", {"variant": Variant(attention="half the window")}, ["window halved"]),
+    ("openai", "doubled", {"variant": Variant(attention="twice the window")}, ["window doubled"]),
     ("ollama", "ignored", {"variant": Variant(attention="no window")}, ["window ignored"]),
+    ("openai", "257", {"variant": Variant(attention="window + 1")}, ["window off by one"]),
     ("cohere", "512", {"ids": cut_to_512}, ["cut at another length"]),
     ("tei", "256", {"ids": lambda ids: cut(ids, 256, None)}, ["cut at another length", "<eos> lost in the cut"]),
     ("gemini", "eos lost", {"uncut": True, "ids": lose_eos}, ["cut silently", "<eos> lost in the cut"]),

@@ -42,8 +42,8 @@ def test_the_right_network_is_the_engines(variants: Variants, small: Path, monke
     ("variant", "changes"),
     [
         (Variant(attention="causal"), {"use_bidirectional_attention": False}),
-        (Variant(attention="window 128"), {"sliding_window": 257}),
-        (Variant(attention="window 512"), {"sliding_window": 1024}),
+        (Variant(attention="half the window"), {"sliding_window": 257}),
+        (Variant(attention="twice the window"), {"sliding_window": 1024}),
         (Variant(attention="no window"), {"sliding_window": 8192}),
     ],
 )

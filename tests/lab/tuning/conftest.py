@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MISSING = {name for name in ("mteb", "peft", "datasets") if not importlib.util.find_spec(name)}
 TRAINING = ["test_columns.py", "test_gpu.py", "test_loss.py", "test_train.py"]
-MEASURING = ["test_measure.py", "test_page.py", "test_run.py"]
+MEASURING = ["test_measure.py", "test_page.py", "test_run.py", "test_second.py"]
 collect_ignore = (TRAINING if MISSING - {"mteb"} else []) + (MEASURING if MISSING else [])
 TASKS = SMALL.parent.parent / "lab" / "evaluation" / "tasks"
 MARKS = ("red", "green", "blue", "yellow")
