@@ -1,19 +1,17 @@
 """A loaded network in 8-bit integers: scales moved from activations to weights, then the layers' matrices quantised.
 
 A channel that is much larger than the others would take all levels of a token's scale. So a power of two moves from
-each such channel of an activation to the columns of the matrix that reads it, as in SmoothQuant (Xiao et al. 2023): no
-digit of a float32 vector changes. How large channels are is measured on some texts.
+each such channel of an activation to the columns of the matrix that reads it, as in SmoothQuant (Xiao et al. 2023); but
+it is divided by where the activation is quantised, as not every one is made by a matrix or a gain. How large channels
+are is measured on some texts.
 """
-
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels.int8 import quantise_matrix
 from engine.linear import Linear
-from engine.model import Attention, GeGLU, Layer, Network
+from engine.model import Layer, Network
 from engine.packing import Segments
 
 CALIBRATION = (
@@ -41,74 +39,40 @@ def quantise(network: Network, token_ids: Tensor, segments: Segments, levels: in
     `levels` is the largest whole number of an activation.
     """
     layers = [layer for layer in network.layers if isinstance(layer, Layer)]
-    with largest_inputs(layers) as largest:
-        network(token_ids, segments)
-    for layer in layers:
-        move_scales(layer, largest)
-        for linear in matrices(layer):
-            paired = linear is layer.mlp.gate_up
-            linear.quantised = quantise_matrix(linear.get_parameter("weight"), levels, paired)
-            del linear.weight
-
-
-def matrices(layer: Layer) -> list[Linear]:
-    """Return a layer's matrices in the order in which they are used."""
-    return [layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down]
-
-
-@contextmanager
-def largest_inputs(layers: list[Layer]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Within it, note the largest size of each column [columns] that the layers' matrices read."""
     largest: dict[nn.Module, Tensor] = {}
 
     def note(linear: nn.Module, inputs: tuple[Tensor]) -> None:
         largest[linear] = inputs[0].abs().amax(dim=0)
 
-    with ExitStack() as stack:
-        for layer in layers:
-            for linear in matrices(layer):
-                stack.callback(linear.register_forward_pre_hook(note).remove)
-        yield largest
+    hooks = [linear.register_forward_pre_hook(note) for layer in layers for linear in matrices(layer)]
+    network(token_ids, segments)
+    for hook in hooks:
+        hook.remove()
+    for layer in layers:
+        query, kv, width, _ = layer.attention.heads
+        for linear in matrices(layer):
+            weight = linear.get_parameter("weight")
+            # The query heads of a key/value head mix the same values.
+            groups = (kv, query // kv, width) if linear is layer.attention.out else (1, 1, -1)
+            factors = _factors(largest[linear].view(groups), weight.abs().amax(dim=0).view(groups))
+            linear.quantised = quantise_matrix(weight, factors, levels, paired=linear is layer.mlp.gate_up)
+            del linear.weight
 
 
-def move_scales(layer: Layer, largest: dict[nn.Module, Tensor]) -> None:
-    """Divide what each matrix reads where it is made, and multiply the matrix's columns."""
-    attention, mlp = layer.attention, layer.mlp
-    for norm, linear in ((layer.pre_attention, attention.qkv), (layer.pre_mlp, mlp.gate_up)):
-        weight = linear.get_parameter("weight")
-        factors = _factors(largest[linear], _largest_columns(weight))
-        norm.gain.div_(factors)
-        weight.mul_(factors)
-    _move_into_out(attention, largest[attention.out])
-    _move_into_down(mlp, largest[mlp.down])
-
-
-def _move_into_out(attention: Attention, largest: Tensor) -> None:
-    """Divide the rows that make values; the query heads of a key/value head mix the same ones."""
-    a = attention.a
-    groups = (a.kv_heads, a.heads // a.kv_heads, a.head_dim)
-    out = attention.out.get_parameter("weight")
-    factors = _factors(largest.view(groups).amax(dim=1), _largest_columns(out).view(groups).amax(dim=1))
-    attention.qkv.get_parameter("weight")[-factors.numel() :].div_(factors.view(-1, 1))
-    out.view(-1, *groups).mul_(factors[:, None])
-
-
-def _move_into_down(mlp: GeGLU, largest: Tensor) -> None:
-    """Divide the rows of up, by which gates are multiplied."""
-    down = mlp.down.get_parameter("weight")
-    factors = _factors(largest, _largest_columns(down))
-    mlp.gate_up.get_parameter("weight").chunk(2)[1].div_(factors[:, None])
-    down.mul_(factors)
-
-
-def _largest_columns(weight: Tensor) -> Tensor:
-    return weight.abs().amax(dim=0)
+def matrices(layer: Layer) -> list[Linear]:
+    """Return a layer's matrices in the order in which they are used."""
+    own = layer.per_layer
+    of_all = [layer.attention.qkv, layer.attention.out, layer.mlp.gate_up, layer.mlp.down]
+    return of_all + ([own.gate, own.inputs, own.out] if own else [])
 
 
 def _factors(activation: Tensor, weight: Tensor) -> Tensor:
     """Return a power of two for each outlier channel, which makes it stand out as little in the activation as in the
-    weight; 1 for the others, whose levels are spent best as they are."""
-    ratios = activation / weight
+    weight; 1 for the others, whose levels are spent best as they are.
+
+    Both have the largest size of each column, [groups, heads, width]; heads of a group have the same powers.
+    """
+    ratios = activation.amax(dim=1, keepdim=True) / weight.amax(dim=1, keepdim=True)
     used = ratios.isfinite() & (ratios > 0)
     ratios = torch.where(used, ratios / ratios[used].median() if used.any() else 1.0, 1.0)
-    return torch.where(ratios > OUTLIER, ratios.log2().div(2).round().exp2(), 1.0)
+    return torch.where(ratios > OUTLIER, ratios.log2().div(2).round().exp2(), 1.0).expand_as(weight).flatten()

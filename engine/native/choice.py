@@ -104,8 +104,10 @@ def multiplies_exactly(network: Network, instructions: int = 0) -> bool:
     levels, generator = torch.ops.embeddinggemma.int8_levels()[instructions], torch.Generator().manual_seed(0)
     for linear in matrices(cast(Layer, network.layers[0])):
         assert linear.quantised is not None
-        matrix = replace(linear.quantised, levels=levels, paired=False)
-        x = torch.randn(ROWS, 4 * matrix.panels.shape[1], generator=generator)
+        columns = len(linear.quantised.inverses)
+        inverses = 2.0 ** torch.randint(-3, 4, (columns,), generator=generator)
+        matrix = replace(linear.quantised, levels=levels, paired=False, inverses=inverses)
+        x = torch.randn(ROWS, columns, generator=generator)
         x[0], x[1, 7], x[2], x[3, 5] = 0.0, torch.nan, x[2] * 1e-30, 300.0
         product = torch.ops.embeddinggemma.linear_int8(x, matrix.tensors, instructions)
         if not torch.equal(product.nan_to_num(-1.0), int8.linear(x, matrix).nan_to_num(-1.0)):

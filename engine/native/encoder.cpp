@@ -46,20 +46,21 @@ struct Matrix {
   Tensor numbers;
   const float* scales;
   const int32_t* sums;
+  const float* inverses;
 };
 
 // What a layer makes of the embeddings, where it has such an input.
 struct PerLayer {
   Matrix gate, inputs, out;
-  const float *norm, *post;
   float factor;
+  const float *norm, *post;
 };
 
 struct Layer {
   Matrix qkv, out, gate_up, down;
+  std::optional<PerLayer> own;
   const float *head_gain, *pre_attention, *post_attention, *pre_mlp, *post_mlp, *cos, *sin;
   int64_t window;  // the largest visible |i - j|; -1 where all is visible
-  std::optional<PerLayer> own;
 };
 
 // Neighbouring texts of a batch that are computed together; `x` is the residual stream of their tokens. Matmuls read and
@@ -150,7 +151,7 @@ class Part {
   void multiply_quantised(const Tensor& x, const Matrix& matrix, const Write& write) {
     const int64_t n = x.size(1);
     QuantisedRows quantised(all_instructions().front(), rows, n);
-    each(rows, [&](int64_t t) { quantise(data<T>(x) + t * n, quantised, t); });
+    each(rows, [&](int64_t t) { quantise(data<T>(x) + t * n, matrix.inverses, quantised, t); });
     const QuantisedMatrix all{data<int8_t>(matrix.numbers), matrix.scales, matrix.sums};
     const int64_t grain = std::max<int64_t>(1, GRAIN * n / rows / PANEL);
     torch::stable::parallel_for(0, matrix.numbers.size(0), grain, [&](int64_t first, int64_t end) {
@@ -238,11 +239,11 @@ Tensor pool(const Tensor& x, const Tensor& starts, const Tensor& ends) {
   return means;
 }
 
-// A layer's tensors are its four matrices, each followed by scales and sums if it is quantised, and its five gains; then,
-// if it has an input of its own, three matrices and two gains. Angles are cos and sin of full layers, then of sliding ones.
+// A layer's tensors are its four matrices, with an input of its own seven, each followed by scales, sums and inverses if it
+// is quantised, and its five or seven gains. Angles are cos and sin of full layers, then of sliding ones.
 std::vector<Layer> layers_of(const std::vector<Tensor>& tensors, const std::vector<int64_t>& windows,
                              const std::vector<Tensor>& angles, const std::vector<double>& factors, bool int8) {
-  const size_t of_matrix = int8 ? 3 : 1, of_layer = 4 * of_matrix + 5 + (factors.empty() ? 0 : 3 * of_matrix + 2);
+  const size_t of_matrix = int8 ? 4 : 1, of_layer = factors.empty() ? 4 * of_matrix + 5 : 7 * of_matrix + 7;
   if (tensors.size() != of_layer * windows.size() || angles.size() != 4 ||
       !(factors.empty() || factors.size() == windows.size()))
     throw std::invalid_argument("the layers' tensors, factors or angles are not as many as expected");
@@ -250,15 +251,15 @@ std::vector<Layer> layers_of(const std::vector<Tensor>& tensors, const std::vect
   const Tensor* next = tensors.data();
   const auto matrix = [&] {
     const Tensor* t = std::exchange(next, next + of_matrix);
-    return int8 ? Matrix{t[0], data<float>(t[1]), data<int32_t>(t[2])} : Matrix{t[0], nullptr, nullptr};
+    return int8 ? Matrix{t[0], data<float>(t[1]), data<int32_t>(t[2]), data<float>(t[3])} : Matrix{t[0]};
   };
   const auto gain = [&] { return data<float>(*next++); };
   for (int64_t window : windows) {  // braces evaluate in order
     const Tensor* angle = &angles[window < 0 ? 0 : 2];
-    layers.push_back({matrix(), matrix(), matrix(), matrix(), gain(), gain(), gain(), gain(), gain(),
-                      data<float>(angle[0]), data<float>(angle[1]), window, {}});
-    if (factors.empty()) continue;
-    layers.back().own = PerLayer{matrix(), matrix(), matrix(), gain(), gain(), float(factors[layers.size() - 1])};
+    const auto own = [&] { return PerLayer{matrix(), matrix(), matrix(), float(factors[layers.size()])}; };
+    layers.push_back({matrix(), matrix(), matrix(), matrix(), factors.empty() ? std::nullopt : std::optional(own()),
+                      gain(), gain(), gain(), gain(), gain(), data<float>(angle[0]), data<float>(angle[1]), window});
+    if (auto& made = layers.back().own) made->norm = gain(), made->post = gain();
   }
   return layers;
 }
@@ -296,11 +297,11 @@ Tensor encode(Tensor x, Tensor positions, std::vector<int64_t> lengths, std::vec
 }
 
 // Float32 x @ matrix.T, quantised, by one of the processor's sets of instructions: float32 `x` [rows, columns], `matrix`
-// its panels, scales and sums.
+// its panels, scales, sums and inverses.
 Tensor linear_int8(Tensor x, std::vector<Tensor> matrix, int64_t instructions) {
   const int64_t rows = x.size(0), n = x.size(1), columns = matrix.at(0).size(0) * PANEL;
   QuantisedRows quantised(all_instructions().at(instructions), rows, n);
-  for (int64_t row = 0; row < rows; ++row) quantise(data<float>(x) + row * n, quantised, row);
+  for (int64_t row = 0; row < rows; ++row) quantise(data<float>(x) + row * n, data<float>(matrix.at(3)), quantised, row);
   const Tensor result = empty<float>({rows, columns});
   const QuantisedMatrix all{data<int8_t>(matrix[0]), data<float>(matrix.at(1)), data<int32_t>(matrix.at(2))};
   multiply(quantised, rows, all, 0, columns / PANEL, [&](int64_t row, int64_t first, const float* numbers) {

@@ -28,11 +28,12 @@ def supports(a: Architecture, numbers: NumberFormat) -> bool:
     """Whether the extension computes such a network, in such a format, on this processor."""
     if numbers.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    halves = [a.heads_of(window).width // 2 for window in (1, None)]
+    heads = [a.heads_of(window) for window in (1, None)]
+    halves = [each.width // 2 for each in heads]
+    qkv_rows = [(each.query + 2 * each.key_value) * each.width for each in heads]
     in_steps = all(size % STEP == 0 for size in (a.hidden, a.intermediate, a.per_layer, *halves))
-    in_panels = (2 * a.intermediate) % PANEL == a.hidden % PANEL == (a.heads + 2) * a.head_dim % PANEL == 0
-    in_8_bits = in_panels and a.kv_heads == 1 and not a.per_layer
-    return numbers in (FLOAT32, BFLOAT16, INT8) and in_steps and (in_8_bits or not numbers.int8)
+    in_panels = all(size % PANEL == 0 for size in (a.hidden, 2 * a.intermediate, a.per_layer, *qkv_rows))
+    return numbers in (FLOAT32, BFLOAT16, INT8) and in_steps and (in_panels or not numbers.int8)
 
 
 class Encoder:
@@ -71,12 +72,10 @@ class Encoder:
 
 def _tensors(layer: Layer) -> list[Tensor]:
     """Return a layer's tensors in the order of `Layer` in encoder.cpp."""
-    norms = (layer.attention.head_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp)
-    tensors = [*(tensor for matrix in matrices(layer) for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
+    norms = [layer.attention.head_norm, layer.pre_attention, layer.post_attention, layer.pre_mlp, layer.post_mlp]
     if own := layer.per_layer:
-        tensors += [tensor for matrix in (own.gate, own.inputs, own.out) for tensor in matrix.tensors()]
-        tensors += [own.norm.gain, own.post.gain]
-    return tensors
+        norms += [own.norm, own.post]
+    return [*(tensor for matrix in matrices(layer) for tensor in matrix.tensors()), *(norm.gain for norm in norms)]
 
 
 def split(lengths: Sequence[int], threads: int) -> list[int]:

@@ -105,15 +105,15 @@ inline Floats fused_multiply_add(Floats x, float factor, float term) {
   return x;
 }
 
-// Round x / scale to whole numbers, the scale being the largest |x| over the levels. The scale of a row with infinity or
-// NaN is NaN, and so is all that is computed of it.
+// Round y / scale to whole numbers, y being x * inverses and the scale the largest |y| over the levels. The scale of a row
+// with infinity or NaN is NaN, and so is all that is computed of it.
 template <typename T>
-void quantise(const T* x, QuantisedRows& rows, int64_t row) {
+void quantise(const T* x, const float* inverses, QuantisedRows& rows, int64_t row) {
   typedef uint8_t Bytes __attribute__((vector_size(STEP)));
   const int64_t n = rows.columns, levels = rows.by.levels;
   Floats largest{}, none{};
   for (int64_t i = 0; i < n; i += STEP) {
-    const Floats number = load(x + i), size = number < 0.0f ? -number : number;
+    const Floats number = load(x + i) * load(inverses + i), size = number < 0.0f ? -number : number;
     largest = size > largest ? size : largest;
     none += number * 0.0f;
   }
@@ -124,7 +124,7 @@ void quantise(const T* x, QuantisedRows& rows, int64_t row) {
   rows.scales[row] = most / float(levels) + sum(none);
   const float round = 12582912.0f + float(rows.by.zero);  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
   for (int64_t i = 0; i < n; i += STEP) {
-    const Words bits = (Words)fused_multiply_add(load(x + i) * lift, inverse, round);
+    const Words bits = (Words)fused_multiply_add(load(x + i) * load(inverses + i) * lift, inverse, round);
     const Bytes bytes = __builtin_convertvector(bits & 0xffu, Bytes);
     std::memcpy(&rows.numbers[row * n + i], &bytes, sizeof bytes);
   }

@@ -30,7 +30,7 @@ class Sizes:
         return layer % 6 == 5 or layer == self.layers - 1
 
 
-NARROW = Sizes(6, 16_384, hidden=64, intermediate=96, head_dim=32, full_head_dim=64, per_layer=48, window=8)
+NARROW = Sizes(6, 16_384, hidden=64, intermediate=96, head_dim=32, full_head_dim=64, per_layer=128, window=8)
 """For tests: its window is so small that short texts show its edge."""
 
 

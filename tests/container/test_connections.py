@@ -1,6 +1,7 @@
 """HTTP/1.1 as clients speak it, and clients that are slow, many or gone: others are answered as before."""
 
 import json
+import math
 import socket
 import sys
 import time
@@ -225,7 +226,10 @@ LARGE = " " * 100_000
 
 
 def slowest_small_s(front: Fronted, prefer: str) -> float:
-    """Return how long the slowest of twenty small predictions took beside ten large ones, which take turns."""
+    """Return how long the slowest of twenty small predictions took beside ten large ones, which take turns.
+
+    Infinity where one found no slot: Cog frees a slot a moment after its answer, a long one on a busy machine.
+    """
     text, slowest = "sleep 1.5" + (LARGE if prefer == "wait" else ""), 0.0
     with ThreadPoolExecutor(12) as pool:
         started = time.monotonic()
@@ -233,9 +237,15 @@ def slowest_small_s(front: Fronted, prefer: str) -> float:
         time.sleep(0.5)
         for _ in range(20):
             asked = time.monotonic()
-            assert front.post({"input": {"text": "sleep 0"}}).json()["output"] == SLEPT
+            small = front.post({"input": {"text": "sleep 0"}})
+            if small.status_code == 409:
+                return math.inf
+            assert small.json()["output"] == SLEPT
             slowest = max(slowest, time.monotonic() - asked)
-        assert {each.result().status_code for each in large} == {200 if prefer == "wait" else 202}
+        statuses = {each.result().status_code for each in large}
+        if 409 in statuses:
+            return math.inf
+        assert statuses == {200 if prefer == "wait" else 202}
         assert time.monotonic() - started > (4.5 if prefer == "wait" else 3)
         eventually(lambda: front.front._gate.places._value == 4, "all places are free")
     return slowest
@@ -288,7 +298,7 @@ def test_while_cogs_server_is_away_health_says_that_it_starts() -> None:
 
 def test_a_draining_front_answers_what_it_has_and_takes_no_more(cog: Server) -> None:
     with fronted(cog) as front, ThreadPoolExecutor(1) as pool, socket.create_connection(front.address) as idle:
-        asked = pool.submit(front.post, {"input": {"text": "sleep 1"}})
+        asked = pool.submit(front.post, {"input": {"text": "sleep 2"}})
         eventually(lambda: front.front.is_busy, "it is asked")
         front.front.drain()
         assert is_closed(idle, within_s=5)

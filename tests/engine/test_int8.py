@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import engine
 from engine.checkpoint import load_network
 from engine.configs import read_architecture
 from engine.contract import DeviceError
-from engine.int8 import largest_inputs, matrices, move_scales
+from engine.int8 import matrices, quantise
 from engine.kernels import int8
 from engine.kernels.int8 import quantise_matrix, quantise_rows
 from engine.model import FLOAT32, INT8, Layer
@@ -19,7 +20,7 @@ from engine.native.choice import multiplies_exactly, trial
 from engine.native.library import NotAvailable
 from engine.packed import PackedEngine
 from engine.packing import packed
-from tests.support.vectors import FULL, errors, random_ids
+from tests.support.vectors import FULL, SECOND, errors, random_ids
 from weights import SMALL
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def test_sums_are_exact_by_every_set_of_instructions(levels: list[int], rows: in
         x = torch.randn(rows, inputs, generator=generator) * torch.logspace(-30, 30, rows)[:, None]
         weight = torch.randn(columns, inputs, generator=generator)
         weight[3], weight[5] = 0.0, 127.0  # a row without numbers, and one of the largest
-        matrix = quantise_matrix(weight, 127)
+        matrix = quantise_matrix(weight, 2.0 ** torch.randint(-3, 9, (inputs,), generator=generator), 127)
         for instructions, most in enumerate(levels):
             matrix = replace(matrix, levels=most)
             product = torch.ops.embeddinggemma.linear_int8(x, matrix.tensors, instructions)
@@ -59,7 +60,7 @@ def test_sums_are_exact_by_every_set_of_instructions(levels: list[int], rows: in
 def test_a_product_is_as_near_as_its_steps(levels: list[int]) -> None:
     x, weight = torch.randn(9, 256), torch.randn(64, 256)
     for most in {*levels, 127}:
-        error = int8.linear(x, quantise_matrix(weight, most)) - x @ weight.T
+        error = int8.linear(x, quantise_matrix(weight, torch.ones(256), most)) - x @ weight.T
         step = x.abs().amax(dim=1)[:, None] / most + weight.abs().amax(dim=1) / 127
         assert (error.abs() <= 4 * step * 256**0.5 / 12**0.5).all()  # four deviations of that many roundings
 
@@ -74,7 +75,7 @@ def test_every_number_of_a_row_is_rounded_to_the_nearest_step() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_that_is_not_finite_gives_nan_and_harms_no_other(levels: list[int], wrong: float) -> None:
-    x, matrix = torch.randn(8, 64), quantise_matrix(torch.randn(64, 64), levels[0])
+    x, matrix = torch.randn(8, 64), quantise_matrix(torch.randn(64, 64), torch.ones(64), levels[0])
     expected = int8.linear(x, matrix)
     x[5, 60] = wrong
     for product in (int8.linear(x, matrix), torch.ops.embeddinggemma.linear_int8(x, matrix.tensors, 0)):
@@ -84,12 +85,12 @@ def test_a_row_that_is_not_finite_gives_nan_and_harms_no_other(levels: list[int]
 
 def test_a_paired_matrix_gives_gates_then_ups() -> None:
     x, weight = torch.randn(3, 32), torch.randn(256, 32)
-    plain, paired = (int8.linear(x, quantise_matrix(weight, 127, pair)) for pair in (False, True))
+    plain, paired = (int8.linear(x, quantise_matrix(weight, torch.ones(32), 127, pair)) for pair in (False, True))
     assert torch.equal(plain, paired)
 
 
 def test_the_comparison_at_load_accepts_every_set_of_instructions(levels: list[int]) -> None:
-    for architecture in (read_architecture(SMALL), FULL):
+    for architecture in (read_architecture(SMALL), FULL, SECOND):
         network = trial(architecture, INT8)
         assert all(multiplies_exactly(network, instructions) for instructions in range(len(levels)))
 
@@ -109,24 +110,34 @@ def test_neither_company_nor_threads_change_a_bit(packed_engine: PackedEngine) -
         torch.set_num_threads(threads)
 
 
+def enlarge(linear: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Make column 5 of what a matrix reads larger."""
+    larger = inputs[0].clone()
+    larger[:, 5] *= 2**16
+    return (larger,)
+
+
 @pytest.mark.usefixtures("levels")
-def test_moved_scales_change_no_bit_of_a_float32_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["small", "second_weights"])
+def test_a_scale_moves_from_the_outlier_of_each_matrix(
+    weights: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factor changes no number of a matrix by more than its rounding."""
     monkeypatch.setattr("engine.checkpoint.quantise", lambda *inputs: None)
-    network = load_network(
-        SMALL, read_architecture(SMALL), INT8, CPU, calibration=[[2, 1]]
-    )  # not quantised, not packed
-    texts = packed([random_ids(n, n) for n in (3, 40, 120)], CPU)
-    layers = [layer for layer in network.layers if isinstance(layer, Layer)]
-    with largest_inputs(layers) as largest:
-        before = network(*texts)
-    for layer in layers:
-        for channel, linear in enumerate(matrices(layer), 5):  # an outlier in each activation
-            largest[linear][channel] *= 1024
-        weights = [linear.get_parameter("weight").clone() for linear in matrices(layer)]
-        move_scales(layer, largest)
-        for channel, (linear, weight) in enumerate(zip(matrices(layer), weights, strict=True), 5):
-            assert not torch.equal(linear.get_parameter("weight")[:, channel], weight[:, channel])
-    assert torch.equal(network(*texts), before)
+    directory = request.getfixturevalue(weights)
+    network = load_network(directory, read_architecture(directory), INT8, CPU, calibration=[[2, 1]])
+    linears = [linear for layer in network.layers if isinstance(layer, Layer) for linear in matrices(layer)]
+    before = [linear.get_parameter("weight").clone() for linear in linears]
+    for linear in linears:
+        linear.register_forward_pre_hook(enlarge)
+    quantise(network, *packed([random_ids(n, n) for n in (3, 40, 120)], CPU), 127)
+    assert len(linears) == len(network.layers) * (7 if network.architecture.per_layer else 4)
+    for linear, weight in zip(linears, before, strict=True):
+        assert linear.quantised is not None
+        inverses, actual = linear.quantised.inverses, int8.linear(torch.eye(weight.shape[1]), linear.quantised).T
+        step = (weight / inverses).abs().amax(dim=1, keepdim=True) / 127
+        assert inverses.argmin() == 5 and inverses[5] <= 1 / 8
+        assert ((actual - weight).abs() <= 0.51 * step * inverses + 1e-6 * weight.abs()).all()
 
 
 @pytest.mark.usefixtures("no_binary")
@@ -140,6 +151,7 @@ def test_a_network_that_fits_no_panels_is_refused_in_a_sentence() -> None:
     with pytest.raises(NotAvailable, match="sizes"):
         choice.check_int8(replace(FULL, hidden=FULL.hidden + 32))
     choice.check_int8(FULL)
+    choice.check_int8(SECOND)
 
 
 def test_the_trained_checkpoint_keeps_its_vectors(packed_engine: PackedEngine) -> None:

@@ -97,6 +97,7 @@ FAULTS = {
 # Of 8-bit integers alone.
 INT8_FAULTS = {
     "zero of activations": ("int8.h", "x.by.zero * matrix.sums[first + i]", "0"),
+    "inverses": ("int8.h", "load(inverses + i) * lift", "Floats{} + lift"),
     "scales of columns": ("int8.h", "matrix.scales[first + i] * scale", "scale"),
     "levels": ("int8.h", "most / float(levels)", "most / float(levels + 1)"),
     "not finite": ("int8.h", "sum(none)", "0.0f"),
