@@ -31,4 +31,6 @@ class VectorCache:
         """Keep a copy of the vectors; the least recently used entries make room."""
         size = len(key) + vectors.nbytes + OVERHEAD_BYTES
         if size <= self._entries.maxsize:
-            self._entries[key] = (vectors.copy(), size)
+            kept = vectors.copy()
+            kept.flags.writeable = False  # requests share it
+            self._entries[key] = (kept, size)
