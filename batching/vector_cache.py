@@ -19,8 +19,8 @@ class VectorCache:
     def __init__(self, max_bytes: int) -> None:
         self._entries: LRUCache[bytes, tuple[np.ndarray, int]] = LRUCache(max_bytes, getsizeof=itemgetter(1))
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._entries
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, key: bytes) -> np.ndarray | None:
         """Return the vectors under this key, None if there are none."""

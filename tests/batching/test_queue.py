@@ -137,7 +137,15 @@ def test_a_request_of_one_cached_text_counts_as_one_that_was_admitted() -> None:
 
 
 def test_a_stopped_queue_gives_no_cached_vector() -> None:
-    queue = Queue(10**9, 10**6, lambda: 100)
-    queue.stop("the engine was closed")
-    with pytest.raises(EngineStopped):
-        queue.cached([1])
+    async def run() -> None:
+        queue = Queue(10**9, 10**6, lambda: 100)
+        queue.admit(Request([[1]]))
+        batch = queue.next_batch(full=False)
+        assert batch is not None
+        queue.deliver(batch, np.ones((1, DIMENSIONS), dtype=np.float32))
+        assert queue.cached([1]) is not None
+        queue.stop("the engine was closed")
+        with pytest.raises(EngineStopped):
+            queue.cached([1])
+
+    asyncio.run(run())
