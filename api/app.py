@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,7 +35,7 @@ OF_BROWSERS = {b"origin", b"sec-fetch-site"}
 SITE_HEADERS = {*OF_BROWSERS, b"host", b"x-forwarded-host"}
 
 
-def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
+def make_app(host: Host, origins: Sequence[str] = ()) -> ASGIApp:
     """Return the application. Pages of other sites may call it from a browser only if their `origins` are listed."""
     routes: list[Route] = []
     fixed: dict[tuple[str, str], ASGIApp] = {}
@@ -50,18 +49,18 @@ def make_app(host: Host, origins: Sequence[str] = ()) -> Starlette:
             if "{" not in path:
                 fixed[each.method, path] = endpoint
     routes += [Route("/openapi.json", _openapi), *docs.ROUTES, *page.ROUTES]
-    cors = Middleware(
-        CORSMiddleware,
+    others = Starlette(routes=routes, exception_handlers={HTTPException: _lost})
+    others.router.redirect_slashes = False
+    checked = SiteCheck(FixedPaths(others, fixed), origins)
+    if not origins:
+        return checked
+    return CORSMiddleware(
+        checked,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["x-truncated", "x-prompted", "x-model", "x-compute-tokens", "retry-after"],
     )
-    checks = [*([cors] if origins else []), Middleware(SiteCheck, origins=origins)]
-    middleware = [*checks, Middleware(FixedPaths, endpoints=fixed)]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _lost})
-    app.router.redirect_slashes = False
-    return app
 
 
 class SiteCheck:

@@ -1,10 +1,8 @@
 """How an operation is called over HTTP: key, body, answer, errors, and clients that go away."""
 
-import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,13 +16,12 @@ from api.json_bodies import decode_in_pieces
 from api.metrics import Metrics
 from api.operations import Answer, Api, Call, Operation
 from api.refusal import RETRY_AFTER_S, Refusal, refusal_of
+from api.watch import Watch
 from batching.pools import COMPRESSED_BYTES, JSON_BYTES, NUMBERS, run, run_in_pieces
 from service import Service
 
 logger = logging.getLogger(__name__)
 
-# From then on a request is watched for its client's going away.
-WATCH_AFTER_S = 0.05
 JSON = "application/json"
 # No operation has this many fields in its URL.
 MOST_URL_FIELDS = 100
@@ -40,6 +37,7 @@ class Host:
     api_key: str | None
     bodies: Bodies
     metrics: Metrics
+    watch: Watch = field(default_factory=Watch)
 
 
 class Endpoint:
@@ -78,7 +76,7 @@ class Endpoint:
         call = Call(service, self._host.metrics, asked, scope)
         if scope["query_string"] and self._decoder and not self.operation.in_url:
             check_url(call.query)
-        return await _while_connected(self._handled(call), receive)
+        return await self._host.watch.while_connected(self._handled(call), receive)
 
     async def _handled(self, call: Call) -> Response:
         answer = await self.operation.handle(call)
@@ -106,7 +104,7 @@ class Endpoint:
         if len(raw) <= JSON_BYTES.on_loop:
             return decoder.decode(raw)
         pieces = decode_in_pieces(decoder, raw, bodies.most_values)
-        return await _while_connected(run_in_pieces(JSON_BYTES, len(raw), pieces), receive)
+        return await self._host.watch.while_connected(run_in_pieces(JSON_BYTES, len(raw), pieces), receive)
 
     def _refuse(self, error: Exception) -> Response:
         """Return the error that the API has for an exception."""
@@ -126,35 +124,3 @@ def error_response(api: Api, refusal: Refusal) -> Response:
     if refusal.kind == "key":
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(api.error(refusal, status)), status, headers, JSON)
-
-
-async def _while_connected(work: Awaitable[Any], receive: Receive) -> Any:
-    """Return what `work` returns. Cancels it and raises ClientDisconnect when the client goes away meanwhile."""
-    task = asyncio.current_task()
-    assert task is not None
-    loop = task.get_loop()
-    watcher: asyncio.Task[None] | None = None
-    gone = False
-
-    async def watch(task: "asyncio.Task[Any]") -> None:
-        nonlocal gone
-        while not gone:
-            gone = (await receive())["type"] == "http.disconnect"
-        task.cancel()
-
-    def start_watching(task: "asyncio.Task[Any]") -> None:
-        nonlocal watcher
-        watcher = loop.create_task(watch(task))
-
-    timer = loop.call_later(WATCH_AFTER_S, start_watching, task)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        task.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Python's default of 5 ms and two other busy threads that takes 100 ms, and a pass of hundreds of launches on a GPU
 # takes a hundred times as long (docs/decisions.md).
 SWITCH_S = 1e-3
+FROM_CACHE = Cost(queue_ms=0.0, compute_ms=0.0, batch_size=0, cache_hits=1)
 
 
 class Batcher:
@@ -52,12 +53,14 @@ class Batcher:
     ) -> tuple[np.ndarray, Cost]:
         """Return float32 [n, 768] before the final normalisation, in the order of the texts, and what they cost.
 
-        A row for each text, or with `ranges` for each range of each text's tokens; see `Engine.embed`. `claim` is the
-        request's earlier claim.
+        A row for each text, or with `ranges` for each range of each text's tokens; see `Engine.embed`. They are not to
+        be written to. `claim` is the request's earlier claim.
         Raises Busy when too much is waiting, EngineFailed with the cause when the engine cannot compute one of the
         texts, EngineStopped when the engine's thread has died or the batcher was closed. On cancellation, texts
         that only this request waits for are not computed.
         """
+        if len(token_ids) == 1 and ranges is None and (vectors := self._queue.cached(token_ids[0])) is not None:
+            return vectors, FROM_CACHE
         return await self._answer(Request(token_ids, ranges, claim=claim))
 
     async def embed_afresh(self, token_ids: TokenIds) -> np.ndarray:

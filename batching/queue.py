@@ -58,6 +58,21 @@ class Queue:
                 with self._lock:
                     self._admission.release(claim)
 
+    def cached(self, token_ids: TokenIds) -> np.ndarray | None:
+        """Return float32 [1, 768] of a request of one text that is cached, and count the request; None if it is not.
+
+        `admit` would do the same in three times the time. Raises EngineStopped, unless nothing is cached.
+        """
+        if not self._cache:
+            return None
+        with self._lock:
+            self._raise_if_stopped()
+            if (vectors := self._cache.get(_key(token_ids, None))) is not None:
+                self._stats.count_request(1, len(token_ids))
+                self._stats.count_answer(0.0, 0.0)
+                self._stats.totals.cache_hits += 1
+            return vectors
+
     def admit(self, request: Request) -> None:
         """Fill the texts that are cached and queue the rest, identical texts once. Ignores a withdrawn request.
 

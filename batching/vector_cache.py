@@ -19,8 +19,8 @@ class VectorCache:
     def __init__(self, max_bytes: int) -> None:
         self._entries: LRUCache[bytes, tuple[np.ndarray, int]] = LRUCache(max_bytes, getsizeof=itemgetter(1))
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._entries
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, key: bytes) -> np.ndarray | None:
         """Return the vectors under this key, None if there are none."""
@@ -31,4 +31,6 @@ class VectorCache:
         """Keep a copy of the vectors; the least recently used entries make room."""
         size = len(key) + vectors.nbytes + OVERHEAD_BYTES
         if size <= self._entries.maxsize:
-            self._entries[key] = (vectors.copy(), size)
+            kept = vectors.copy()
+            kept.flags.writeable = False  # requests share it
+            self._entries[key] = (kept, size)

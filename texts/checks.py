@@ -43,6 +43,8 @@ def check_unicode(text: str, name: str) -> None:
 
 def is_blank(text: str) -> bool:
     """Return whether a text, of any length, is only white space."""
+    if text and not text[0].isspace():  # most texts
+        return False
     return all(text[first : first + PART_CHARS].isspace() for first in range(0, len(text), PART_CHARS))
 
 

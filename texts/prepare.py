@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from engine.contract import Ranges, TokenIds
@@ -14,7 +15,7 @@ from texts.prompts import split_prompt
 from texts.request import TEXT_CHARS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prepared:
     """Token ids for the engine, and facts about each vector that it will return.
 
@@ -27,39 +28,39 @@ class Prepared:
     """The position of each vector's text, ascending."""
     late_chunking: bool
 
-    @property
+    @cached_property
     def token_ids(self) -> list[TokenIds]:
         """The token ids of each pass."""
         return [each.ids for each in self.passes]
 
-    @property
+    @cached_property
     def ranges(self) -> Ranges | None:
         """With late chunking, the tokens of each vector of each pass; None where a pass gives a single vector."""
         if not self.late_chunking:
             return None
         return [[(span.first, span.last) for span in each.spans] for each in self.passes]
 
-    @property
+    @cached_property
     def spans(self) -> list[Span]:
         """For each vector, the characters of its text and the tokens of its pass."""
         return [span for each in self.passes for span in each.spans]
 
-    @property
+    @cached_property
     def pass_texts(self) -> list[int]:
         """The position of each pass's text, of its first where it has several, ascending."""
         return [self.owners[first] for first in accumulate((len(each.spans) for each in self.passes[:-1]), initial=0)]
 
-    @property
+    @cached_property
     def token_counts(self) -> list[int]:
         """How many tokens each vector is the mean of."""
         return [span.last - span.first for span in self.spans]
 
-    @property
+    @cached_property
     def truncated(self) -> list[bool]:
         """For each vector, whether its text was cut to the limit."""
         return [each.truncated for each in self.passes for _ in each.spans]
 
-    @property
+    @cached_property
     def prompted(self) -> list[bool]:
         """For each vector, whether its text itself began with the prompt."""
         return [each.prompted for each in self.passes for _ in each.spans]

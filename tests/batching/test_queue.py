@@ -111,3 +111,41 @@ def test_a_stopped_queue_has_no_batches_and_tells_the_first_reason() -> None:
             await waiting.answer()
 
     asyncio.run(run())
+
+
+def test_a_request_of_one_cached_text_counts_as_one_that_was_admitted() -> None:
+    async def counted(direct: bool) -> tuple[object, ...]:
+        queue = Queue(10**9, 10**6, lambda: 100)
+        queue.admit(Request([[1, 2, 3]]))
+        batch = queue.next_batch(full=False)
+        assert batch is not None
+        queue.deliver(batch, np.full((1, DIMENSIONS), 5.0, dtype=np.float32))
+        if direct:
+            vectors = queue.cached([1, 2, 3])
+            assert queue.cached([1, 2]) is None
+            assert vectors is not None and not vectors.flags.writeable, "requests share it"
+        else:
+            request = Request([[1, 2, 3]])
+            queue.admit(request)
+            vectors = request.vectors
+        assert vectors.tolist() == [[5.0] * DIMENSIONS]
+        totals = queue.totals()
+        facts = (totals.requests, totals.texts, totals.tokens, totals.cache_hits, totals.queue_s.counts)
+        return (*facts, totals.compute_s.counts, queue.waiting_tokens())
+
+    assert asyncio.run(counted(direct=True)) == asyncio.run(counted(direct=False))
+
+
+def test_a_stopped_queue_gives_no_cached_vector() -> None:
+    async def run() -> None:
+        queue = Queue(10**9, 10**6, lambda: 100)
+        queue.admit(Request([[1]]))
+        batch = queue.next_batch(full=False)
+        assert batch is not None
+        queue.deliver(batch, np.ones((1, DIMENSIONS), dtype=np.float32))
+        assert queue.cached([1]) is not None
+        queue.stop("the engine was closed")
+        with pytest.raises(EngineStopped):
+            queue.cached([1])
+
+    asyncio.run(run())
