@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 ROOT = SMALL.parent.parent
 
 TOTAL_S = 530
-PARITY = "every_length or neighbours"
 TESTS = {
-    "parity": ("tests/engine/test_gpu.py", "-k", PARITY),
-    "tests": ("tests/engine/test_gpu.py", "tests/engine/test_kernels.py", "-k", f"not (compiles or {PARITY})"),
+    "merged": ("tests/engine/test_gpu.py", "-k", "merged"),
+    "tests": ("tests/engine/test_gpu.py", "tests/engine/test_kernels.py", "-k", "not (compiles or merged)"),
 }
 # They need no GPU and none of the fixtures, which import sentence-transformers.
 SMOKE_TESTS = ("tests/test_tasks.py", "--noconftest")
-MODULES = {"ncu": "variants", "kernels": "ceilings"} | {name: name for name in ("variants", "matmuls", "ceilings")}
+MODULES = {"ncu": "variants", "workspace": "variants", "kernels": "ceilings"}
+MODULES |= {name: name for name in ("rehearsal", "variants", "tiles", "ceilings")}
 # Two layers' kernels and more, of one pass.
 NCU = (
     "ncu", "--csv", "--page", "raw", "--profile-from-start", "off", "--clock-control", "none", "--launch-count", "24",

@@ -28,9 +28,10 @@ from engine.packed import PackedEngine
 from engine.tokenizer import Tokenizer
 from lab import report
 from lab.benchmarks.embedders import Embedder, embedder, load_reference
-from lab.benchmarks.gpu_report import BY_LENGTH, MIXED, REFERENCE, SERVED
+from lab.benchmarks.gpu_report import ALONE, BY_LENGTH, MIXED, REFERENCE, SERVED, figures_of
 from lab.benchmarks.texts import flops, mixed_token_counts, random_texts
 from lab.checkpoints.make_random import make
+from lab.report import read_json
 
 if TYPE_CHECKING:
     from batching.batcher import Batcher
@@ -62,10 +63,14 @@ class Workload:
     clients: int = 64
     load_s: float = 4
     passes: int = 24
-    variants_s: float = 125  # no variant begins later
+    cube: int = 8_192
+    variants_s: float = 115  # no variant begins later
+    alone_s: float = 40  # what is tried in a process of its own has to end by then
 
 
-SMOKE = Workload(8, 4, 2, (16,), 64, matmul_rows=64, copied_bytes=1 << 20, clients=4, load_s=0.1, passes=2)
+SMOKE = Workload(
+    8, 4, 2, (16,), 64, matmul_rows=64, copied_bytes=1 << 20, clients=4, load_s=0.1, passes=2, cube=64, alone_s=300
+)
 
 
 @dataclass(slots=True)
@@ -75,6 +80,8 @@ class Step:
     checkpoint: Path
     out: Path
     workload: Workload
+    name: str = ""
+    """What the step is to run alone."""
     figures: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, path: tuple[str, ...], make: Callable[[], Value]) -> Value | None:
@@ -124,6 +131,12 @@ class Sample:
             left = left or scheduler.tokens
             while scheduler.tokens > left:
                 yield [job.token_ids for job in scheduler.take(budget)]
+
+
+def rehearsal_fault(step: Step, name: str) -> str:
+    """Return in words that a variant or a tile failed in a process of its own; "" if it did not, or was not tried."""
+    faults = figures_of(read_json(step.out.parents[1] / "gpu_check.json"), "rehearsal", "faults")
+    return "it failed in a process of its own" if f"{ALONE}, {name}" in faults else ""
 
 
 load_tokenizer = cache(Tokenizer)  # loading takes a second
@@ -282,8 +295,9 @@ def main(measures: Mapping[str, Callable[[Step], None]]) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--smoke", action="store_true", help="measure hardly anything, to see that it runs")
+    parser.add_argument("--name", default="", help="what to run alone")
     args = parser.parse_args()
-    measures[args.step](Step(args.checkpoint, args.out, SMOKE if args.smoke else Workload()))
+    measures[args.step](Step(args.checkpoint, args.out, SMOKE if args.smoke else Workload(), args.name))
 
 
 MEASURES = {"checkpoint": measure_checkpoint, "speed": measure_speed, "load": measure_load}

@@ -108,10 +108,11 @@ def test_a_whole_check_that_is_killed_in_its_last_step(tmp_path: Path) -> None:
     assert page.startswith("# GPU check\n") and "python -m lab.benchmarks.gpu --smoke --out " in page
     for words in (
         "Smoke run", "**No GPU was used**", "of the floor**", "| attention |", "](gpu_check.png)",
-        "| as served, again |", "| graphs as recorded |", "| saves ms a pass |", "| recorded before |",
-        "| vs sentence-transformers |", "**As served, by length.**", "| waits for the host |", "| us at 32 rows |",
-        "**Gate_up with GeGLU.**", "| 128 x 256 x 64, 8 warps, 3 stages, descriptors |",
-        "| 16 x 32 x 128, 4 warps, 6 stages, dependent |",
+        "| as served, again |", "| graphs as recorded |", "**Alone.**", "**Attention of a layer.**",
+        "| 64 cubed |", "| saves ms a pass |", "| recorded before |",
+        "| vs sentence-transformers |", "**As served, by length.**", "| waits for the host |", " us at 32 rows |",
+        "**Gate_up with GeGLU.**", "| Tile(rows=128, columns=256, step=64, warps=8, stages=3, described=True) |",
+        "| Tile(rows=16, columns=32, step=128, warps=4, stages=6), dependent |",
         "**Kernels, mixed texts.**", "**Kernels, single texts of 32 tokens.**", "| GB/s |", "qkv, 192 to 320, ",
         "| alone |", "| beside a request of 1 mixed texts |",
     ):  # fmt: skip
@@ -224,10 +225,10 @@ def test_the_limits_fit_and_the_tests_are_those_of_the_gpu(tmp_path: Path) -> No
     commands = plan(Path("checkpoint"), tmp_path, smoke=False)
     assert sum(LIMITS_S.values()) <= TOTAL_S <= 530 and list(commands) == RUN_HERE
     assert list(plan(Path("c"), tmp_path, smoke=False, only="load")) == ["checkpoint", "load"]
-    assert commands["parity"][-3:] == ["tests/engine/test_gpu.py", "-k", "every_length or neighbours"]
+    assert commands["merged"][-3:] == ["tests/engine/test_gpu.py", "-k", "merged"]
     tests = commands["tests"]
     assert tests.index("tests/engine/test_gpu.py") < tests.index("tests/engine/test_kernels.py")
-    assert "-v" in tests and tests[-2:] == ["-k", "not (compiles or every_length or neighbours)"]
+    assert "-v" in tests and tests[-2:] == ["-k", "not (compiles or merged)"]
     for name, command in commands.items():
         assert name in TESTS or find_spec(command[2]), command
 
@@ -296,7 +297,7 @@ def test_the_engine_and_every_step_are_imported_without_what_serves(tmp_path: Pa
     code = f"""if True:
         import sys
         sys.modules |= dict.fromkeys({(*NOT_NEEDED, "cachetools", "matplotlib", "pytest")})
-        from lab.benchmarks import gpu, gpu_ceilings, gpu_matmuls, gpu_steps, gpu_variants
+        from lab.benchmarks import gpu, gpu_ceilings, gpu_decisions, gpu_rehearsal, gpu_steps, gpu_tiles, gpu_variants
         import batching.scheduler, engine.selection, engine.native.choice, lab.checkpoints.make_random
         step = gpu_steps.Step(gpu.SMALL, gpu.Path({str(tmp_path / "x.json")!r}), gpu_steps.SMOKE)
         texts = gpu_steps.mixed_sample(gpu.SMALL, 4)
