@@ -126,7 +126,8 @@ def check(commands: dict[str, list[str]], results: Results, out: Path) -> None:
         left_s = deadline - time.monotonic() - sum(LIMITS_S[later] for later in names[i + 1 :])
         no_time = {"seconds": 0, "fault": "did not run: no time was left"}
         results["steps"][name] = no_time if left_s < 1 else run_step(name, commands[name], out, left_s)
-        write_report(results, out)
+        with suppress(OSError):  # of a full disk: what the steps have left is read again after the next one
+            write_report(results, out)
         logger.info("%s: %s", name, results["steps"][name]["fault"] or "done")
 
 

@@ -27,11 +27,13 @@ from weights import SMALL
 
 ROOT = SMALL.parent.parent
 LENGTHS = (2, 3, 16, 37, 64, 65, 130, 257, 513, 1_021, 2_048)
+# Enough for the texts, of which each is in a graph's pass by itself or with others.
+FEW_GRAPHS = {"engine.graphs.TOKENS": (32, 48, 64, 96, 192, 384, 768, 1_536, 2_048, 16_384)}
 # A kernel that does not wait for another is right mostly, so a short text is read often.
-REPEATS = 200
+REPEATS, COPIES = (200, 4) if ON_GPU else (2, 1)
 
 
-def names(step: Step) -> list[str]:
+def names() -> list[str]:
     """Return what is tried: the engine as served, variants of its kernels, every tile; the first of each on a CPU."""
     kinds = [[SERVED, *(name for name, variant in variants().items() if variant.rehearsed)]]
     kinds += [list(group.tiles) for title, group in groups().items() if ON_GPU or title != OF_ATTENTION]
@@ -45,16 +47,19 @@ def error_of(step: Step, name: str) -> Figures:
             with patched(group.tiles[name]):
                 return group.error(group.merged, read_architecture(step.checkpoint))
     settings = {} if name == SERVED else variants()[name].settings
-    return errors_of_vectors(load(step, settings), PackedEngine(step.checkpoint, None, FLOAT32, PLAIN, graphs=False))
+    exact = PackedEngine(step.checkpoint, numbers=FLOAT32, kernels=PLAIN, graphs=False)
+    return errors_of_vectors(load(step, settings | FEW_GRAPHS), exact)
 
 
 def errors_of_vectors(engine: PackedEngine, exact: PackedEngine) -> Figures:
-    """Return how far an engine's vectors are off those of `exact`, and how often a text's own vector changes."""
-    texts: list[TokenIds] = [*random_token_ids(exact._architecture.vocab_size, LENGTHS, copies=4)]
+    """Return how far vectors are off those of `exact`, of texts together and alone, and how often a text's changes."""
+    texts: list[TokenIds] = [*random_token_ids(exact._architecture.vocab_size, LENGTHS, COPIES)]
     short = next(ids for ids in texts if len(ids) == SHORT)
-    cosines, _ = errors(engine.embed(texts), exact.embed(texts))
+    alone = np.concatenate([engine.embed([ids]) for ids in texts[::COPIES]])
+    expected = exact.embed(texts)
+    cosines, _ = errors(np.concatenate([engine.embed(texts), alone]), np.concatenate([expected, expected[::COPIES]]))
     first = engine.embed([short])
-    changed = sum(not np.array_equal(engine.embed([short]), first) for _ in range(REPEATS if ON_GPU else 2))
+    changed = sum(not np.array_equal(engine.embed([short]), first) for _ in range(REPEATS))
     return {"1 - cosine, median": float(np.median(cosines)), "worst": float(cosines.max()), "changed": float(changed)}
 
 
@@ -79,7 +84,7 @@ def run_alone(step: Step, name: str) -> Figures:
 
 def measure_rehearsal(step: Step) -> None:
     """Run everything by itself, and write each outcome in turn."""
-    tried = names(step)
+    tried = names()
     with ThreadPoolExecutor(len(tried)) as pool:  # all, or one that hangs would take the time of another
         outcomes = {name: pool.submit(run_alone, step, name) for name in tried}
         for name, outcome in outcomes.items():

@@ -142,7 +142,7 @@ def draw(results: Results, out: Path) -> str:
 
         with figure(out, "gpu_check", [], panels=3, inches=7.5) as (parts, lengths, saved):
             of_pass = pass_ms(results)
-            bars(parts, list(of_pass), {SERVED: list(of_pass.values())}, "{:,.2f}")
+            bars(parts, [name.replace(" ", "\n") for name in of_pass], {SERVED: list(of_pass.values())}, "{:,.2f}")
             parts.set_title(f"{PASS_TOKENS:,} tokens of mixed texts, ms")
             rows = figures_of(results, "speed", BY_LENGTH[SERVED])
             bars(lengths, list(rows), {SERVED: [row["tokens/s"] for row in rows.values()]})
@@ -166,7 +166,7 @@ def gains(results: Results) -> tuple[list[str], dict[str, list[float]]]:
         row = row | _compared(results, VARIANTS, name, row)
         column = PASS if row.get(predicted(PASS)) else QUERY
         if row.get(predicted(column)) and f"saves {column}" in row:
-            names.append(name.replace(" of ", "\nof ").replace(", ", ",\n"))
+            names.append(name.replace(" ", "\n"))
             found["predicted"].append(row[predicted(column)])
             found["measured"].append(row[f"saves {column}"])
     return names, found

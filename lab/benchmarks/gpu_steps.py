@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
@@ -91,7 +92,7 @@ class Step:
         except Exception:  # whatever it is, the other parts still have figures to give
             traceback.print_exc()
             self.figures.setdefault("faults", {})[", ".join(path)] = traceback.format_exc()[-2_000:].strip()
-            report.write_json(self.out, self.figures)
+            self._write()
             return None
 
     def part(self, path: tuple[str, ...], measure: Callable[[], Value]) -> Value | None:
@@ -102,8 +103,12 @@ class Step:
             for name in path[:-1]:
                 place = place.setdefault(name, {})
             place[path[-1]] = value
-            report.write_json(self.out, self.figures)
+            self._write()
         return value
+
+    def _write(self) -> None:
+        with suppress(OSError):  # of a full disk, on which the next figure may find room for both
+            report.write_json(self.out, self.figures)
 
     def load(self) -> PackedEngine | None:
         """Return the engine as it is served; None, with the reason written, if it cannot be loaded."""

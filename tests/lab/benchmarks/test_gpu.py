@@ -162,12 +162,21 @@ def writing(out: Path, name: str, content: bytes) -> str:
 
 def test_a_step_that_fails_says_why_and_keeps_its_figures(tmp_path: Path) -> None:
     failing = writing(tmp_path, "speed", b'{"texts": {}}') + "; raise SystemExit('no memory')"
-    steps = run(tmp_path, speed=failing, load="import os; os.kill(os.getpid(), 11)")
-    assert steps["speed"]["fault"] == "ended with exit status 1" and steps["speed"]["log"] == ["no memory"]
+    steps = run(
+        tmp_path,
+        speed=failing,
+        load="import os; os.kill(os.getpid(), 11)",
+        ceilings="import os; os.kill(os.getpid(), 9)",
+    )
+    assert (
+        steps["ceilings"]["fault"] == "ended by SIGKILL"
+        and steps["speed"]["fault"] == "ended with exit status 1"
+        and steps["speed"]["log"] == ["no memory"]
+    )
     assert steps["speed"]["figures"] == {"texts": {}}
     assert steps["load"]["fault"] == "ended by SIGSEGV" and "Segmentation fault" in "".join(steps["load"]["log"])
     page = (tmp_path / "gpu_check.md").read_text()
-    assert "no memory" in page and "Not every step finished without a fault: speed, load;" in page
+    assert "no memory" in page and "Not every step finished without a fault: speed, load, ceilings;" in page
     assert not any((tmp_path / gpu_report.STEPS_FOLDER).iterdir())  # few files can be fetched from a lent machine
     report_again(tmp_path)
     assert read_report(tmp_path)[0] == steps
@@ -181,6 +190,16 @@ def test_a_broken_file_costs_only_its_step(content: str, tmp_path: Path) -> None
     assert steps["speed"] == {"seconds": steps["speed"]["seconds"], "fault": "left no figures that can be read",
                               "figures": {}, "log": []}  # fmt: skip
     assert steps["load"]["fault"] == "" and "| alone | 5 |" in (tmp_path / "gpu_check.md").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_written_later(tmp_path: Path) -> None:
+    """A folder in the way stands for a disk that is full for a while."""
+    full = tmp_path / "gpu_check.json.unfinished"
+    fills = writing(tmp_path, "speed", b'{"x": {"y": {"ms": 5}}}') + f"; import os; os.mkdir({str(full)!r})"
+    frees = writing(tmp_path, "load", b'{"x": {"z": {"ms": 6}}}') + f"; import os; os.rmdir({str(full)!r})"
+    steps = run(tmp_path, speed=fills, load=frees)
+    assert [step["figures"] for step in steps.values()] == [{"x": {"y": {"ms": 5}}}, {"x": {"z": {"ms": 6}}}]
+    assert not any(step["fault"] for step in steps.values())
 
 
 @pytest.mark.fuzz

@@ -135,7 +135,7 @@ def test_what_to_commit() -> None:
     )
     assert "## What to commit" in markdown(run) and "**yes: `Tile(2)`**" in markdown(run)
     assert gpu_report.gains(run) == (
-        ["qkv_attention\nof MERGED"],
+        ["qkv_attention\nof\nMERGED"],
         {"predicted": [1.0], "measured": [pytest.approx(1.2)]},
     )
 

@@ -283,7 +283,7 @@ def test_each_is_tried_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pyte
         program = code[command[command.index("--name") + 1]]
         return run([sys.executable, "-c", program], **options | {"timeout": 30 if "sleep" not in program else 2})
 
-    monkeypatch.setattr(gpu_rehearsal, "names", lambda _: list(code))
+    monkeypatch.setattr(gpu_rehearsal, "names", lambda: list(code))
     monkeypatch.setattr(subprocess, "run", instead)
     figures, page = measure("rehearsal", tmp_path)
     assert figures["alone"]["as served"]["worst"] == 1 and list(figures["alone"]) == ["as served"]
@@ -295,10 +295,11 @@ def test_the_errors_of_vectors_and_of_a_vector_that_changes(monkeypatch: pytest.
     engine = PackedEngine(SMALL)
     figures = gpu_rehearsal.error_of(Step(SMALL, SMALL, SMOKE), "as served")
     assert figures["worst"] < 1e-6 and figures["changed"] == 0
-    embed, turns = engine.embed, iter(range(99))
-    monkeypatch.setattr(engine, "embed", lambda texts: embed(texts) + next(turns))
-    figures = gpu_rehearsal.errors_of_vectors(engine, PackedEngine(SMALL))
-    assert figures["worst"] < 1e-6 and figures["changed"] == 2
+    embed, turns = engine.embed, iter([*[0] * 13, 1, 2])
+    monkeypatch.setattr(engine, "embed", lambda texts: embed(texts) * (1 + next(turns)))
+    assert gpu_rehearsal.errors_of_vectors(engine, PackedEngine(SMALL))["changed"] == 2
+    monkeypatch.setattr(engine, "embed", lambda texts: embed(texts) + (len(texts) == 1))  # wrong only when alone
+    assert gpu_rehearsal.errors_of_vectors(engine, PackedEngine(SMALL))["worst"] > 1e-3
 
 
 def test_ncu_sees_a_pass_of_the_fastest_variant(tmp_path: Path) -> None:
@@ -358,6 +359,15 @@ def test_a_part_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:
     step.part(("a", "e"), lambda: {"ms": np.int64(5)})
     assert step.part(("a", "f"), lambda: [1, 2][2]) is None
     assert list(read_json(step.out)["a"]) == ["b", "c", "e"] and "IndexError" in read_json(step.out)["faults"]["a, f"]
+
+
+def test_a_figure_that_cannot_be_written_is_written_with_the_next(tmp_path: Path) -> None:
+    step, full = Step(SMALL, tmp_path / "x.json", SMOKE), tmp_path / "x.json.unfinished"
+    full.mkdir()
+    assert step.part(("a", "b"), lambda: 1) == 1 and not step.out.exists()
+    full.rmdir()
+    step.part(("a", "c"), lambda: 2)
+    assert read_json(step.out) == {"a": {"b": 1, "c": 2}}
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
