@@ -27,7 +27,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from lab.benchmarks.gpu_report import LIMITS_S, STEPS_FOLDER, Results, step_file, write_report
+from lab.benchmarks.gpu_figures import Results
+from lab.benchmarks.gpu_report import LIMITS_S, STEPS_FOLDER, step_file, write_report
 from lab.report import read_json
 from weights import SMALL
 

@@ -14,7 +14,7 @@ from engine.configs import read_architecture
 from engine.graphs import cuda_capture
 from engine.packed import PackedEngine
 from lab.benchmarks.embedders import embedder
-from lab.benchmarks.gpu_report import FLOOR, MIXED, SERVED, TIME_BY_KIND
+from lab.benchmarks.gpu_figures import FLOOR, MIXED, SERVED, TIME_BY_KIND
 from lab.benchmarks.gpu_steps import ON_GPU, Ids, Sample, Step, main, mixed_sample, sample
 from lab.benchmarks.texts import matmul_flops
 from lab.benchmarks.time_shares import by_category, longest_kernels, profiled

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
-from lab.benchmarks import gpu_report as names
-from lab.benchmarks.gpu_report import PASS, QUERY, SERVED, VARIANTS, Results, figures_of
+from lab.benchmarks import gpu_figures as names
+from lab.benchmarks.gpu_figures import PASS, QUERY, SERVED, VARIANTS, Results, figures_of
 
 Decision = tuple[str, str, str]
 """A constant and its place, what was measured, and the decision."""

@@ -18,7 +18,7 @@ from engine.model import FLOAT32
 from engine.packed import PackedEngine
 from lab.benchmarks.embedders import errors
 from lab.benchmarks.gpu import die_with_parent
-from lab.benchmarks.gpu_report import ALONE, OF_ATTENTION, SERVED
+from lab.benchmarks.gpu_figures import ALONE, OF_ATTENTION, SERVED
 from lab.benchmarks.gpu_steps import ON_GPU, SHORT, SMOKE, Step, main
 from lab.benchmarks.gpu_tiles import Figures, groups, patched
 from lab.benchmarks.gpu_variants import load, variants

@@ -11,9 +11,30 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from lab.benchmarks.gpu_decisions import HEAD, decisions
+from lab.benchmarks.gpu_figures import (
+    AGAIN,
+    ALONE,
+    BY_LENGTH,
+    FLOOR,
+    FROM_TEXTS,
+    LASTING,
+    MIXED,
+    OF_ATTENTION,
+    OF_FEW_ROWS,
+    PASS,
+    PASS_TOKENS,
+    QUERY,
+    REFERENCE,
+    SERVED,
+    TIME_BY_KIND,
+    VARIANTS,
+    WITH_GEGLU,
+    Results,
+    figures_of,
+    predicted,
+)
 from lab.report import in_words, read_json, table, write, write_json
-
-Results = dict[str, Any]
 
 LIMITS_S = {
     "checkpoint": 20, "rehearsal": 60, "variants": 135, "tiles": 50, "workspace": 25, "kernels": 20, "merged": 65,
@@ -34,19 +55,6 @@ BUSY_PERCENT = 50
 # The bits of NVML's clocksEventReasons that slow a busy GPU down.
 SLOWED = {0x4: "power", 0x8: "hardware", 0x20: "heat, software", 0x40: "heat, hardware", 0x80: "power brake"}
 
-# Names of figures.
-SERVED, AGAIN, RECORDED, MIXED = "as served", "as served, again", "recorded before", "mixed texts"
-REFERENCE = "sentence-transformers"
-BY_LENGTH = {SERVED: "as served, by length", REFERENCE: f"{REFERENCE}, by length"}
-FLOOR, TIME_BY_KIND = "a layer's matmuls together", "time by kind of work"
-VARIANTS, WORTH, ALONE, NOW = "variants", "must be times as fast", "alone", "its tile now"
-DEPENDENTLY, MERGED, NO_WORKSPACE = "few_rows, dependent", "all merged", "without a workspace"
-WITH_GEGLU, OF_FEW_ROWS, OF_ATTENTION = "gate_up with GeGLU", "matmuls of few rows", "attention of a layer"
-BY_TORCH, BY_FLASH = "torch, and GeGLU by itself", "norm_rotate, and FlashAttention"
-PASS, LASTING, QUERY = "ms a pass", "ms a pass in a row", "query p50 ms"
-FROM_TEXTS, FROM_IDS = "tokens/s from texts", "tokens/s from ids"
-
-PASS_TOKENS = 16_384
 TITLES = {
     "rehearsal": "What no GPU had run", "variants": "What each switch is worth", "tiles": "Tiles",
     "workspace": "Without cuBLAS's workspace", "kernels": "Kernels",
@@ -72,11 +80,6 @@ NOTES = {
     BY_LENGTH[REFERENCE]: "Fewer texts, at its best batch size:",
     TIME_BY_KIND: "By torch's profiler. In `gaps` the device had its next kernel already, in `host` it had not:",
 }
-
-
-def predicted(column: str) -> str:
-    """Return the name of what a variant should save of this column."""
-    return f"should save, {column}"
 
 
 def step_file(out: Path, step: str, kind: str) -> Path:
@@ -172,14 +175,6 @@ def gains(results: Results) -> tuple[list[str], dict[str, list[float]]]:
     return names, found
 
 
-def figures_of(results: Results, step: str, *path: str) -> Any:
-    """Return what a step measured under this path, {} if nothing."""
-    place = results.get("steps", {}).get(step, {}).get("figures", {})
-    for name in path:
-        place = place.get(name, {})
-    return place
-
-
 def markdown(results: Results) -> str:
     """Return the page. What cannot be shown is named, and costs nothing else."""
     sections: dict[str, Callable[[], Iterable[str]]] = {
@@ -211,8 +206,6 @@ def _head(results: Results) -> Iterable[str]:
 
 
 def _decisions(results: Results) -> Iterable[str]:
-    from lab.benchmarks.gpu_decisions import HEAD, decisions
-
     if rows := list(decisions(results)):
         yield "Each by itself; a kernel's tile comes before its `shown_on`. Then run the tests of tests/engine again."
         yield table(HEAD, rows)

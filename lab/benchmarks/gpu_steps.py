@@ -29,7 +29,7 @@ from engine.packed import PackedEngine
 from engine.tokenizer import Tokenizer
 from lab import report
 from lab.benchmarks.embedders import Embedder, embedder, load_reference
-from lab.benchmarks.gpu_report import ALONE, BY_LENGTH, MIXED, REFERENCE, SERVED, figures_of
+from lab.benchmarks.gpu_figures import ALONE, BY_LENGTH, MIXED, REFERENCE, SERVED, figures_of
 from lab.benchmarks.texts import flops, mixed_token_counts, random_texts
 from lab.checkpoints.make_random import make
 from lab.report import read_json

@@ -22,7 +22,7 @@ from engine.model import Architecture, Network
 from engine.packing import Segments, layout_of
 from engine.selection import LENGTHS, qkv_attention_error
 from lab.benchmarks.gpu_ceilings import DEVICE, DTYPE, FEW_ROWS, device_s, matmul_s
-from lab.benchmarks.gpu_report import BY_FLASH, BY_TORCH, NOW, OF_ATTENTION, OF_FEW_ROWS, WITH_GEGLU
+from lab.benchmarks.gpu_figures import BY_FLASH, BY_TORCH, NOW, OF_ATTENTION, OF_FEW_ROWS, WITH_GEGLU
 from lab.benchmarks.gpu_steps import ON_GPU, Step, main, mixed_sample, rehearsal_fault
 
 Settings = dict[str, Any]

@@ -14,11 +14,11 @@ from engine.faster_kernels import TRIALS
 from engine.kernels import FUSED, MERGED
 from engine.model import BFLOAT16
 from engine.packed import PackedEngine
-from lab.benchmarks import gpu_report as names
+from lab.benchmarks import gpu_figures as names
 from lab.benchmarks import gpu_steps as steps
 from lab.benchmarks.embedders import embedder
 from lab.benchmarks.gpu_ceilings import lasting_s, measure_profile, pass_s, some_of
-from lab.benchmarks.gpu_report import PASS, QUERY
+from lab.benchmarks.gpu_figures import PASS, QUERY
 from lab.benchmarks.gpu_steps import ON_GPU, Sample, Step, main, mixed_sample
 from lab.benchmarks.gpu_tiles import DEPENDENT, EVERYWHERE, Settings, patched
 from lab.report import read_json

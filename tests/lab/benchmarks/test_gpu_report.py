@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lab.benchmarks import gpu_report
+from lab.benchmarks import gpu_figures, gpu_report
 from lab.benchmarks.gpu_decisions import decisions
-from lab.benchmarks.gpu_report import (
+from lab.benchmarks.gpu_figures import (
     AGAIN,
     FLOOR,
     FROM_TEXTS,
@@ -19,9 +19,8 @@ from lab.benchmarks.gpu_report import (
     QUERY,
     VARIANTS,
     WORTH,
-    markdown,
-    write_report,
 )
+from lab.benchmarks.gpu_report import markdown, write_report
 from lab.report import read_json
 from weights import SMALL
 
@@ -89,13 +88,13 @@ def test_what_a_variant_saves() -> None:
 
 MACHINE = {"machine": {"gpu": "H", "capability": [9, 0]}}
 TILES: dict[str, Any] = {
-    gpu_report.WITH_GEGLU: {
+    gpu_figures.WITH_GEGLU: {
         "torch, and GeGLU by itself": {"us": 90.0, NOW: "Tile(1)"},
         "Tile(1)": {"us": 80.0},
         "Tile(2)": {"us": 70.0},
     },
-    gpu_report.OF_FEW_ROWS: {"torch": {"us": 9.0, NOW: "Tile(3)"}, "Tile(3)": {"us": 5.0}, "Tile(4)": {"us": 4.95}},
-    gpu_report.OF_ATTENTION: {
+    gpu_figures.OF_FEW_ROWS: {"torch": {"us": 9.0, NOW: "Tile(3)"}, "Tile(3)": {"us": 5.0}, "Tile(4)": {"us": 4.95}},
+    gpu_figures.OF_ATTENTION: {
         "flash": {"us": 100.0, NOW: "Tiling(1)"},
         "Tiling(1)": {"us": 60.0},
         "Tiling(2)": {"us": 50.0},
@@ -119,8 +118,8 @@ TRIALS = {
 def test_what_to_commit() -> None:
     """What is right and clearly faster, of what was tried in a process of its own; the rest says why not."""
     run = results(
-        checkpoint=MACHINE, rehearsal={gpu_report.ALONE: TRIED}, variants={VARIANTS: TRIALS}, tiles=TILES,
-        workspace={VARIANTS: {gpu_report.NO_WORKSPACE: {PASS: 8.0}}},
+        checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: TRIED}, variants={VARIANTS: TRIALS}, tiles=TILES,
+        workspace={VARIANTS: {gpu_figures.NO_WORKSPACE: {PASS: 8.0}}},
     )  # fmt: skip
     rows = {constant: (measured, decision) for constant, measured, decision in decisions(run)}
     assert [decision for _, decision in rows.values()] == [
@@ -147,11 +146,11 @@ def test_what_to_commit_after_half_a_run() -> None:
     assert {decision for _, _, decision in decisions(half)} == {
         "no: it failed, or was not tried, in a process of its own"
     }
-    half["steps"]["rehearsal"] = {"fault": "", "figures": {gpu_report.ALONE: TRIED}}
-    few = TILES[gpu_report.OF_FEW_ROWS]
+    half["steps"]["rehearsal"] = {"fault": "", "figures": {gpu_figures.ALONE: TRIED}}
+    few = TILES[gpu_figures.OF_FEW_ROWS]
     half["steps"]["tiles"]["figures"] = {
-        gpu_report.WITH_GEGLU: {"Tile(1)": {"us": 80.0}},  # torch's own failed
-        gpu_report.OF_FEW_ROWS: {name: row for name, row in few.items() if name != "Tile(3)"},  # the tile in use
+        gpu_figures.WITH_GEGLU: {"Tile(1)": {"us": 80.0}},  # torch's own failed
+        gpu_figures.OF_FEW_ROWS: {name: row for name, row in few.items() if name != "Tile(3)"},  # the tile in use
     }
     assert [decision for _, _, decision in decisions(half)] == [
         "no: its error is 3.0e-03", "**yes: `Tile(4)`**", "not known"
@@ -159,7 +158,7 @@ def test_what_to_commit_after_half_a_run() -> None:
 
 
 def test_every_constant_that_is_named_is_there() -> None:
-    run = results(checkpoint=MACHINE, rehearsal={gpu_report.ALONE: TRIED}, variants={VARIANTS: TRIALS}, tiles=TILES)
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: TRIED}, variants={VARIANTS: TRIALS}, tiles=TILES)
     for constant, _, _ in decisions(run):
         if path := re.search(r"engine/\S+\.py", constant):
             text = (SMALL.parent.parent / path[0]).read_text()
