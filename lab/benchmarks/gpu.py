@@ -55,6 +55,7 @@ CLOCKS = (
     "nvidia-smi", "--id=0", "--loop-ms=200", "--format=csv,noheader,nounits",
     "--query-gpu=utilization.gpu,clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active",
 )  # fmt: skip
+ENDS_S = 10
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -96,9 +97,9 @@ def running(command: Sequence[str], output: Path) -> Iterator[subprocess.Popen[b
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):  # a driver may keep it from ending
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            process.wait(ENDS_S)
 
 
 def run_step(name: str, command: Sequence[str], out: Path, limit_s: float) -> dict[str, Any]:

@@ -224,6 +224,21 @@ def test_a_step_that_hangs_is_stopped_with_what_it_started_and_shows_where_it_hu
     assert seen and beats.read_text() == seen
 
 
+def test_a_step_that_cannot_be_ended_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a driver keeps from ending is stood for by a signal that is sent later."""
+    unsent: list[tuple[int, int]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", lambda *signalled: unsent.append(signalled))
+        patch.setattr(gpu, "ENDS_S", 0.1)
+        patch.setattr(gpu, "TOTAL_S", 12)
+        for name, limit_s in {"load": 0.1, "tests": 10}.items():
+            patch.setitem(LIMITS_S, name, limit_s)
+        steps = run(tmp_path, load="import signal, time; signal.signal(6, signal.SIG_IGN); time.sleep(999)", tests="")
+    assert steps["load"]["fault"].startswith("was stopped after") and steps["tests"]["fault"] == ""
+    os.killpg(*unsent[0])
+    wait_until(lambda: not still_running(tmp_path))
+
+
 def test_the_limits_fit_and_the_tests_are_those_of_the_gpu(tmp_path: Path) -> None:
     """A machine is lent for 560 s a command, of which the start and the last report take some."""
     commands = plan(Path("checkpoint"), tmp_path, smoke=False)

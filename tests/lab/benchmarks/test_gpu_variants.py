@@ -79,6 +79,9 @@ def test_what_failed_alone_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(gpu_variants, "SETTINGS", {variant: gpu_variants.SETTINGS[variant]})
     rows = measure("variants", tmp_path / "steps")[0][VARIANTS]
     assert rows[variant] == {"engine": "not measured: it failed in a process of its own"} and rows[AGAIN][PASS] > 0
+    faults["alone, as served"] = "slow machine"
+    write_json(tmp_path / "gpu_check.json", {"steps": {"rehearsal": {"figures": {"faults": faults}}}})
+    assert tile in measure("tiles", tmp_path / "steps")[0][gpu_figures.OF_FEW_ROWS]
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="needs Triton")
