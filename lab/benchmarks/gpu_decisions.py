@@ -83,7 +83,7 @@ def wrong(results: Results, name: str) -> str:
     tried = figures_of(results, "rehearsal", names.ALONE)
     if (row := tried.get(name)) is None:
         return "it failed, or was not tried, in a process of its own"
-    if row.get("changed"):
+    if row.get("changed") and not tried.get(SERVED, {}).get("changed"):
         return f"a text's vector changed {row['changed']:.0f} times"
     limits: dict[str, Any] = dict(ALLOWED)
     if "worst" in row and (served := tried.get(SERVED)):

@@ -224,6 +224,7 @@ def test_a_step_that_hangs_is_stopped_with_what_it_started_and_shows_where_it_hu
     assert seen and beats.read_text() == seen
 
 
+@pytest.mark.fuzz
 def test_a_step_that_cannot_be_ended_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a driver keeps from ending is stood for by a signal that is sent later."""
     unsent: list[tuple[int, int]] = []

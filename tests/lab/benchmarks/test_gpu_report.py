@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lab.benchmarks import gpu_figures, gpu_report
-from lab.benchmarks.gpu_decisions import decisions
+from lab.benchmarks.gpu_decisions import decisions, wrong
 from lab.benchmarks.gpu_figures import (
     AGAIN,
     FLOOR,
@@ -137,6 +137,12 @@ def test_what_to_commit() -> None:
         ["qkv_attention\nof\nMERGED"],
         {"predicted": [1.0], "measured": [pytest.approx(1.2)]},
     )
+
+
+def test_vectors_that_always_change_are_not_the_kernel_s_fault() -> None:
+    tried = TRIED | {"as served": {"worst": 1e-3, "changed": 1.0}}
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: tried})
+    assert wrong(run, "few_rows, dependent") == "" and wrong(run, "gate_up of MERGED") == "its error is 3.0e-03"
 
 
 def test_what_to_commit_after_half_a_run() -> None:
