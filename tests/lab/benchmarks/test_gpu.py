@@ -18,6 +18,7 @@ from lab.benchmarks import gpu, gpu_report
 from lab.benchmarks.gpu import TESTS, TOTAL_S, check, plan
 from lab.benchmarks.gpu_report import LIMITS_S, step_file, write_report
 from lab.report import read_json
+from tests.support.gpu_check import others
 from weights import SMALL
 
 ROOT = SMALL.parent.parent
@@ -130,7 +131,7 @@ def test_a_check_that_is_ended_politely_has_its_report(tmp_path: Path) -> None:
 @pytest.mark.fuzz
 def test_packages_that_are_missing_cost_only_what_needs_them(tmp_path: Path) -> None:
     """Python imports sitecustomize first; a module that is None there cannot be imported."""
-    names = dict.fromkeys(("cachetools", "matplotlib", "_pytest", *NOT_NEEDED))
+    names = dict.fromkeys(others())
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules |= {names}\n")
     out = tmp_path / "out"
     (out / "gpu_check").mkdir(parents=True)
@@ -305,17 +306,10 @@ def test_a_check_that_is_killed_in_any_step_keeps_all_figures(step: str, tmp_pat
     assert all(f"| ms of {name} |" in page for name in done if name in gpu_report.TITLES)
 
 
-# What serves needs these, and a lent machine has none of them.
-NOT_NEEDED = (
-    "cog", "msgspec", "starlette", "uvicorn", "httptools", "uvloop", "fastapi", "aiohttp", "pyarrow", "ray", "orjson",
-    "zstandard", "psutil", "prometheus_client", "hypothesis", "yaml",
-)  # fmt: skip
-
-
-def test_the_engine_and_every_step_are_imported_without_what_serves(tmp_path: Path) -> None:
+def test_the_engine_and_every_step_need_few_packages(tmp_path: Path) -> None:
     code = f"""if True:
         import sys
-        sys.modules |= dict.fromkeys({(*NOT_NEEDED, "cachetools", "matplotlib", "pytest")})
+        sys.modules |= dict.fromkeys({others()})
         from lab.benchmarks import gpu, gpu_ceilings, gpu_decisions, gpu_rehearsal, gpu_steps, gpu_tiles, gpu_variants
         import batching.scheduler, engine.selection, engine.native.choice, lab.checkpoints.make_random
         step = gpu_steps.Step(gpu.SMALL, gpu.Path({str(tmp_path / "x.json")!r}), gpu_steps.SMOKE)
