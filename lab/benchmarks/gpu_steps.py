@@ -65,7 +65,7 @@ class Workload:
     load_s: float = 4
     passes: int = 24
     cube: int = 8_192
-    variants_s: float = 150  # no variant begins later
+    variants_s: float = 130  # no variant begins later
     alone_s: float = 60  # what is tried in a process of its own has to end by then
 
 
@@ -171,6 +171,7 @@ def sample(checkpoint: Path, token_counts: Sequence[int], seed: int) -> Sample:
     return Sample(texts, token_ids, {"texts": len(texts), "tokens": tokens, "MFLOP a token": a_token / 1e6})
 
 
+@cache
 def mixed_sample(checkpoint: Path, count: int) -> Sample:
     """Return texts of 8 to 2,048 tokens, half of them below 66."""
     return sample(checkpoint, mixed_token_counts(count, np.random.default_rng(0)), seed=1)

@@ -12,7 +12,6 @@ import torch
 
 from engine.faster_kernels import TRIALS
 from engine.kernels import FUSED, MERGED
-from engine.model import BFLOAT16
 from engine.packed import PackedEngine
 from lab.benchmarks import gpu_figures as names
 from lab.benchmarks import gpu_steps as steps
@@ -45,9 +44,6 @@ SETTINGS = {
     "graphs as recorded": Variant({ROOM: 16, LONGEST: (128, 512, 2048)}, of_pass=-0.5, rehearsed=False),
     "32,768 tokens a pass": Variant({BUDGET: 32_768, BULK: 1}, of_pass=0.4, rehearsed=False),
     "16,384 tokens in bulk": Variant({BULK: 1}, rehearsed=False),
-    "8,192 tokens a pass": Variant({BUDGET: 8_192}, of_pass=-0.5, rehearsed=False),
-    "without graphs": Variant({"graphs": False}, of_query=-5, rehearsed=False),
-    "bfloat16": Variant({"numbers": BFLOAT16}, rehearsed=False),
 }
 SAVES = {"qkv_attention": (1.0, 0.07), "gate_up": (0.4, 0.0), "few_rows": (0.0, 0.2)}
 """What each kernel of MERGED should save of a pass and of a query; one that is not named here is measured too."""

@@ -110,7 +110,7 @@ def test_a_whole_check_that_is_killed_in_its_last_step(tmp_path: Path) -> None:
     for words in (
         "Smoke run", "**No GPU was used**", "of the floor**", "| attention |", "](gpu_check.png)",
         "| as served, again |", "| graphs as recorded |", "**Alone.**", "**Attention of a layer.**",
-        "| 64 cubed |", "| saves ms a pass |", "| recorded before |", " us at 32 rows |",
+        "| 64 cubed |", "| saves ms a pass |", "| recorded before |",
         "| vs sentence-transformers |", "**As served, by length.**", "| waits for the host |",
         "**Gate_up with GeGLU.**", "| Tile(rows=128, columns=256, step=64, warps=8, stages=3, described=True) |",
         "| Tile(rows=16, columns=32, step=128, warps=4, stages=6), dependent |",

@@ -143,7 +143,7 @@ def test_every_variant_beside_the_engine_as_served(tmp_path: Path, monkeypatch: 
 def test_variants_for_which_no_time_is_left(tmp_path: Path) -> None:
     rows = measure("variants", tmp_path, variants_s=0)[0][VARIANTS]
     assert list(rows) == ["as served", "recorded before", *gpu_variants.SETTINGS, AGAIN]
-    assert rows["bfloat16"] == {"engine": "not measured: no time was left"} and rows[AGAIN][PASS] > 0
+    assert rows["32,768 tokens a pass"] == {"engine": "not measured: no time was left"} and rows[AGAIN][PASS] > 0
 
 
 def test_settings_are_constants_while_the_engine_loads_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +208,12 @@ def test_the_errors_of_vectors_and_of_a_vector_that_changes(monkeypatch: pytest.
 
 
 def test_ncu_sees_a_pass_of_the_fastest_variant(tmp_path: Path) -> None:
-    rows = {"as served": {PASS: 9.0}, "without graphs": {PASS: 8.0}, "bfloat16": {"engine": "-"}}
+    rows = {"as served": {PASS: 9.0}, "32,768 tokens a pass": {PASS: 8.0}, "left out": {"engine": "-"}}
     rows["recorded before"] = {PASS: 1.0}
     content = {"steps": {"variants": {"figures": {VARIANTS: rows}}}}
     write_json(tmp_path / "gpu_check.json", content)
     (tmp_path / "steps").mkdir()
     figures, _ = measure("ncu", tmp_path / "steps")
-    assert list(figures["one pass"]) == ["without graphs"]
+    assert list(figures["one pass"]) == ["32,768 tokens a pass"]
     write_json(tmp_path / "gpu_check.json", {})
     assert list(measure("ncu", tmp_path / "steps")[0]["one pass"]) == ["as served"]
