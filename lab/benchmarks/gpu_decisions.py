@@ -27,14 +27,14 @@ def decisions(results: Results) -> Iterator[Decision]:
         yield from _of_kernels(results, here)
         yield from _of_tiles(results, here)
         ratio = _ratio(results, SERVED, names.NO_WORKSPACE, PASS)
-        yield (
-            "`CUBLAS_WORKSPACE_CONFIG=:0:0` before torch starts",
-            *_judged(results, SERVED, ratio, CLEARLY, "a pass"),
-        )
+        constant = "`CUBLAS_WORKSPACE_CONFIG=:0:0` before torch starts"
+        yield constant, *_judged(results, SERVED, ratio, CLEARLY, "a pass")
 
 
 def _of_kernels(results: Results, here: str) -> Iterator[Decision]:
-    for name, row in figures_of(results, "variants", VARIANTS).items():
+    rows = figures_of(results, "variants", VARIANTS)
+    base = names.UNMERGED if PASS in rows.get(names.UNMERGED, {}) else SERVED
+    for name, row in rows.items():
         if name == names.DEPENDENTLY:
             ratio = _ratio(results, FEW_ROWS, name, QUERY)
             constant = f"{here} in `SHOWN_ON`, engine/kernels/launching.py"
@@ -42,10 +42,8 @@ def _of_kernels(results: Results, here: str) -> Iterator[Decision]:
         elif name.endswith(" of MERGED"):
             column, of = (QUERY, "a query") if name == FEW_ROWS else (PASS, "a pass")
             constant = f'{here} in `shown_on` of `TRIALS["{name.split()[0]}"]`, engine/faster_kernels.py'
-            yield (
-                constant,
-                *_judged(results, name, _ratio(results, SERVED, name, column), row.get(names.WORTH, 1.0), of),
-            )
+            ratio = _ratio(results, base, name, column)
+            yield constant, *_judged(results, name, ratio, row.get(names.WORTH, 1.0), of)
 
 
 def _of_tiles(results: Results, here: str) -> Iterator[Decision]:

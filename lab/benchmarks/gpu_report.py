@@ -71,8 +71,7 @@ NOTES = {
     WITH_GEGLU: f"{PASS_TOKENS:,} rows. In one kernel it should save 8 to 25 us; if it saves less than 8, torch's is "
     "kept:",
     OF_FEW_ROWS: "Predicted: 2 us each where torch takes 4, and 0.5 us less where one starts while the last ends:",
-    OF_ATTENTION: f"Some {PASS_TOKENS:,} tokens of mixed texts. Predicted: 60 us where what is served takes 101; if it "
-    "is not 1.3 times as fast, that is kept:",
+    OF_ATTENTION: f"Some {PASS_TOKENS:,} tokens of mixed texts. Predicted: 60 us where what is served takes 101:",
     BY_LENGTH[
         SERVED
     ]: "The better of two rounds, a quarter of the texts waiting at the start and at the end; p50 and p99 "

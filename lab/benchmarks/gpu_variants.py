@@ -58,6 +58,8 @@ def variants() -> dict[str, Variant]:
     if not ON_GPU:
         return SETTINGS
     found = {}
+    if any(trial.shown_on for trial in TRIALS.values()):  # so what is served may have some
+        found[names.UNMERGED] = Variant({"kernels": FUSED}, rehearsed=False)
     for name in (each for each in MERGED.__slots__ if getattr(MERGED, each) is not getattr(FUSED, each)):
         kernels, worth = replace(FUSED, **{name: getattr(MERGED, name)}), TRIALS[name].worth if name in TRIALS else 0.0
         found[f"{name} of MERGED"] = Variant({"kernels": kernels}, *SAVES.get(name, (0.0, 0.0)), worth=worth)

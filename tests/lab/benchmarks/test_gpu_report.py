@@ -139,6 +139,13 @@ def test_what_to_commit() -> None:
     )
 
 
+def test_kernels_that_are_served_already_stay_where_they_are_faster_than_none() -> None:
+    rows = TRIALS | {"as served": {PASS: 8.0}, AGAIN: {PASS: 8.0}, gpu_figures.UNMERGED: {PASS: 9.2}}
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: TRIED}, variants={VARIANTS: rows})
+    (first, *_) = decisions(run)
+    assert first[1:] == ("1.150 times as fast, a pass; 1.05 is asked", "**yes**")
+
+
 def test_vectors_that_always_change_are_not_the_kernel_s_fault() -> None:
     tried = TRIED | {"as served": {"worst": 1e-3, "changed": 1.0}}
     run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: tried})

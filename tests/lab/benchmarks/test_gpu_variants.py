@@ -117,6 +117,9 @@ def test_a_gpu_s_variants_begin_with_what_no_gpu_has_shown(monkeypatch: pytest.M
     ]  # fmt: skip
     assert [found[name].worth for name in merged] == [trial.worth for trial in TRIALS.values()]
     assert [name for name, variant in found.items() if variant.rehearsed] == list(found)[:6]
+    with monkeypatch.context() as served:
+        served.setitem(TRIALS, "gate_up", TRIALS["gate_up"]._replace(shown_on=frozenset({(9, 0)})))
+        assert next(iter(gpu_variants.variants().items()))[1].settings == {"kernels": FUSED}
     seen: list[Any] = []
     monkeypatch.setattr(gpu_variants, "PackedEngine", lambda _, **options: seen.append((options, launching.SHOWN_ON)))
     for name in merged[2], "all merged, dependent":
