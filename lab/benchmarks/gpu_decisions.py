@@ -39,11 +39,11 @@ def _of_kernels(results: Results, here: str) -> Iterator[Decision]:
             ratio = _ratio(results, FEW_ROWS, name, QUERY)
             constant = f"{here} in `SHOWN_ON`, engine/kernels/launching.py"
             yield constant, *_judged(results, name, ratio, CLEARLY, "a query of `few_rows`")
-        elif name.endswith(" of MERGED"):
+        elif kernel := name.removesuffix(" of MERGED") if name.endswith(" of MERGED") else name.partition(names.BUT)[2]:
             column, of = (QUERY, "a query") if name == FEW_ROWS else (PASS, "a pass")
-            constant = f'{here} in `shown_on` of `TRIALS["{name.split()[0]}"]`, engine/faster_kernels.py'
-            ratio = _ratio(results, base, name, column)
-            yield constant, *_judged(results, name, ratio, row.get(names.WORTH, 1.0), of)
+            constant = f'{here} in `shown_on` of `TRIALS["{kernel}"]`, engine/faster_kernels.py'
+            slow, fast = (name, names.MERGED) if name.startswith(names.BUT) else (base, name)
+            yield constant, *_judged(results, fast, _ratio(results, slow, fast, column), row.get(names.WORTH, 1.0), of)
 
 
 def _of_tiles(results: Results, here: str) -> Iterator[Decision]:

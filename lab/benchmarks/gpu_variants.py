@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -60,9 +60,13 @@ def variants() -> dict[str, Variant]:
     found = {}
     if any(trial.shown_on for trial in TRIALS.values()):  # so what is served may have some
         found[names.UNMERGED] = Variant({"kernels": FUSED}, rehearsed=False)
-    for name in (each for each in MERGED.__slots__ if getattr(MERGED, each) is not getattr(FUSED, each)):
-        kernels, worth = replace(FUSED, **{name: getattr(MERGED, name)}), TRIALS[name].worth if name in TRIALS else 0.0
-        found[f"{name} of MERGED"] = Variant({"kernels": kernels}, *SAVES.get(name, (0.0, 0.0)), worth=worth)
+    for name in (each.name for each in fields(MERGED) if getattr(MERGED, each.name) is not getattr(FUSED, each.name)):
+        worth, saves = TRIALS[name].worth if name in TRIALS else 0.0, SAVES.get(name, (0.0, 0.0))
+        if (kernels := replace(FUSED, **{name: getattr(MERGED, name)})) != FUSED:
+            found[f"{name} of MERGED"] = Variant({"kernels": kernels}, *saves, worth=worth)
+        else:  # it is nothing without others
+            kernels = replace(MERGED, **{name: getattr(FUSED, name)})
+            found[names.BUT + name] = Variant({"kernels": kernels}, worth=worth)
     few = {"kernels": replace(FUSED, few_rows=MERGED.few_rows), DEPENDENT: EVERYWHERE}
     found[names.DEPENDENTLY] = Variant(few, of_query=0.28)
     found[names.MERGED] = Variant({"kernels": MERGED}, 1.4, 0.27)

@@ -146,6 +146,17 @@ def test_kernels_that_are_served_already_stay_where_they_are_faster_than_none() 
     assert first[1:] == ("1.150 times as fast, a pass; 1.05 is asked", "**yes**")
 
 
+def test_a_kernel_that_needs_others_is_judged_beside_them() -> None:
+    rows = {"as served": {PASS: 9.0}, "all merged but folded": {PASS: 8.0, WORTH: 1.02}, "all merged": {PASS: 7.5}}
+    tried = {"as served": {"worst": 1e-3}, "all merged": {"worst": 1e-3}}
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: tried}, variants={VARIANTS: rows})
+    (first, _) = decisions(run)
+    assert first == (
+        '(9, 0) in `shown_on` of `TRIALS["folded"]`, engine/faster_kernels.py',
+        "1.067 times as fast, a pass; 1.02 is asked", "**yes**",
+    )  # fmt: skip
+
+
 def test_vectors_that_always_change_are_not_the_kernel_s_fault() -> None:
     tried = TRIED | {"as served": {"worst": 1e-3, "changed": 1.0}}
     run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: tried})

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.configs import read_architecture
 from engine.faster_kernels import TRIALS
-from engine.kernels import FUSED, MERGED, launching, matmuls, qkv_attention
+from engine.kernels import FUSED, MERGED, Kernels, launching, matmuls, qkv_attention
 from engine.kernels.matmuls import Tile
 from engine.kernels.triton_import import AVAILABLE
 from engine.packed import PackedEngine
@@ -127,6 +127,26 @@ def test_a_gpu_s_variants_begin_with_what_no_gpu_has_shown(monkeypatch: pytest.M
     (few, off), (all_merged, on) = seen
     assert few == {"kernels": replace(FUSED, few_rows=MERGED.few_rows)} and (9, 0) not in off
     assert all_merged == {"kernels": MERGED} and (9, 0) in on and (8, 0) not in on
+
+
+@dataclass(frozen=True, slots=True)
+class Needy(Kernels):
+    """Kernels with one that is nothing without gate_up's."""
+
+    needy: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needy", self.needy and self.gate_up is not None)
+
+
+def test_a_kernel_that_needs_others_is_left_out_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, merged = (Needy(*(getattr(each, field.name) for field in fields(Kernels))) for each in (FUSED, MERGED))
+    monkeypatch.setattr(gpu_variants, "ON_GPU", True)
+    monkeypatch.setattr(gpu_variants, "FUSED", fused)
+    monkeypatch.setattr(gpu_variants, "MERGED", replace(merged, needy=True))
+    found = gpu_variants.variants()
+    assert "needy of MERGED" not in found and found["all merged but needy"].settings == {"kernels": merged}
+    assert found["all merged"].settings["kernels"].needy
 
 
 def test_every_variant_beside_the_engine_as_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
