@@ -14,8 +14,8 @@ from engine.configs import read_architecture
 from engine.graphs import cuda_capture
 from engine.packed import PackedEngine
 from lab.benchmarks.embedders import embedder
-from lab.benchmarks.gpu_report import FLOOR, MIXED, SERVED, TIME_BY_KIND
-from lab.benchmarks.gpu_steps import ON_GPU, Ids, Step, main, mixed_sample, sample
+from lab.benchmarks.gpu_figures import FLOOR, MIXED, SERVED, TIME_BY_KIND
+from lab.benchmarks.gpu_steps import ON_GPU, Ids, Sample, Step, main, mixed_sample, sample
 from lab.benchmarks.texts import matmul_flops
 from lab.benchmarks.time_shares import by_category, longest_kernels, profiled
 
@@ -101,7 +101,7 @@ def matmul_s(rows: int, inner: int, columns: int, product: Callable[[Tensor, Ten
 
 
 def measure_ceilings(step: Step) -> None:
-    """Measure copies, a layer's four matmuls, and unless one of them fails the floor: their rate together."""
+    """Measure copies, a large matmul, a layer's four, and unless one of them fails the floor: their rate together."""
     a, rows = read_architecture(step.checkpoint), step.workload.matmul_rows
     step.part(("copies on the device", "read and written"), partial(copy_rate, step.workload.copied_bytes))
     attended = a.heads * a.head_dim
@@ -109,12 +109,16 @@ def measure_ceilings(step: Step) -> None:
         "qkv": (a.hidden, attended + 2 * a.kv_heads * a.head_dim), "out": (attended, a.hidden),
         "gate and up": (a.hidden, 2 * a.intermediate), "down": (a.intermediate, a.hidden),
     }  # fmt: skip
+    cube = step.workload.cube
+    step.part(
+        ("a large matmul", f"{cube:,} cubed"), lambda: {"TFLOP/s": 2 * cube**3 / matmul_s(cube, cube, cube) / 1e12}
+    )
     times_s = []
 
     def measure(inner: int, columns: int) -> dict[str, float]:
         times_s.append(matmul_s(rows, inner, columns))
         tera = 2 * rows * inner * columns / times_s[-1] / 1e12
-        return {f"TFLOP/s at {rows:,} rows": tera, f"us at {FEW_ROWS} rows": matmul_s(FEW_ROWS, inner, columns) * 1e6}
+        return {f"TFLOP/s at {rows:,} rows": tera}
 
     for name, (inner, columns) in shapes.items():
         step.part(("matmuls", f"{name}, {inner} to {columns}, {DTYPE}"), partial(measure, inner, columns))
@@ -123,23 +127,29 @@ def measure_ceilings(step: Step) -> None:
         step.part((FLOOR, SERVED), lambda: {"TFLOP/s": rate / 1e12})
 
 
+def measure_profile(step: Step, engine: PackedEngine, mixed: Sample) -> None:
+    """Measure the time by kind of work and by kernel, of mixed texts."""
+    batches = some_of(list(mixed.batches(engine.batch_tokens)), step.workload.passes)
+    profile_run(step, MIXED, tokens_of(batches), lambda: [wait() for wait in [engine.launch(each) for each in batches]])
+
+
+def profile_run(step: Step, name: str, tokens: float, run: Callable[[], Any]) -> None:
+    """Run twice and write what the profiler says of the second run."""
+    step.attempt(("warm-up", name), run)
+    if trace := step.attempt(("profile", name), partial(profiled, run)):
+        in_ms = {f"{kind} ms": seconds * 1e3 for kind, seconds in by_category(trace).items()}
+        step.part((TIME_BY_KIND, name), partial(dict, {"tokens": tokens} | in_ms))
+        step.part((f"kernels, {name}",), partial(longest_kernels, trace.kernels))
+
+
 def measure_kernels(step: Step) -> None:
     """Measure the time by kind of work and by kernel, of mixed texts and of single texts."""
     if (engine := step.load()) is None:
         return
-    embed, work = embedder(engine), step.workload
-    mixed = mixed_sample(step.checkpoint, work.texts // 2)
-    batches = some_of(list(mixed.batches(engine.batch_tokens)), work.passes)
-    singles = sample(step.checkpoint, [32] * max(2, work.repeats // 4), seed=3)
-    for name, tokens, run in (
-        (MIXED, tokens_of(batches), lambda: [wait() for wait in [engine.launch(batch) for batch in batches]]),
-        ("single texts of 32 tokens", singles.size["tokens"], lambda: [embed([text], 1) for text in singles.texts]),
-    ):
-        step.attempt(("warm-up", name), run)
-        if trace := step.attempt(("profile", name), partial(profiled, run)):
-            in_ms = {f"{kind} ms": seconds * 1e3 for kind, seconds in by_category(trace).items()}
-            step.part((TIME_BY_KIND, name), partial(dict, {"tokens": tokens} | in_ms))
-            step.part((f"kernels, {name}",), partial(longest_kernels, trace.kernels))
+    measure_profile(step, engine, mixed_sample(step.checkpoint, step.workload.some_texts))
+    embed, singles = embedder(engine), sample(step.checkpoint, [32] * max(2, step.workload.repeats // 4), seed=3)
+    one_by_one = partial(lambda texts: [embed([text], 1) for text in texts], singles.texts)
+    profile_run(step, "single texts of 32 tokens", singles.size["tokens"], one_by_one)
 
 
 MEASURES = {"kernels": measure_kernels, "ceilings": measure_ceilings}

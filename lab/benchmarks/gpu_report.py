@@ -11,50 +11,67 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from lab.benchmarks.gpu_decisions import HEAD, decisions
+from lab.benchmarks.gpu_figures import (
+    AGAIN,
+    ALONE,
+    BY_LENGTH,
+    FLOOR,
+    FROM_TEXTS,
+    LASTING,
+    MIXED,
+    OF_ATTENTION,
+    OF_FEW_ROWS,
+    PASS,
+    PASS_TOKENS,
+    QUERY,
+    REFERENCE,
+    SERVED,
+    TIME_BY_KIND,
+    VARIANTS,
+    WITH_GEGLU,
+    Results,
+    figures_of,
+    predicted,
+)
 from lab.report import in_words, read_json, table, write, write_json
 
-Results = dict[str, Any]
-
 LIMITS_S = {
-    "checkpoint": 25, "variants": 165, "matmuls": 55, "kernels": 30, "speed": 70, "parity": 45, "ceilings": 30,
-    "load": 25, "ncu": 20, "tests": 65,
+    "checkpoint": 40, "rehearsal": 75, "variants": 145, "tiles": 45, "workspace": 25, "kernels": 15, "merged": 60,
+    "speed": 50, "ceilings": 20, "load": 20, "ncu": 15, "tests": 20,
 }  # fmt: skip
-"""The steps in their order, and the seconds that are kept for each."""
+"""The steps in their order, and the seconds that are kept for each. Later steps have what the first ones leave."""
 STEPS_FOLDER, KINDS = "gpu_steps", ("json", "log", "csv")
 INTERRUPTED = "was interrupted: the whole check was ended"
 LOG_LINES, FAULT_LINES = 60, 12
 # Steps whose output is their result, and its lines with figures, failures, skips and the outcome.
-PRINTED = ("parity", "tests", "ncu")
+PRINTED = ("merged", "tests", "ncu")
 SUMMARY = re.compile(
-    r'1 - cosine|largest difference|^(FAILED|ERROR|SKIPPED) |\d+ (passed|failed|skipped)|no tests ran|^==ERROR|^"'
+    r"1 - cosine|largest difference|times as fast|^(FAILED|ERROR|SKIPPED) |\d+ (passed|failed|skipped)|no tests ran|"
+    r'^==ERROR|^"'
 )
 # A sample of the clocks counts where the GPU was busy for half of its time.
 BUSY_PERCENT = 50
 # The bits of NVML's clocksEventReasons that slow a busy GPU down.
 SLOWED = {0x4: "power", 0x8: "hardware", 0x20: "heat, software", 0x40: "heat, hardware", 0x80: "power brake"}
 
-# Names of figures.
-SERVED, AGAIN, RECORDED, MIXED = "as served", "as served, again", "recorded before", "mixed texts"
-REFERENCE = "sentence-transformers"
-BY_LENGTH = {SERVED: "as served, by length", REFERENCE: f"{REFERENCE}, by length"}
-FLOOR, TIME_BY_KIND = "a layer's matmuls together", "time by kind of work"
-VARIANTS, PREDICTED = "variants", "should save"
-WITH_GEGLU, OF_FEW_ROWS, BY_TORCH = "gate_up with GeGLU", "matmuls of few rows", "torch, and GeGLU by itself"
-PASS, LASTING, QUERY = "ms a pass", "ms a pass in a row", "query p50 ms"
-FROM_TEXTS, FROM_IDS = "tokens/s from texts", "tokens/s from ids"
-
-PASS_TOKENS = 16_384
 TITLES = {
-    "variants": "What each switch is worth", "matmuls": "Matmuls by tile", "kernels": "Kernels",
-    "speed": "Speed, from texts to vectors on the host", "parity": "Parity with float32",
+    "rehearsal": "What no GPU had run", "variants": "What each switch is worth", "tiles": "Tiles",
+    "workspace": "Without cuBLAS's workspace", "kernels": "Kernels",
+    "merged": "Tests of the merged kernels", "speed": "Speed, from texts to vectors on the host",
     "ceilings": "What the device can do", "load": "Many clients", "ncu": "Kernels of the fastest variant, by ncu",
     "tests": "Tests",
 }  # fmt: skip
 NOTES = {
+    ALONE: "In a process of its own each. 1 - cosine against float32 on random weights, which enlarge rounding errors; "
+    "`changed`: how often a short text's vector was another. Of tiles the error of a product, or of attention in units "
+    "of what rounding explains:",
     VARIANTS: f"{PASS_TOKENS:,} tokens of mixed texts, in the server's batches, count as a pass: alone on a device at "
     "rest, or in a row without a wait for the host. A query has 16 tokens. Saves: against the mean of both as served:",
-    WITH_GEGLU: "In one kernel it should save 8 to 25 us a layer; if it saves less than 8, torch's is kept:",
+    WITH_GEGLU: f"{PASS_TOKENS:,} rows. In one kernel it should save 8 to 25 us; if it saves less than 8, torch's is "
+    "kept:",
     OF_FEW_ROWS: "Predicted: 2 us each where torch takes 4, and 0.5 us less where one starts while the last ends:",
+    OF_ATTENTION: f"Some {PASS_TOKENS:,} tokens of mixed texts. Predicted: 60 us where what is served takes 101:",
     BY_LENGTH[
         SERVED
     ]: "The better of two rounds, a quarter of the texts waiting at the start and at the end; p50 and p99 "
@@ -125,9 +142,9 @@ def draw(results: Results, out: Path) -> str:
     try:
         from lab.plots import COLOURS, bars, figure
 
-        with figure(out, "gpu_check", [], panels=2, inches=7.5) as (parts, lengths):
+        with figure(out, "gpu_check", [], panels=3, inches=7.5) as (parts, lengths, saved):
             of_pass = pass_ms(results)
-            bars(parts, list(of_pass), {SERVED: list(of_pass.values())}, "{:,.2f}")
+            bars(parts, [name.replace(" ", "\n") for name in of_pass], {SERVED: list(of_pass.values())}, "{:,.2f}")
             parts.set_title(f"{PASS_TOKENS:,} tokens of mixed texts, ms")
             rows = figures_of(results, "speed", BY_LENGTH[SERVED])
             bars(lengths, list(rows), {SERVED: [row["tokens/s"] for row in rows.values()]})
@@ -135,23 +152,33 @@ def draw(results: Results, out: Path) -> str:
                 best = [floor["TFLOP/s"] / row["MFLOP a token"] * 1e6 for row in rows.values()]
                 lengths.plot(best, "_", color=COLOURS[3], markersize=30)
             lengths.set_title("tokens a second by length of the texts; dashes: the floor")
+            bars(saved, *gains(results), "{:,.2f}")
+            saved.set_title("ms that a variant saves of a pass, and of a query where it is for queries")
+            saved.legend()
     except Exception as error:  # no picture is worth the figures
         return f"No plot ({error!r}): `--report` draws it where matplotlib is installed."
     return "![time by kind of work, tokens a second by length](gpu_check.png)"
 
 
-def figures_of(results: Results, step: str, *path: str) -> Any:
-    """Return what a step measured under this path, {} if nothing."""
-    place = results.get("steps", {}).get(step, {}).get("figures", {})
-    for name in path:
-        place = place.get(name, {})
-    return place
+def gains(results: Results) -> tuple[list[str], dict[str, list[float]]]:
+    """Return the variants of which something was predicted, and the milliseconds that they should save and do."""
+    found: dict[str, list[float]] = {"predicted": [], "measured": []}
+    names = []
+    for name, row in figures_of(results, "variants", VARIANTS).items():
+        row = row | _compared(results, VARIANTS, name, row)
+        column = PASS if row.get(predicted(PASS)) else QUERY
+        if row.get(predicted(column)) and f"saves {column}" in row:
+            names.append(name.replace(" ", "\n"))
+            found["predicted"].append(row[predicted(column)])
+            found["measured"].append(row[f"saves {column}"])
+    return names, found
 
 
 def markdown(results: Results) -> str:
     """Return the page. What cannot be shown is named, and costs nothing else."""
     sections: dict[str, Callable[[], Iterable[str]]] = {
         "GPU check": partial(_head, results),
+        "What to commit": partial(_decisions, results),
         "How far from the floor, and where the rest goes": partial(_distance, results),
     }
     sections |= {title: partial(_section, results, name) for name, title in TITLES.items()}
@@ -175,6 +202,12 @@ def _head(results: Results) -> Iterable[str]:
         yield "**Smoke run** on a handful of texts: no figure here means anything."
     if failed := [name for name, step in results.get("steps", {}).items() if step["fault"]]:
         yield f"Not every step finished without a fault: {', '.join(failed)}; see [steps](#steps)."
+
+
+def _decisions(results: Results) -> Iterable[str]:
+    if rows := list(decisions(results)):
+        yield "Each by itself; a kernel's tile comes before its `shown_on`. Then run the tests of tests/engine again."
+        yield table(HEAD, rows)
 
 
 def _distance(results: Results) -> Iterable[str]:

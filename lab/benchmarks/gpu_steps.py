@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
@@ -28,9 +29,10 @@ from engine.packed import PackedEngine
 from engine.tokenizer import Tokenizer
 from lab import report
 from lab.benchmarks.embedders import Embedder, embedder, load_reference
-from lab.benchmarks.gpu_report import BY_LENGTH, MIXED, REFERENCE, SERVED
+from lab.benchmarks.gpu_figures import ALONE, BY_LENGTH, MIXED, REFERENCE, SERVED, figures_of
 from lab.benchmarks.texts import flops, mixed_token_counts, random_texts
 from lab.checkpoints.make_random import make
+from lab.report import read_json
 
 if TYPE_CHECKING:
     from batching.batcher import Batcher
@@ -62,10 +64,14 @@ class Workload:
     clients: int = 64
     load_s: float = 4
     passes: int = 24
-    variants_s: float = 125  # no variant begins later
+    cube: int = 8_192
+    variants_s: float = 130  # no variant begins later
+    alone_s: float = 60  # what is tried in a process of its own has to end by then
 
 
-SMOKE = Workload(8, 4, 2, (16,), 64, matmul_rows=64, copied_bytes=1 << 20, clients=4, load_s=0.1, passes=2)
+SMOKE = Workload(
+    8, 4, 2, (16,), 64, matmul_rows=64, copied_bytes=1 << 20, clients=4, load_s=0.1, passes=2, cube=64, alone_s=300
+)
 
 
 @dataclass(slots=True)
@@ -75,6 +81,8 @@ class Step:
     checkpoint: Path
     out: Path
     workload: Workload
+    name: str = ""
+    """What the step is to run alone."""
     figures: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, path: tuple[str, ...], make: Callable[[], Value]) -> Value | None:
@@ -84,7 +92,7 @@ class Step:
         except Exception:  # whatever it is, the other parts still have figures to give
             traceback.print_exc()
             self.figures.setdefault("faults", {})[", ".join(path)] = traceback.format_exc()[-2_000:].strip()
-            report.write_json(self.out, self.figures)
+            self._write()
             return None
 
     def part(self, path: tuple[str, ...], measure: Callable[[], Value]) -> Value | None:
@@ -95,8 +103,12 @@ class Step:
             for name in path[:-1]:
                 place = place.setdefault(name, {})
             place[path[-1]] = value
-            report.write_json(self.out, self.figures)
+            self._write()
         return value
+
+    def _write(self) -> None:
+        with suppress(OSError):  # of a full disk, on which the next figure may find room for both
+            report.write_json(self.out, self.figures)
 
     def load(self) -> PackedEngine | None:
         """Return the engine as it is served; None, with the reason written, if it cannot be loaded."""
@@ -126,6 +138,16 @@ class Sample:
                 yield [job.token_ids for job in scheduler.take(budget)]
 
 
+def rehearsal_fault(step: Step, name: str) -> str:
+    """Return in words that a variant or a tile failed in a process of its own; "" if it did not, or was not tried.
+
+    Where the engine as served failed too, the fault was not the kernel's.
+    """
+    faults = figures_of(read_json(step.out.parents[1] / "gpu_check.json"), "rehearsal", "faults")
+    failed = f"{ALONE}, {name}" in faults and f"{ALONE}, {SERVED}" not in faults
+    return "it failed in a process of its own" if failed else ""
+
+
 load_tokenizer = cache(Tokenizer)  # loading takes a second
 
 
@@ -149,6 +171,7 @@ def sample(checkpoint: Path, token_counts: Sequence[int], seed: int) -> Sample:
     return Sample(texts, token_ids, {"texts": len(texts), "tokens": tokens, "MFLOP a token": a_token / 1e6})
 
 
+@cache
 def mixed_sample(checkpoint: Path, count: int) -> Sample:
     """Return texts of 8 to 2,048 tokens, half of them below 66."""
     return sample(checkpoint, mixed_token_counts(count, np.random.default_rng(0)), seed=1)
@@ -282,8 +305,9 @@ def main(measures: Mapping[str, Callable[[Step], None]]) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--smoke", action="store_true", help="measure hardly anything, to see that it runs")
+    parser.add_argument("--name", default="", help="what to run alone")
     args = parser.parse_args()
-    measures[args.step](Step(args.checkpoint, args.out, SMOKE if args.smoke else Workload()))
+    measures[args.step](Step(args.checkpoint, args.out, SMOKE if args.smoke else Workload(), args.name))
 
 
 MEASURES = {"checkpoint": measure_checkpoint, "speed": measure_speed, "load": measure_load}

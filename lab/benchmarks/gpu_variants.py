@@ -1,138 +1,144 @@
-"""Steps of `lab.benchmarks.gpu`: what each switch of the engine is worth, and a pass of the fastest variant for ncu."""
+"""Steps of `lab.benchmarks.gpu`: what each switch of the engine is worth, and cuBLAS's workspace; a pass for ncu."""
 
+import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any
-from unittest.mock import patch
+from typing import NamedTuple
 
 import torch
 
-import engine.kernels
-from engine.kernels import MERGED, Kernels
-from engine.model import BFLOAT16
+from engine.faster_kernels import TRIALS
+from engine.kernels import FUSED, MERGED
 from engine.packed import PackedEngine
-from lab.benchmarks import gpu_report as names
+from lab.benchmarks import gpu_figures as names
+from lab.benchmarks import gpu_steps as steps
 from lab.benchmarks.embedders import embedder
-from lab.benchmarks.gpu_ceilings import lasting_s, pass_s, some_of
-from lab.benchmarks.gpu_matmuls import DEPENDENT, EVERYWHERE
-from lab.benchmarks.gpu_steps import ON_GPU, SHORT, Sample, Step, embed_stream, latency, main, mixed_sample, sample
-from lab.benchmarks.gpu_steps import throughput as measured
+from lab.benchmarks.gpu_ceilings import lasting_s, measure_profile, pass_s, some_of
+from lab.benchmarks.gpu_figures import PASS, QUERY
+from lab.benchmarks.gpu_steps import ON_GPU, Sample, Step, main, mixed_sample
+from lab.benchmarks.gpu_tiles import DEPENDENT, EVERYWHERE, Settings, patched
 from lab.report import read_json
-
-Settings = dict[str, Any]
-Variants = dict[str, tuple[Settings, str]]
 
 ROOM, LONGEST = "engine.graphs.ROOM", "engine.graphs.LONGEST"
 BUDGET, BULK = "engine.packed.GPU_BATCH_TOKENS", "engine.packed.BULK"
-SETTINGS: Variants = {
-    "graphs as recorded": ({ROOM: 16, LONGEST: (128, 512, 2048)}, "-0.3 to -0.7 ms a pass"),
-    "16,384 tokens in bulk": ({BULK: 1}, "-3 to -5 % tokens/s from ids"),
-    "32,768 tokens a pass": ({BUDGET: 32_768, BULK: 1}, "0.3 to 0.5 ms a pass"),
-    "8,192 tokens a pass": ({BUDGET: 8_192}, "-0.5 ms a pass"),
-    "bfloat16": ({"numbers": BFLOAT16}, "nothing"),
-    "without graphs": ({"graphs": False}, "-5 ms a query"),
-}  # fmt: skip
-"""Each variant's settings and what they should save. A setting is an option of PackedEngine or a module's constant.
+# Read when cuBLAS starts, so it is for a process of its own. (CUBLASLT_WORKSPACE_SIZE is for matmuls with a bias.)
+WITHOUT_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":0:0", "CUBLASLT_WORKSPACE_SIZE": "0"}
 
-A line here adds a variant. Those of single kernels are found.
-"""
-OF_KERNELS: dict[str, str] = {
-    "qkv_attention of MERGED": "0.9 to 1.1 ms a pass, 0.07 ms a query",
-    "gate_up of MERGED": "0.2 to 0.6 ms a pass",
-    "few_rows of MERGED": "0.2 ms a query",
+
+class Variant(NamedTuple):
+    """Settings, which are options of PackedEngine or constants of a module, and the milliseconds they should save."""
+
+    settings: Settings
+    of_pass: float = 0.0
+    of_query: float = 0.0
+    worth: float = 0.0
+    """How many times as fast it must be."""
+    rehearsed: bool = True
+    """Whether it has kernels that no GPU has run."""
+
+
+SETTINGS = {
+    "graphs as recorded": Variant({ROOM: 16, LONGEST: (128, 512, 2048)}, of_pass=-0.5, rehearsed=False),
+    "32,768 tokens a pass": Variant({BUDGET: 32_768, BULK: 1}, of_pass=0.4, rehearsed=False),
+    "16,384 tokens in bulk": Variant({BULK: 1}, rehearsed=False),
 }
-"""What a variant of a single kernel should save, by the name that `of_kernels` gives it."""
+SAVES = {"qkv_attention": (1.0, 0.07), "gate_up": (0.4, 0.0), "few_rows": (0.0, 0.2)}
+"""What each kernel of MERGED should save of a pass and of a query; one that is not named here is measured too."""
 RECORDED = {
-    "engine": "an H200 in docs/benchmarks/h200", names.PASS: 9.64, names.QUERY: 0.94, names.FROM_TEXTS: 1_413_797,
-    names.FROM_IDS: 1_559_183, names.PREDICTED: "tokens/s from texts: one matrix as head and tight graphs 1.52 M, "
-    "arrays of token ids 1.65 M, attention over tiles 1.85 M, GeGLU in its matmul 1.95 M, 32,768 tokens 2.03 M",
+    "engine": "an H200 in docs/benchmarks/h200", PASS: 9.64, QUERY: 0.94, names.FROM_TEXTS: 1_413_797,
+    names.FROM_IDS: 1_559_183,
 }  # fmt: skip
 
 
-def of_kernels(base: Kernels) -> Variants:
-    """Return `base` with each other implementation of a piece that `engine.kernels` has, PyTorch's own last."""
-    found: Variants = {}
-    known = {name: each for name, each in vars(engine.kernels).items() if isinstance(each, Kernels)}
-    for name, kernels in sorted(known.items(), key=lambda item: item[0] == "PLAIN"):
-        for piece in (field.name for field in fields(Kernels)):
-            if (other := getattr(kernels, piece)) is not getattr(base, piece):
-                variant = f"{piece} of {name}"
-                found[variant] = {"kernels": replace(base, **{piece: other})}, OF_KERNELS.get(variant, "")
-    return found
-
-
-def variants(base: Kernels | None) -> Variants:
-    """Return all variants of an engine with these kernels: first what no GPU has shown, last PyTorch's kernels."""
-    if not (base and ON_GPU):
+def variants() -> dict[str, Variant]:
+    """Return all variants: on a GPU first the kernels that none has shown, one by one and together."""
+    if not ON_GPU:
         return SETTINGS
-    few = replace(base, few_rows=MERGED.few_rows)
-    together: Variants = {
-        "few_rows, dependent": ({"kernels": few, DEPENDENT: EVERYWHERE}, "0.28 ms a query"),
-        "all merged": ({"kernels": MERGED}, "1.1 to 1.7 ms a pass, 0.27 ms a query"),
-        "all merged, dependent": ({"kernels": MERGED, DEPENDENT: EVERYWHERE}, "as above, 0.35 ms a query"),
-    }
-    single = of_kernels(base)
-    return {name: single[name] for name in OF_KERNELS if name in single} | together | SETTINGS | single
+    found = {}
+    if any(trial.shown_on for trial in TRIALS.values()):  # so what is served may have some
+        found[names.UNMERGED] = Variant({"kernels": FUSED}, rehearsed=False)
+    for name in (each.name for each in fields(MERGED) if getattr(MERGED, each.name) is not getattr(FUSED, each.name)):
+        worth, saves = TRIALS[name].worth if name in TRIALS else 0.0, SAVES.get(name, (0.0, 0.0))
+        if (kernels := replace(FUSED, **{name: getattr(MERGED, name)})) != FUSED:
+            found[f"{name} of MERGED"] = Variant({"kernels": kernels}, *saves, worth=worth)
+        else:  # it is nothing without others
+            kernels = replace(MERGED, **{name: getattr(FUSED, name)})
+            found[names.BUT + name] = Variant({"kernels": kernels}, worth=worth)
+    few = {"kernels": replace(FUSED, few_rows=MERGED.few_rows), DEPENDENT: EVERYWHERE}
+    found[names.DEPENDENTLY] = Variant(few, of_query=0.28)
+    found[names.MERGED] = Variant({"kernels": MERGED}, 1.4, 0.27)
+    found["all merged, dependent"] = Variant({"kernels": MERGED, DEPENDENT: EVERYWHERE}, 1.4, 0.35)
+    return found | SETTINGS
 
 
 def load(step: Step, settings: Settings) -> PackedEngine:
     """Return the engine with these settings. Raises AttributeError for a constant that does not exist."""
-    with ExitStack() as patched:
-        for name in (constants := [name for name in settings if "." in name]):
-            patched.enter_context(patch(name, settings[name]))
-        return PackedEngine(step.checkpoint, **{name: settings[name] for name in settings.keys() - constants})
+    with patched(settings) as options:
+        return PackedEngine(step.checkpoint, **options)
 
 
-def measure_variant(step: Step, name: str, settings: Settings, mixed: Sample, prediction: str = "") -> Kernels | None:
-    """Write a variant's row, figure by figure, and return its kernels; None if it cannot be loaded."""
+def measure_variant(step: Step, name: str, variant: Variant, mixed: Sample) -> PackedEngine | None:
+    """Write a variant's row, figure by figure, and return its engine; None if it cannot be loaded."""
     start = time.perf_counter()
-    if (loaded := step.attempt(("load", name), partial(load, step, settings))) is None:
+    if (loaded := step.attempt(("load", name), partial(load, step, variant.settings))) is None:
         return None
-    facts = {"engine": loaded.description, "load s": time.perf_counter() - start, names.PREDICTED: prediction}
-    step.part((names.VARIANTS, name), lambda: facts)
+    known = {
+        names.WORTH: variant.worth, names.predicted(PASS): variant.of_pass, names.predicted(QUERY): variant.of_query
+    }  # fmt: skip
+    facts = {"engine": loaded.description, "load s": time.perf_counter() - start}
+    step.part((names.VARIANTS, name), lambda: facts | {column: value for column, value in known.items() if value})
     batches, work = list(mixed.batches(loaded.batch_tokens)), step.workload
-    query = sample(step.checkpoint, [SHORT] * 20, seed=SHORT).texts
+    query = steps.sample(step.checkpoint, [steps.SHORT] * 20, seed=steps.SHORT).texts
 
     def embed_ids(texts: Sample) -> int:
         loaded.embed(texts.token_ids)
         return int(texts.size["tokens"])
 
     columns: dict[str, Callable[[], float]] = {
-        names.PASS: lambda: pass_s(loaded, some_of(batches, work.passes)) * names.PASS_TOKENS * 1e3,
-        names.QUERY: lambda: latency(embedder(loaded), query, work.repeats)["p50 ms"],
+        PASS: lambda: pass_s(loaded, some_of(batches, work.passes)) * names.PASS_TOKENS * 1e3,
+        QUERY: lambda: steps.latency(embedder(loaded), query, work.repeats)["p50 ms"],
         names.LASTING: lambda: lasting_s(loaded, batches) * names.PASS_TOKENS * 1e3,
-        names.FROM_TEXTS: lambda: measured(partial(embed_stream, loaded), mixed)["tokens/s"],
-        names.FROM_IDS: lambda: measured(embed_ids, mixed)["tokens/s"],
+        names.FROM_TEXTS: lambda: steps.throughput(partial(steps.embed_stream, loaded), mixed)["tokens/s"],
+        names.FROM_IDS: lambda: steps.throughput(embed_ids, mixed)["tokens/s"],
     }
     for column, measure in columns.items():
         step.part((names.VARIANTS, name, column), measure)
-    return loaded.network.kernels
+    return loaded
 
 
 def measure_variants(step: Step) -> None:
     """Measure the engine as it is served, each variant while time is left, and the first again: what may be chance."""
     end = time.monotonic() + step.workload.variants_s
-    mixed = mixed_sample(step.checkpoint, step.workload.texts // 2)
-    base = measure_variant(step, names.SERVED, {}, mixed)
+    mixed = mixed_sample(step.checkpoint, step.workload.some_texts)
+    measure_variant(step, names.SERVED, Variant({}), mixed)
     step.part((names.VARIANTS, names.RECORDED), RECORDED.copy)
-    for name, (settings, prediction) in variants(base).items():
-        if time.monotonic() < end:
-            measure_variant(step, name, settings, mixed, prediction)
+    for name, variant in variants().items():
+        fault = steps.rehearsal_fault(step, name) if time.monotonic() < end else "no time was left"
+        if fault:
+            step.part((names.VARIANTS, name), partial(dict, engine=f"not measured: {fault}"))
         else:
-            step.part((names.VARIANTS, name), lambda: {"engine": "not measured: no time was left"})
-    measure_variant(step, names.AGAIN, {}, mixed)
+            measure_variant(step, name, variant, mixed)
+    measure_variant(step, names.AGAIN, Variant({}), mixed)
+
+
+def measure_workspace(step: Step) -> None:
+    """Measure the engine as it is served, where cuBLAS may not split sums: do the memsets go, and what is a pass?"""
+    os.environ |= WITHOUT_WORKSPACE
+    mixed = mixed_sample(step.checkpoint, step.workload.some_texts)
+    if engine := measure_variant(step, names.NO_WORKSPACE, Variant({}, of_pass=0.1), mixed):
+        measure_profile(step, engine, mixed)
 
 
 def measure_pass(step: Step) -> None:
     """Launch a pass of the fastest variant between the calls that ncu waits for."""
     rows = names.figures_of(read_json(step.out.parents[1] / "gpu_check.json"), "variants", names.VARIANTS)
-    known = variants(load(step, {}).network.kernels)
-    taken_ms = {name: row[names.PASS] for name, row in rows.items() if names.PASS in row and name != names.RECORDED}
+    known = {names.SERVED: Variant({})} | variants()
+    taken_ms = {name: row[PASS] for name, row in rows.items() if PASS in row and name in known}
     fastest = min(taken_ms, key=taken_ms.__getitem__, default=names.SERVED)
-    loaded = load(step, known.get(fastest, ({}, ""))[0])
+    loaded = load(step, known[fastest].settings | {"graphs": False})  # the kernels are the same
     step.part(("one pass", fastest), lambda: {"engine": loaded.description})
     batch = next(mixed_sample(step.checkpoint, step.workload.some_texts).batches(loaded.batch_tokens))
     loaded.launch(batch)()
@@ -140,7 +146,7 @@ def measure_pass(step: Step) -> None:
         loaded.launch(batch)()
 
 
-MEASURES = {"variants": measure_variants, "ncu": measure_pass}
+MEASURES = {"variants": measure_variants, "workspace": measure_workspace, "ncu": measure_pass}
 
 if __name__ == "__main__":
     main(MEASURES)

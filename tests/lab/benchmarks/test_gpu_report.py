@@ -1,14 +1,28 @@
 """The report of a GPU's check, from however much was measured."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.benchmarks import gpu_report
-from lab.benchmarks.gpu_report import AGAIN, FLOOR, FROM_TEXTS, LASTING, PASS, QUERY, VARIANTS, markdown, write_report
+from lab.benchmarks import gpu_figures, gpu_report
+from lab.benchmarks.gpu_decisions import decisions, wrong
+from lab.benchmarks.gpu_figures import (
+    AGAIN,
+    FLOOR,
+    FROM_TEXTS,
+    LASTING,
+    NOW,
+    PASS,
+    QUERY,
+    VARIANTS,
+    WORTH,
+)
+from lab.benchmarks.gpu_report import markdown, write_report
 from lab.report import read_json
+from weights import SMALL
 
 SIZE: dict[str, Any] = {"texts": 100, "tokens": 10_000, "MFLOP a token": 200.0}
 KINDS = {
@@ -70,6 +84,110 @@ def test_what_a_variant_saves() -> None:
     (row,) = (line for line in page.splitlines() if line.startswith("| without it |"))
     assert row == "| without it | 1 ms | 12 |  | 1 |  | 1.25 | -0.1 |  |"
     assert "| left out |" in page
+
+
+MACHINE = {"machine": {"gpu": "H", "capability": [9, 0]}}
+TILES: dict[str, Any] = {
+    gpu_figures.WITH_GEGLU: {
+        "torch, and GeGLU by itself": {"us": 90.0, NOW: "Tile(1)"},
+        "Tile(1)": {"us": 80.0},
+        "Tile(2)": {"us": 70.0},
+    },
+    gpu_figures.OF_FEW_ROWS: {"torch": {"us": 9.0, NOW: "Tile(3)"}, "Tile(3)": {"us": 5.0}, "Tile(4)": {"us": 4.95}},
+    gpu_figures.OF_ATTENTION: {
+        "flash": {"us": 100.0, NOW: "Tiling(1)"},
+        "Tiling(1)": {"us": 60.0},
+        "Tiling(2)": {"us": 50.0},
+    },
+}
+TRIED = {
+    "as served": {"worst": 1e-3, "changed": 0.0}, "qkv_attention of MERGED": {"worst": 1.5e-3, "changed": 0.0},
+    "gate_up of MERGED": {"worst": 3e-3, "changed": 0.0}, "few_rows of MERGED": {"worst": 1e-3, "changed": 0.0},
+    "few_rows, dependent": {"worst": 1e-3, "changed": 2.0}, "Tile(1)": {"error": 3e-4}, "Tile(2)": {"error": 3e-4},
+    "Tile(3)": {"error": 3e-4}, "Tile(4)": {"error": 3e-4}, "Tiling(1)": {"rounding errors": 1.0},
+    "Tiling(2)": {"rounding errors": 20.0},
+}  # fmt: skip
+TRIALS = {
+    "as served": {PASS: 9.0, QUERY: 0.9}, AGAIN: {PASS: 9.4, QUERY: 0.9},
+    "qkv_attention of MERGED": {PASS: 8.0, WORTH: 1.05, "should save, ms a pass": 1.0},
+    "gate_up of MERGED": {PASS: 8.0, WORTH: 1.02}, "few_rows of MERGED": {PASS: 9.0, QUERY: 0.89, WORTH: 1.02},
+    "few_rows, dependent": {QUERY: 0.7}, "bfloat16": {PASS: 9.0},
+}  # fmt: skip
+
+
+def test_what_to_commit() -> None:
+    """What is right and clearly faster, of what was tried in a process of its own; the rest says why not."""
+    run = results(
+        checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: TRIED}, variants={VARIANTS: TRIALS}, tiles=TILES,
+        workspace={VARIANTS: {gpu_figures.NO_WORKSPACE: {PASS: 8.0}}},
+    )  # fmt: skip
+    rows = {constant: (measured, decision) for constant, measured, decision in decisions(run)}
+    assert [decision for _, decision in rows.values()] == [
+        "**yes**", "no: its error is 3.0e-03", "no: not fast enough", "no: a text's vector changed 2 times",
+        "**yes: `Tile(2)`**", "no: none is clearly faster", "no: none is clearly faster", "**yes**",
+    ]  # fmt: skip
+    assert rows['(9, 0) in `shown_on` of `TRIALS["qkv_attention"]`, engine/faster_kernels.py'] == (
+        "1.150 times as fast, a pass; 1.05 is asked", "**yes**"
+    )  # fmt: skip
+    assert rows["`TILES[(9, 0)]`, engine/kernels/matmuls.py"][0] == (
+        "70.0 us; `Tile(1)` 80.0; torch, and GeGLU by itself 90.0"
+    )
+    assert "## What to commit" in markdown(run) and "**yes: `Tile(2)`**" in markdown(run)
+    assert gpu_report.gains(run) == (
+        ["qkv_attention\nof\nMERGED"],
+        {"predicted": [1.0], "measured": [pytest.approx(1.2)]},
+    )
+
+
+def test_kernels_that_are_served_already_stay_where_they_are_faster_than_none() -> None:
+    rows = TRIALS | {"as served": {PASS: 8.0}, AGAIN: {PASS: 8.0}, gpu_figures.UNMERGED: {PASS: 9.2}}
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: TRIED}, variants={VARIANTS: rows})
+    (first, *_) = decisions(run)
+    assert first[1:] == ("1.150 times as fast, a pass; 1.05 is asked", "**yes**")
+
+
+def test_a_kernel_that_needs_others_is_judged_beside_them() -> None:
+    rows = {"as served": {PASS: 9.0}, "all merged but folded": {PASS: 8.0, WORTH: 1.02}, "all merged": {PASS: 7.5}}
+    tried = {"as served": {"worst": 1e-3}, "all merged": {"worst": 1e-3}}
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: tried}, variants={VARIANTS: rows})
+    (first, _) = decisions(run)
+    assert first == (
+        '(9, 0) in `shown_on` of `TRIALS["folded"]`, engine/faster_kernels.py',
+        "1.067 times as fast, a pass; 1.02 is asked", "**yes**",
+    )  # fmt: skip
+
+
+def test_vectors_that_always_change_are_not_the_kernel_s_fault() -> None:
+    tried = TRIED | {"as served": {"worst": 1e-3, "changed": 1.0}}
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: tried})
+    assert wrong(run, "few_rows, dependent") == "" and wrong(run, "gate_up of MERGED") == "its error is 3.0e-03"
+
+
+def test_what_to_commit_after_half_a_run() -> None:
+    """What was not tried alone, or not measured, is not committed."""
+    assert list(decisions({})) == list(decisions(results(tiles=TILES))) == []  # no GPU
+    half = results(checkpoint=MACHINE, variants={VARIANTS: {"gate_up of MERGED": {WORTH: 1.02}}}, tiles=TILES)
+    assert {decision for _, _, decision in decisions(half)} == {
+        "no: it failed, or was not tried, in a process of its own"
+    }
+    half["steps"]["rehearsal"] = {"fault": "", "figures": {gpu_figures.ALONE: TRIED}}
+    few = TILES[gpu_figures.OF_FEW_ROWS]
+    half["steps"]["tiles"]["figures"] = {
+        gpu_figures.WITH_GEGLU: {"Tile(1)": {"us": 80.0}},  # torch's own failed
+        gpu_figures.OF_FEW_ROWS: {name: row for name, row in few.items() if name != "Tile(3)"},  # the tile in use
+    }
+    assert [decision for _, _, decision in decisions(half)] == [
+        "no: its error is 3.0e-03", "**yes: `Tile(4)`**", "not known"
+    ]  # fmt: skip
+
+
+def test_every_constant_that_is_named_is_there() -> None:
+    run = results(checkpoint=MACHINE, rehearsal={gpu_figures.ALONE: TRIED}, variants={VARIANTS: TRIALS}, tiles=TILES)
+    for constant, _, _ in decisions(run):
+        if path := re.search(r"engine/\S+\.py", constant):
+            text = (SMALL.parent.parent / path[0]).read_text()
+            (name,) = re.findall(r"`(SHOWN_ON|FEW|TILES|TILINGS|TRIALS)", constant)
+            assert re.search(rf"^{name}\b.* = ", text, re.MULTILINE), constant
 
 
 def test_clocks_that_cannot_be_read_say_why() -> None:
