@@ -58,11 +58,14 @@ def listed(inputs: Sequence[str]) -> list[ListedFile]:
 
 
 def covers(given: str, path: str) -> bool:
-    """Return whether a file at `path` would be among the files of an input of this machine."""
-    if "://" in given or given == "-":
+    """Return whether a file at `path`, of this machine or at a URL, would be among the files of an input."""
+    given = given.removeprefix("file://")
+    if given == "-" or ("://" in given) != ("://" in path):
         return False
     if _is_glob(given):
         return re.fullmatch(glob_translate(_place(given)), _place(path)) is not None
+    if "://" in given:
+        return f"{path}/".startswith(f"{given.rstrip('/')}/")
     return PurePath(os.path.realpath(path)).is_relative_to(os.path.realpath(given))
 
 

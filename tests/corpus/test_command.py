@@ -90,6 +90,32 @@ def test_an_output_among_the_inputs_is_refused(run: Run, tmp_path: Path, monkeyp
     assert len(output_rows(tmp_path / "v.parquet")) == 1
 
 
+def test_an_output_folder_among_the_inputs_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run would read its vectors as texts."""
+    write(tmp_path / "a.parquet", [{"text": "one"}])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for given, output in (
+        ("**/*.parquet", "v/"),
+        ("**/*.parquet", "empty/"),
+        (f"file://{tmp_path}", "v/"),
+        ("memory://lake/**/*.parquet", "memory://lake/v/"),
+        ("memory://lake/", "memory://lake/v.parquet"),
+    ):
+        said = ended(run, given, output)
+        assert said == f"embed_corpus: {given}: the run to {output} writes files among these; name another output"
+    run("*.parquet", "v/")
+    assert ended(run, "**/*.parquet", "v/").startswith("embed_corpus: v/: it is there already; delete it, ")
+
+
+def test_empty_names_are_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for names in (("", tmp_path / "v.parquet"), (tmp_path, "")):
+        assert ended(run, *names) == "2"
+        assert "the name of an input or of the output is empty; give a path or a URL" in capsys.readouterr().err
+
+
 def test_the_last_line(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     rows: list[dict[str, Any]] = [*({"text": text} for text in texts(40)), {"text": None}]

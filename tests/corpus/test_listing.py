@@ -104,6 +104,10 @@ def test_where_an_output_may_not_be(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(folder)
     for given, path in ((".", "v.parquet"), (str(folder), "deep/v.npy"), ("*.parquet", "v.parquet"), ("**", "a/b")):
         assert covers(given, path)
+    for given, path in (("s3://b/", "s3://b/v/a"), ("s3://b/**/*.txt", "s3://b/v/a.txt"), (f"file://{folder}", "a")):
+        assert covers(given, path)
+    for given, path in (("s3://b/c", "s3://b/cd/a"), ("s3://b/*", "s3://b/c/a"), ("s3://b", "a"), ("deep", "s3://b/a")):
+        assert not covers(given, path)
     for given, path in (("deep", "v.parquet"), ("*.txt", "v.parquet"), ("*", "a/b"), ("s3://b/*", "x"), ("-", "-")):
         assert not covers(given, path)
 
