@@ -90,6 +90,8 @@ def _problem(args: argparse.Namespace) -> str:
     """Return what is wrong with options together, "" if nothing is."""
     if "" in (*args.input, args.output):
         return "the name of an input or of the output is empty; give a path or a URL"
+    if "-" in args.input and len(args.input) > 1:
+        return "-: standard input is read alone; write it to a file and name that beside the others"
     if args.input == ["-"] and not args.format:
         return "-: standard input has no name that tells its format; name it with --format"
     if args.ray is None and args.workers:
@@ -201,6 +203,8 @@ def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> In
     """Return the input. Raises CorpusError where it cannot be read."""
     paths, name = args.input, None
     if paths == ["-"]:
+        if not sys.stdin:
+            raise CorpusError("standard input", "it is closed", "name files, or send it the texts")
         paths, name = [opened.enter_context(spooled(sys.stdin.buffer)).name], "standard input"
     return Inputs(paths, columns, args.format, args.on_error == "skip", name)
 

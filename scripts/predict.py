@@ -68,6 +68,9 @@ def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or name not in properties:
             raise ValueError(f"-i {assignment}: expected name=value with a name among {', '.join(properties)}")
+        is_list = isinstance(inputs.get(name), list) and not value.startswith("[")
+        if name in inputs and not is_list:
+            raise ValueError(f"-i {name}: it is given twice; give it once, and several texts as texts=... each")
         field = properties[name].get("anyOf", [properties[name]])[0]  # texts: the list, not the JSON string of one
         kind = field.get("type") or schemas[name]["type"]
         if field.get("format") == "uri" and value.startswith("@"):
@@ -112,7 +115,9 @@ def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> htt
     if url is None:
         with running_server(weights) as server:
             return predict(server.url, None, inputs)
-    return httpx.post(f"{url}/predictions", json={"input": inputs}, headers=access.key_header(), timeout=600)
+    return httpx.post(
+        f"{url.rstrip('/')}/predictions", json={"input": inputs}, headers=access.key_header(), timeout=600
+    )
 
 
 def main() -> None:
@@ -128,6 +133,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         inputs = read_inputs(args.json, args.input)
+        if args.output and not args.output.parent.is_dir():
+            raise ValueError(f"-o {args.output}: there is no folder {args.output.parent}; make it first")
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -150,10 +157,12 @@ def main() -> None:
     if succeeded and args.output:
         try:
             _save_file(body, args.output)
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            sys.exit(f"-o {args.output}: cannot be written: {error.strerror}; name another file")
+        except ValueError as error:
             sys.exit(str(error))
-    is_ascii = sys.stdout.encoding.lower() != "utf-8"
-    sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=is_ascii) + "\n")
+    is_ascii = getattr(sys.stdout, "encoding", "utf-8").lower() != "utf-8"
+    logs.answer(json.dumps(body, indent=2, ensure_ascii=is_ascii) + "\n")
     sys.exit(0 if succeeded else 1)
 
 

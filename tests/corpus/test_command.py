@@ -69,6 +69,16 @@ def test_standard_input_needs_a_format(run: Run, tmp_path: Path, capsys: pytest.
     assert "-: standard input has no name that tells its format; name it with --format" in capsys.readouterr().err
 
 
+def test_standard_input_is_read_alone_and_must_be_open(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(run, "-", tmp_path / "a.txt", tmp_path / "v.jsonl", "--format", "txt") == "2"
+    assert "-: standard input is read alone; write it to a file and" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where it is closed
+    words = "embed_corpus: standard input: it is closed; name files, or send it the texts"
+    assert ended(run, "-", tmp_path / "v.jsonl", "--format", "txt") == words
+
+
 def test_a_format_for_names_that_do_not_tell(run: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("part-0000", "part-0001"):

@@ -37,7 +37,7 @@ def test_predict_starts_a_server_and_prints_json() -> None:
 
 
 def test_predict_uses_a_running_server(server: Server) -> None:
-    result = run("--url", server.url, "-i", "texts=one", "-i", "texts=two", "-i", "embedding_dim=128")
+    result = run("--url", f"{server.url}/", "-i", "texts=one", "-i", "texts=two", "-i", "embedding_dim=128")
     assert json.loads(result.stdout)["output"]["shape"] == [2, 128]
 
 
@@ -90,6 +90,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["predict.py", "--json", '{"chunk": NaN}'], "--json: NaN and Infinity are not JSON; give numbers"),
     (["predict.py", "--json", r'{"text": "\ud800"}'], "the inputs: they are not UTF-8; encode them"),
     (["predict.py", "-i", b"text=\xff".decode(errors="surrogateescape")], "the inputs: they are not UTF-8"),
+    (["predict.py", "-i", "text=a", "-i", "text=b"], "-i text: it is given twice; give it once, and several texts as"),
+    (["predict.py", "-i", "texts=a", "-i", 'texts=["b"]'], "-i texts: it is given twice; give it once"),
+    (["predict.py", "-i", "text=a", "-o", "/no/a"], "-o /no/a: there is no folder /no; make it first"),
     (["predict.py", "-i", "file=@/"], "@/: cannot be read: Is a directory"),
     (["../container/probe.py", "--end", "-1"], "--end -1: give the number of a process, such as 1"),
     (["../container/probe.py", "--end", "99999999999"], "--end 99999999999: give the number of a process, such as 1"),
@@ -142,6 +145,24 @@ def test_no_command_ends_in_a_traceback() -> None:
     for (arguments, words), (status, said) in zip(WRONG, json.loads(printed), strict=True):
         assert status in (1, 2) and words in said, (arguments, said)
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("stdout", "words"),
+    [
+        ("", ""),
+        (">&-", "stdout: it cannot be written to (Bad file descriptor); make room, or send it elsewhere\n"),
+        ("> /dev/full", "stdout: it cannot be written to (No space left on device); make room, or send it elsewhere\n"),
+    ],
+    ids=["reader-has-gone", "closed", "full"],
+)
+def test_an_answer_that_cannot_be_written_ends_in_a_sentence(stdout: str, words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = ["bash", "-c", f'"$0" -m scripts.fetch_weights small {stdout}', sys.executable]
+    ended = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert ended.returncode == 1 and ended.stderr == words
 
 
 @pytest.mark.parametrize(
