@@ -187,6 +187,19 @@ def test_control_c_ends_a_command_without_a_traceback(command: list[str], begun:
 OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
 
 
+@pytest.mark.parametrize("venv", [".venv", "/{}/elsewhere"], ids=["within", "elsewhere"])
+def test_make_compiles_in_a_folder_with_a_blank_in_its_name(venv: str, tmp_path: Path) -> None:
+    (native := tmp_path / "my code" / "engine" / "native").mkdir(parents=True)
+    folder, venv = tmp_path / "my code", venv.format(tmp_path)
+    shutil.copy2(ROOT / "Makefile", folder)
+    (python := folder / venv / "bin" / "python").parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$PWD: $*"\n')
+    python.chmod(0o755)
+    command = ["make", "-o", f"{venv}/.ready", f"VENV={venv}", "native"]
+    ended = subprocess.run(command, cwd=folder, env=OUTSIDE_MAKE, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f"{native}: setup.py --quiet build_ext --inplace\n", ended.stderr
+
+
 @pytest.mark.parametrize("port", ["taken", "tcp://10.96.0.12:80", '"5000"'])
 def test_a_port_that_cannot_be_had_is_named_before_anything_is_started(port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
