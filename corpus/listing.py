@@ -39,7 +39,7 @@ def listed(inputs: Sequence[str]) -> list[ListedFile]:
     """Return the files of paths, URLs, folders and globs, each once, by name.
 
     In folders and globs, what begins with "." or "_" is passed over, as lakes do, unless it is a `_key=value` folder.
-    Raises CorpusError for a folder or glob without a file.
+    Raises CorpusError for a folder or glob without a file, and for a name that ids cannot have.
     """
     roots, paths = [], dict[str, None]()
     for given in inputs:
@@ -51,10 +51,17 @@ def listed(inputs: Sequence[str]) -> list[ListedFile]:
         paths |= dict.fromkeys(found)
     if list(paths) == list(inputs) and len(paths) == 1:
         return [ListedFile(inputs[0], "", _partition(inputs[0]))]
+    if strange := [path for path in paths if not is_utf8(path)]:
+        raise CorpusError(strange[0], "its name is not UTF-8, and ids of rows have it", "rename it")
     levels = zip(*(root.split("/") for root in roots), strict=False)
     shared = sum(1 for _ in takewhile(lambda level: len({*level}) == 1, levels))
     named = {"/".join(_place(path).split("/")[shared:]): path for path in paths}
     return [ListedFile(path, name, _partition(path)) for name, path in sorted(named.items())]
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name that the system gave as bytes was UTF-8: Python has a half surrogate for any other byte."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def covers(given: str, path: str) -> bool:

@@ -26,7 +26,7 @@ import weights
 from corpus.blocks import BlockLimits
 from corpus.destination import DEFAULT_FILE_MB, Destination, skipped_list
 from corpus.inputs import Inputs
-from corpus.listing import covers, spooled
+from corpus.listing import covers, is_utf8, spooled
 from corpus.output_files import OUTPUT_FORMATS, side_files
 from corpus.pipeline import DeviceJob, RunProgress
 from corpus.progress import shown
@@ -90,6 +90,9 @@ def _problem(args: argparse.Namespace) -> str:
     """Return what is wrong with options together, "" if nothing is."""
     if "" in (*args.input, args.output):
         return "the name of an input or of the output is empty; give a path or a URL"
+    for name in ("output", "text", "title", "id", "carry", "partition_by"):
+        if not is_utf8("".join(getattr(args, name) or "")):
+            return f"{name}: it is not UTF-8; name another, or rename it"
     if "-" in args.input and len(args.input) > 1:
         return "-: standard input is read alone; write it to a file and name that beside the others"
     if args.input == ["-"] and not args.format:

@@ -69,6 +69,17 @@ def test_standard_input_needs_a_format(run: Run, tmp_path: Path, capsys: pytest.
     assert "-: standard input has no name that tells its format; name it with --format" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["output", "text", "title", "id", "carry", "partition_by"])
+def test_names_that_are_not_utf8_are_refused(
+    name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.jsonl", [{"text": "one"}])
+    bad = b"\xff".decode(errors="surrogateescape")
+    given = (f"v{bad}.jsonl",) if name == "output" else ("v.jsonl", f"--{name.replace('_', '-')}", bad)
+    assert ended(run, tmp_path / "a.jsonl", *given) == "2"
+    assert f"error: {name}: it is not UTF-8; name another, or rename it" in capsys.readouterr().err
+
+
 def test_standard_input_is_read_alone_and_must_be_open(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,13 @@ def test_a_list_that_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_a_name_that_is_not_utf8_is_refused_where_ids_have_it(tmp_path: Path) -> None:
+    path = tmp_path / b"\xff.txt".decode(errors="surrogateescape")
+    path.write_text("one\n", encoding="utf-8")
+    assert refusal(tmp_path) == f"{path}: its name is not UTF-8, and ids of rows have it; rename it"
+    assert [file.path for file in listed([str(path)])] == [str(path)]
+
+
 def test_where_an_output_may_not_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for given, path in ((".", "v.parquet"), (str(folder), "deep/v.npy"), ("*.parquet", "v.parquet"), ("**", "a/b")):
