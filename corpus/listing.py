@@ -114,18 +114,23 @@ def _is_remote_folder(url: str) -> bool:
 def _visible(folder: str, pattern: str | None) -> list[str]:
     """Return the paths of the files in a folder that are not hidden, or of those that match a pattern."""
     files, inner = file_system(folder or ".", pattern or folder)
+    start = f"{folder.rstrip('/')}/" if folder else ""
     try:
-        if pattern is None:
-            found = files.find(inner)
-        else:
-            matches = files.glob(files._strip_protocol(pattern), detail=True)
-            found = [path for path, facts in matches.items() if facts["type"] != "directory"]
+        within = files.find if pattern is None else files.glob
+        found = within(inner if pattern is None else files._strip_protocol(pattern), detail=True)
     except Exception as error:  # of another library
         remedy = "check the address, the network and what may be read there"
         raise CorpusError(pattern or folder, f"cannot be listed: {reason(error)}", remedy) from error
-    below = [path[len(inner) :].lstrip("/") for path in found if not path.endswith("/")]
-    start = f"{folder.rstrip('/')}/" if folder else ""
-    return [f"{start}{path}" for path in below if not any(map(_is_hidden, path.split("/")))]
+    paths = []
+    for path, facts in found.items():
+        below = path[len(inner) :].lstrip("/")
+        if facts["type"] == "directory" or path.endswith("/") or any(map(_is_hidden, below.split("/"))):
+            continue
+        if facts.get("islink") and os.path.isdir(path):
+            remedy = "name that folder as an input of its own, or leave the link out by a glob"
+            raise CorpusError(f"{start}{below}", "it is a link to a folder, which is not followed", remedy)
+        paths.append(f"{start}{below}")
+    return paths
 
 
 def _is_hidden(part: str) -> bool:

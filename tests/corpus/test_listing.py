@@ -100,6 +100,17 @@ def test_a_list_that_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_a_link_to_a_folder_is_named_and_not_followed(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "deep")
+    problem = "it is a link to a folder, which is not followed"
+    remedy = "name that folder as an input of its own, or leave the link out by a glob"
+    for given in (folder, f"{folder}/*"):
+        assert refusal(given) == f"{folder}/link: {problem}; {remedy}"
+    assert names(folder / "link") and not any(name.startswith("link/") for name in names(f"{folder}/**/*.txt"))
+    (folder / "link").rename(folder / "_link")
+    assert names(folder) == SHOWN
+
+
 def test_a_name_that_is_not_utf8_is_refused_where_ids_have_it(tmp_path: Path) -> None:
     path = tmp_path / b"\xff.txt".decode(errors="surrogateescape")
     path.write_text("one\n", encoding="utf-8")
