@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import PurePath
@@ -78,14 +78,15 @@ def covers(given: str, path: str) -> bool:
 
 def spooled(stream: BinaryIO) -> "tempfile._TemporaryFileWrapper[bytes]":
     """Return a temporary file, deleted when closed, with all of a stream, as a corpus is read more than once."""
-    file = tempfile.NamedTemporaryFile(prefix="corpus-")  # noqa: SIM115  the caller closes it
-    try:
-        copyfileobj(stream, file, 1 << 20)
-        file.flush()
-    except OSError as error:
-        file.close()
-        remedy = "make room, or set TMPDIR to a folder with room"
-        raise CorpusError("standard input", f"cannot be kept in {file.name}: {reason(error)}", remedy) from error
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(tempfile.NamedTemporaryFile(prefix="corpus-"))
+            copyfileobj(stream, file, 1 << 20)
+            file.flush()
+        except OSError as error:
+            remedy = "make room, or set TMPDIR to a folder with room"
+            raise CorpusError("standard input", f"cannot be kept in a file: {reason(error)}", remedy) from error
+        opened.pop_all()
     return file
 
 

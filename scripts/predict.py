@@ -120,8 +120,7 @@ def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> htt
     )
 
 
-def main() -> None:
-    logs.of_command(logger.name)
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="one input")
     parser.add_argument("--json", help="all inputs as one JSON object")
@@ -130,6 +129,12 @@ def main() -> None:
     parser.add_argument(
         "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
     )
+    return parser
+
+
+def main() -> None:
+    logs.of_command(logger.name)
+    parser = _parser()
     args = parser.parse_args()
     try:
         inputs = read_inputs(args.json, args.input)
@@ -145,6 +150,8 @@ def main() -> None:
         answer = predict(args.url, args.weights, inputs)
     except ServerError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"a server cannot be started ({error.strerror}); set TMPDIR to a folder with room")
     except (httpx.TransportError, httpx.InvalidURL) as error:
         sys.exit(f"{args.url or 'the server'}: it cannot be asked ({error}); check the address, and that it runs")
     except KeyboardInterrupt:

@@ -138,6 +138,10 @@ def test_standard_input_is_kept_in_a_file_until_it_is_closed(monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", "/nowhere")
+        with pytest.raises(CorpusError, match=r"be kept in a file: No such file .*TMPDIR"):
+            spooled(io.BytesIO(b"one"))
     monkeypatch.setattr("corpus.listing.copyfileobj", full)
     with pytest.raises(CorpusError, match=r"^standard input: cannot be kept in .*: No space left .*or set TMPDIR to"):
         spooled(io.BytesIO(b"one"))

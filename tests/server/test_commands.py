@@ -147,6 +147,14 @@ def test_no_command_ends_in_a_traceback() -> None:
         assert "Traceback" not in said
 
 
+def test_no_temporary_folder_is_a_sentence() -> None:
+    program = "import tempfile; tempfile.tempdir = '/nowhere'; from scripts.predict import main; main()"
+    command = [sys.executable, "-c", program, "-i", "text=a", "--weights", "small"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    words = "a server cannot be started (No such file or directory); set TMPDIR to a folder with room"
+    assert ended.returncode == 1 and ended.stderr.splitlines()[1:] == [words]
+
+
 @pytest.mark.parametrize(
     ("stdout", "words"),
     [
