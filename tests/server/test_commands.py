@@ -105,6 +105,8 @@ WRONG: list[tuple[list[str], str]] = [
         ["server.py", "--host", "nowhere.invalid"],
         "of nowhere.invalid cannot be listened on (Name or service not known)",
     ),
+    (["server.py", "--host", ""], "of '' cannot be listened on (the address is empty, which would be all of them)"),
+    (["server.py", "--upload-url", "files.example"], "argument --upload-url: it is no URL; give one that begins with"),
     (
         ["server.py", "--host", "192.0.2.1"],
         "of 192.0.2.1 cannot be listened on (Cannot assign requested address); choose",
