@@ -18,7 +18,9 @@ export PORT WEIGHTS TEXT TASK NAME INPUT OUTPUT TASKS DATA URL FORMATS OUT HELD_
 RUN = $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 READY = $(VENV)/.ready
-NATIVE = cd engine/native && $(abspath $(RUN)) setup.py --quiet build_ext --inplace
+# Not abspath, which a blank in the path divides.
+FROM_ROOT = $(if $(filter /%,$(RUN)),,$(CURDIR)/)$(RUN)
+NATIVE = cd engine/native && "$(FROM_ROOT)" setup.py --quiet build_ext --inplace
 # make build CPU=1 builds without CUDA.
 COG_FILE = $(if $(CPU),cog-cpu.yaml,cog.yaml)
 # The settings of the tests: processes share cores only if waiting threads do not spin, and hundreds of them read what the
@@ -99,14 +101,14 @@ test-page: $(VENV)/.page ## the page in a browser (needs chromium and chromedriv
 # In environments of their own, against a server from $(VENV).
 test-clients: test-clients-newest test-clients-held ## the clients of the other APIs (needs npm)
 
-test-clients-newest test-clients-held: export SERVER_PYTHON = $(abspath $(RUN))
+test-clients-newest test-clients-held: export SERVER_PYTHON = $(FROM_ROOT)
 test-clients-newest: $(READY) clients
 	.venv-clients/bin/python -m pytest tests/clients/newest
 
 test-clients-held: $(READY) clients
 	.venv-clients-held/bin/python -m pytest tests/clients/held
 
-test-examples: export SERVER_PYTHON = $(abspath $(RUN))
+test-examples: export SERVER_PYTHON = $(FROM_ROOT)
 test-examples: $(READY) .venv-examples/.ready ## the programs in examples/, with real databases
 	.venv-examples/bin/python -m pytest tests/examples
 

@@ -66,7 +66,7 @@ def rebuild(body: bytes | bytearray, url_id: str | None, rules: Rules, names_it:
     is_large = len(body) > SMALL_BYTES
     if len(body) * PART_VALUES > rules.body_values:
         _count_values(body, rules.body_values)
-    found = _decoded(body)
+    found = _decoded(body, rules)
     inputs = found.input or {}
     if not inputs.keys() <= rules.inputs:
         raise _misspelt(next(name for name in inputs if name not in rules.inputs), rules)
@@ -84,11 +84,11 @@ def _count_values(body: bytes | bytearray, most: int) -> None:
         raise Refusal(413, f"body: {error}; send fewer at once, or set COG_BODY_VALUES") from None
 
 
-def _decoded(body: bytes | bytearray) -> Body:
+def _decoded(body: bytes | bytearray, rules: Rules) -> Body:
     try:
         return DECODER.decode(body) if body else Body()
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), rules) from None
     except RecursionError:
         raise Refusal(400, "body: its lists or objects are nested too deeply; send the inputs flat") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -97,11 +97,12 @@ def _decoded(body: bytes | bytearray) -> Body:
         raise Refusal(400, f"body: it is not JSON ({problem}); send a JSON object in UTF-8") from None
 
 
-def _invalid(problem: str) -> Refusal:
+def _invalid(problem: str, rules: Rules) -> Refusal:
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
         name = unknown[1][:80]
-        near = difflib.get_close_matches(name, FIELDS, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else 'inputs belong in "input", and beside it only id and webhook'
+        near = [] if name in rules.inputs else difflib.get_close_matches(name, FIELDS, 1)
+        others = "id, context, webhook and webhook_events_filter"
+        remedy = f"did you mean {near[0]!r}?" if near else f'inputs belong in "input", and beside it only {others}'
         return Refusal(422, f"{name!r} is no field of a prediction; {remedy}", ("body", name))
     what, _, where = problem.partition(" - at `$")
     field = where.strip("`.")[:80]

@@ -173,9 +173,17 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _http(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("it is no URL; give one that begins with http:// or https://")
+    return url
+
+
 def main() -> None:
     parser = supervisor.parser_of(__doc__ or "", 5000)
-    parser.add_argument("--upload-url", metavar="URL", help="where to PUT the files that predictions answer with")
+    parser.add_argument(
+        "--upload-url", type=_http, metavar="URL", help="where to PUT the files that predictions answer with"
+    )
     supervisor.run(parser, serve)
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import PurePath
@@ -39,7 +39,7 @@ def listed(inputs: Sequence[str]) -> list[ListedFile]:
     """Return the files of paths, URLs, folders and globs, each once, by name.
 
     In folders and globs, what begins with "." or "_" is passed over, as lakes do, unless it is a `_key=value` folder.
-    Raises CorpusError for a folder or glob without a file.
+    Raises CorpusError for a folder or glob without a file, and for a name that ids cannot have.
     """
     roots, paths = [], dict[str, None]()
     for given in inputs:
@@ -51,31 +51,42 @@ def listed(inputs: Sequence[str]) -> list[ListedFile]:
         paths |= dict.fromkeys(found)
     if list(paths) == list(inputs) and len(paths) == 1:
         return [ListedFile(inputs[0], "", _partition(inputs[0]))]
+    if strange := [path for path in paths if not is_utf8(path)]:
+        raise CorpusError(strange[0], "its name is not UTF-8, and ids of rows have it", "rename it")
     levels = zip(*(root.split("/") for root in roots), strict=False)
     shared = sum(1 for _ in takewhile(lambda level: len({*level}) == 1, levels))
     named = {"/".join(_place(path).split("/")[shared:]): path for path in paths}
     return [ListedFile(path, name, _partition(path)) for name, path in sorted(named.items())]
 
 
+def is_utf8(name: str) -> bool:
+    """Return whether a name that the system gave as bytes was UTF-8: Python has a half surrogate for any other byte."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
 def covers(given: str, path: str) -> bool:
-    """Return whether a file at `path` would be among the files of an input of this machine."""
-    if "://" in given or given == "-":
+    """Return whether a file at `path`, of this machine or at a URL, would be among the files of an input."""
+    given = given.removeprefix("file://")
+    if given == "-" or ("://" in given) != ("://" in path):
         return False
     if _is_glob(given):
         return re.fullmatch(glob_translate(_place(given)), _place(path)) is not None
+    if "://" in given:
+        return f"{path}/".startswith(f"{given.rstrip('/')}/")
     return PurePath(os.path.realpath(path)).is_relative_to(os.path.realpath(given))
 
 
 def spooled(stream: BinaryIO) -> "tempfile._TemporaryFileWrapper[bytes]":
     """Return a temporary file, deleted when closed, with all of a stream, as a corpus is read more than once."""
-    file = tempfile.NamedTemporaryFile(prefix="corpus-")  # noqa: SIM115  the caller closes it
-    try:
-        copyfileobj(stream, file, 1 << 20)
-        file.flush()
-    except OSError as error:
-        file.close()
-        remedy = "make room, or set TMPDIR to a folder with room"
-        raise CorpusError("standard input", f"cannot be kept in {file.name}: {reason(error)}", remedy) from error
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(tempfile.NamedTemporaryFile(prefix="corpus-"))
+            copyfileobj(stream, file, 1 << 20)
+            file.flush()
+        except OSError as error:
+            remedy = "make room, or set TMPDIR to a folder with room"
+            raise CorpusError("standard input", f"cannot be kept in a file: {reason(error)}", remedy) from error
+        opened.pop_all()
     return file
 
 
@@ -104,18 +115,23 @@ def _is_remote_folder(url: str) -> bool:
 def _visible(folder: str, pattern: str | None) -> list[str]:
     """Return the paths of the files in a folder that are not hidden, or of those that match a pattern."""
     files, inner = file_system(folder or ".", pattern or folder)
+    start = f"{folder.rstrip('/')}/" if folder else ""
     try:
-        if pattern is None:
-            found = files.find(inner)
-        else:
-            matches = files.glob(files._strip_protocol(pattern), detail=True)
-            found = [path for path, facts in matches.items() if facts["type"] != "directory"]
+        within = files.find if pattern is None else files.glob
+        found = within(inner if pattern is None else files._strip_protocol(pattern), detail=True)
     except Exception as error:  # of another library
         remedy = "check the address, the network and what may be read there"
         raise CorpusError(pattern or folder, f"cannot be listed: {reason(error)}", remedy) from error
-    below = [path[len(inner) :].lstrip("/") for path in found if not path.endswith("/")]
-    start = f"{folder.rstrip('/')}/" if folder else ""
-    return [f"{start}{path}" for path in below if not any(map(_is_hidden, path.split("/")))]
+    paths = []
+    for path, facts in found.items():
+        below = path[len(inner) :].lstrip("/")
+        if facts["type"] == "directory" or path.endswith("/") or any(map(_is_hidden, below.split("/"))):
+            continue
+        if facts.get("islink") and os.path.isdir(path):
+            remedy = "name that folder as an input of its own, or leave the link out by a glob"
+            raise CorpusError(f"{start}{below}", "it is a link to a folder, which is not followed", remedy)
+        paths.append(f"{start}{below}")
+    return paths
 
 
 def _is_hidden(part: str) -> bool:

@@ -62,25 +62,33 @@ class ShardFolder:
             raise
 
     def _begin(self, manifest: Mapping[str, Any]) -> None:
-        """Compare the manifest, or write it in an empty folder."""
+        """Compare the manifest, or write it where no run has stored anything yet."""
         path, place = self.path / MANIFEST, str(self.path)
         if self.path.stat().st_dev != self.path.parent.stat().st_dev:  # a link: no file can be renamed across disks
             raise CorpusError(place, "it is on another disk than the output", "name an output on that disk")
-        if not path.exists():
-            if strange := [name for name in os.listdir(self.path) if not UNFINISHED.fullmatch(name)]:
-                problem = f"it is no folder of a run, as it has {quoted(min(strange))} and no {MANIFEST}"
+        names = {name for name in os.listdir(self.path) if not UNFINISHED.fullmatch(name)}
+        if MANIFEST not in names:
+            if names:
+                problem = f"it is no folder of a run, as it has {quoted(min(names))} and no {MANIFEST}"
                 raise CorpusError(place, problem, "move it away, or name another output")
-            with written_whole(path) as file:
-                file.write(json.dumps(manifest, indent=2).encode())
+            self._write(manifest)
         try:
             before = dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise CorpusError(place, "its manifest is damaged", "delete the folder to start anew") from error
+        if names <= {MANIFEST, PREVIOUS} and before.keys() == manifest.keys():  # no block was stored
+            (self.path / PREVIOUS).unlink(missing_ok=True)
+            self._write(manifest)
+            return
         for name in dict(manifest) | before:
             now, then = manifest.get(name), before.get(name)
             if now != then:
                 problem = f"it is {now!r}, and the run to go on with had {then!r}"
                 raise CorpusError(name, problem, f"run it with that, or delete {self.path} to start anew")
+
+    def _write(self, manifest: Mapping[str, Any]) -> None:
+        with written_whole(self.path / MANIFEST) as file:
+            file.write(json.dumps(manifest, indent=2).encode())
 
     def check_previous(self, identity: str) -> None:
         """Note which output the run updates. Raises CorpusError if it began with another."""
@@ -198,5 +206,5 @@ def _whole(shard: Path) -> Iterator[None]:
         of_damage = (None, errno.ENOENT, errno.EINVAL)
         if isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_damage:
             raise
-        remedy = "delete this file and run the same again"
+        remedy = f"delete it, or all of {shard.parent}, and run the same again"
         raise CorpusError(str(shard), f"it is damaged: {error}", remedy) from error

@@ -91,9 +91,9 @@ class InputFiles:
     def __init__(self) -> None:
         """Read FILE_ADDRESSES, FILE_MB, FILE_SECONDS and FETCHES_AT_ONCE, or raise SettingError."""
         self._addresses = from_settings()
-        self._max_mb = settings.number("FILE_MB", MAX_MB)
-        self._max_seconds = settings.number("FILE_SECONDS", MAX_SECONDS)
-        self._at_once = max(1, settings.number("FETCHES_AT_ONCE", MAX_AT_ONCE))
+        self._max_mb = settings.count("FILE_MB", MAX_MB)
+        self._max_seconds = settings.count("FILE_SECONDS", MAX_SECONDS)
+        self._at_once = settings.count("FETCHES_AT_ONCE", MAX_AT_ONCE)
         self._free = threading.BoundedSemaphore(self._at_once)
         self._threads = ThreadPoolExecutor(self._at_once, "file")
 

@@ -26,7 +26,7 @@ import weights
 from corpus.blocks import BlockLimits
 from corpus.destination import DEFAULT_FILE_MB, Destination, skipped_list
 from corpus.inputs import Inputs
-from corpus.listing import covers, spooled
+from corpus.listing import covers, is_utf8, spooled
 from corpus.output_files import OUTPUT_FORMATS, side_files
 from corpus.pipeline import DeviceJob, RunProgress
 from corpus.progress import shown
@@ -81,19 +81,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     running.add_argument("--window", type=_positive, help="rows sorted by length and stored together")
     running.add_argument("--log", choices=["console", "json"], default="console", help="json: an object a line")
     args = parser.parse_args(arguments)
-    if args.input == ["-"] and not args.format:
-        parser.error("-: standard input has no name that tells its format; name it with --format")
-    if args.ray is None and args.workers:
-        parser.error("--workers needs --ray; without it --devices says how many compute")
-    if args.ray is not None and args.devices:
-        parser.error("--devices has no meaning with --ray; --workers says how many compute")
-    if args.ray is not None and "-" in args.input:
-        parser.error("-: only this process reads standard input; with --ray name files")
-    if args.remove and not args.update:
-        parser.error("--remove needs --update")
-    if args.update and not args.id:
-        parser.error("--update needs --id, as rows are known by their ids")
+    if problem := _problem(args):
+        parser.error(problem)
     return args
+
+
+def _problem(args: argparse.Namespace) -> str:
+    """Return what is wrong with options together, "" if nothing is."""
+    if "" in (*args.input, args.output):
+        return "the name of an input or of the output is empty; give a path or a URL"
+    for name in ("output", "text", "title", "id", "carry", "partition_by"):
+        if not is_utf8("".join(getattr(args, name) or "")):
+            return f"{name}: it is not UTF-8; name another, or rename it"
+    if "-" in args.input and len(args.input) > 1:
+        return "-: standard input is read alone; write it to a file and name that beside the others"
+    if args.input == ["-"] and not args.format:
+        return "-: standard input has no name that tells its format; name it with --format"
+    if args.ray is None and args.workers:
+        return "--workers needs --ray; without it --devices says how many compute"
+    if args.ray is not None and args.devices:
+        return "--devices has no meaning with --ray; --workers says how many compute"
+    if args.ray is not None and "-" in args.input:
+        return "-: only this process reads standard input; with --ray name files"
+    if args.remove and not args.update:
+        return "--remove needs --update"
+    if args.update and not args.id:
+        return "--update needs --id, as rows are known by their ids"
+    return ""
 
 
 def _add_output_options(output: argparse._ArgumentGroup) -> None:
@@ -176,14 +190,15 @@ def _destination(args: argparse.Namespace) -> Destination:
     """Return where the output goes. Raises CorpusError where that cannot be, and for a place among the input's."""
     given = {"remove": args.remove, "file_mb": args.file_mb, "partition": tuple(args.partition_by)}
     destination = Destination.of(args.output, args.update, **given)
-    output = destination.base
-    local = () if destination.file_system else (*side_files(output, skip=True), output)
-    for path in (shards_path(output) / "a" / "rows.arrow", *local):
+    base, target = destination.base, destination.target
+    product = os.path.join(target, "part-00000.parquet") if destination.form == "folder" else target
+    beside = () if destination.file_system else side_files(base, skip=True)
+    for path in (*map(str, (shards_path(base) / "a" / "rows.arrow", *beside)), product):
         for source in args.input:
-            is_said = path == output and not args.update and os.path.exists(output)  # otherwise
-            if covers(source, str(path)) and not is_said:
-                what = "writes a file of this name" if source == str(path) else "writes files among these"
-                raise CorpusError(source, f"the run to {destination.target} {what}", "name another output")
+            is_said = path == product and not args.update  # otherwise, where the output exists
+            if covers(source, path) and not (is_said and destination.exists()):
+                what = "writes a file of this name" if source == path else "writes files among these"
+                raise CorpusError(source, f"the run to {target} {what}", "name another output")
     return destination
 
 
@@ -191,6 +206,8 @@ def _inputs(args: argparse.Namespace, columns: Columns, opened: ExitStack) -> In
     """Return the input. Raises CorpusError where it cannot be read."""
     paths, name = args.input, None
     if paths == ["-"]:
+        if not sys.stdin:
+            raise CorpusError("standard input", "it is closed", "name files, or send it the texts")
         paths, name = [opened.enter_context(spooled(sys.stdin.buffer)).name], "standard input"
     return Inputs(paths, columns, args.format, args.on_error == "skip", name)
 

@@ -29,7 +29,7 @@ def record(checkpoint: weights.Checkpoint) -> None:
         paths = record(checkpoint, manifests[name])
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
-    sys.stdout.write("".join(f"wrote {path}\n" for path in paths))
+    logs.answer("".join(f"wrote {path}\n" for path in paths))
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         )
     if args.record:
         record(checkpoint)
-    sys.stdout.write(f"{checkpoint.directory}\n{checkpoint.name}\nSHA-256 {checkpoint.sha256}\n")
+    logs.answer(f"{checkpoint.directory}\n{checkpoint.name}\nSHA-256 {checkpoint.sha256}\n")
 
 
 if __name__ == "__main__":

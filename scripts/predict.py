@@ -68,6 +68,9 @@ def parse_inputs(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or name not in properties:
             raise ValueError(f"-i {assignment}: expected name=value with a name among {', '.join(properties)}")
+        is_list = isinstance(inputs.get(name), list) and not value.startswith("[")
+        if name in inputs and not is_list:
+            raise ValueError(f"-i {name}: it is given twice; give it once, and several texts as texts=... each")
         field = properties[name].get("anyOf", [properties[name]])[0]  # texts: the list, not the JSON string of one
         kind = field.get("type") or schemas[name]["type"]
         if field.get("format") == "uri" and value.startswith("@"):
@@ -112,11 +115,12 @@ def predict(url: str | None, weights: str | None, inputs: dict[str, Any]) -> htt
     if url is None:
         with running_server(weights) as server:
             return predict(server.url, None, inputs)
-    return httpx.post(f"{url}/predictions", json={"input": inputs}, headers=access.key_header(), timeout=600)
+    return httpx.post(
+        f"{url.rstrip('/')}/predictions", json={"input": inputs}, headers=access.key_header(), timeout=600
+    )
 
 
-def main() -> None:
-    logs.of_command(logger.name)
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="one input")
     parser.add_argument("--json", help="all inputs as one JSON object")
@@ -125,9 +129,17 @@ def main() -> None:
     parser.add_argument(
         "--weights", default=os.environ.get("WEIGHTS"), help="directory, small, or repository[@revision]"
     )
+    return parser
+
+
+def main() -> None:
+    logs.of_command(logger.name)
+    parser = _parser()
     args = parser.parse_args()
     try:
         inputs = read_inputs(args.json, args.input)
+        if args.output and not args.output.parent.is_dir():
+            raise ValueError(f"-o {args.output}: there is no folder {args.output.parent}; make it first")
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -138,6 +150,8 @@ def main() -> None:
         answer = predict(args.url, args.weights, inputs)
     except ServerError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"a server cannot be started ({error.strerror}); set TMPDIR to a folder with room")
     except (httpx.TransportError, httpx.InvalidURL) as error:
         sys.exit(f"{args.url or 'the server'}: it cannot be asked ({error}); check the address, and that it runs")
     except KeyboardInterrupt:
@@ -150,10 +164,12 @@ def main() -> None:
     if succeeded and args.output:
         try:
             _save_file(body, args.output)
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            sys.exit(f"-o {args.output}: cannot be written: {error.strerror}; name another file")
+        except ValueError as error:
             sys.exit(str(error))
-    is_ascii = sys.stdout.encoding.lower() != "utf-8"
-    sys.stdout.write(json.dumps(body, indent=2, ensure_ascii=is_ascii) + "\n")
+    is_ascii = getattr(sys.stdout, "encoding", "utf-8").lower() != "utf-8"
+    logs.answer(json.dumps(body, indent=2, ensure_ascii=is_ascii) + "\n")
     sys.exit(0 if succeeded else 1)
 
 

@@ -64,17 +64,17 @@ def main() -> None:
     args = arguments().parse_args()
     try:
         if args.write is not None:
-            sys.stdout.write(f"{canaries.write(args.write)}\n")
+            logs.answer(f"{canaries.write(args.write)}\n")
             return
         checkpoint = weights.resolve(args.weights)
         if args.url is not None:
             text, is_right = judge_server(args.url, args.api, checkpoint, args)
-            sys.stdout.write(text)
+            logs.answer(text)
             sys.exit(0 if is_right else 1)
         comparisons = canaries.verify(checkpoint)
-        sys.stdout.write(canaries.table(comparisons))
+        logs.answer(canaries.table(comparisons))
         if os.environ.get("ENGINE", "").strip() != "reference":
-            sys.stdout.write("\n" + canaries.activations(checkpoint.directory))
+            logs.answer("\n" + canaries.activations(checkpoint.directory))
     except (RuntimeError, ValueError) as error:
         sys.stderr.write(f"{masking.masked(error)}\n")
         sys.exit(2)

@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 # Kubernetes sets such a name to tcp://10.96.0.12:80 if a Service has the name before _PORT.
 LINKED_NAME = re.compile(r".+_PORT")
 LINK = re.compile(r"(tcp|udp|sctp)://\S+", re.ASCII)
-NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+# Megabytes of 12 digits are bytes of less than 64 bits.
+NUMBER = re.compile(r"\d{1,12}", re.ASCII)
 PORTS = range(1, 65_536)
 PORTS_IN_WORDS = "a whole number from 1 to 65,535"
 
@@ -48,7 +49,8 @@ def number(name: str, default: int) -> int:
     if value is None:
         return default
     if not NUMBER.fullmatch(value):
-        raise SettingError(f"{name} is {value[:80]!r}; set it to a whole number, or leave it unset for {default:,}")
+        remedy = f"set it to a whole number of up to 12 digits, or leave it unset for {default:,}"
+        raise SettingError(f"{name} is {value[:80]!r}; {remedy}")
     return int(value)
 
 

@@ -17,16 +17,18 @@ def listen(host: str, port: int, port_from: str = "PORT or --port", host_from: s
     try:
         if port not in settings.PORTS:
             raise OverflowError(f"a port is {settings.PORTS_IN_WORDS}")
+        if not host:
+            raise ValueError("the address is empty, which would be all of them")
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":  # connections inherit it
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_TIMEOUT_S * 1000))
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else error
         raise SettingError(
-            f"port {port} of {host[:80]} cannot be listened on ({reason}); choose a free port with {port_from}, and an "
-            f"address of this machine with {host_from}"
+            f"port {port} of {host[:80] or repr(host)} cannot be listened on ({reason}); choose a free port with "
+            f"{port_from}, and an address of this machine with {host_from}"
         ) from None
     return listener

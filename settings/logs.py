@@ -3,8 +3,11 @@
 Every line is masked. Libraries write warnings and errors only.
 """
 
+import errno
 import json
 import logging
+import os
+import sys
 from datetime import UTC, datetime
 
 import settings
@@ -54,6 +57,22 @@ def level() -> int:
 def formatter() -> logging.Formatter:
     """Return the form that LOG_FORMAT names. Raises SettingError."""
     return JsonLines() if settings.choice("LOG_FORMAT", FORMATS, "console") == "json" else logging.Formatter(TIMED)
+
+
+def answer(text: str) -> None:
+    """Write a command's answer to stdout, or exit with status 1, in silence if only its reader has gone."""
+    try:
+        if not sys.stdout:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest at its end
+        has_gone = isinstance(error, BrokenPipeError)
+        sys.exit(
+            1 if has_gone else f"stdout: it cannot be written to ({error.strerror}); make room, or send it elsewhere"
+        )
 
 
 def _write(form: logging.Formatter, loggers: tuple[str, ...], least: int) -> None:

@@ -222,5 +222,5 @@ def test_setup_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch, checkpoint
         Predictor().setup()
     monkeypatch.setenv("WEIGHTS", str(checkpoint))
     monkeypatch.setenv("CACHE_MB", "-1")
-    with pytest.raises(SettingError, match=r"^CACHE_MB is '-1'; set it to a whole number, or leave it unset for"):
+    with pytest.raises(SettingError, match=r"^CACHE_MB is '-1'; set it to a whole number of up to 12 digits"):
         Predictor().setup()

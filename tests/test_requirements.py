@@ -88,6 +88,17 @@ def test_a_lock_has_all_that_its_requirements_bring(lock: str, source: str, else
             assert all(need.specifier.contains(versions[name]) for need in requirements_of_it), f"{name}: make lock"
 
 
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("name", ["dev", "evaluate", "tune", "train", "ray"])
+def test_what_is_installed_besides_leaves_what_is_locked_as_it_is(name: str, python: str) -> None:
+    environment = {"python_full_version": f"{python}.0", "python_version": python}
+    pins = [pin for pin in locked("requirements/local.lock") if pin.marker is None or pin.marker.evaluate(environment)]
+    versions = {canonicalize_name(pin.name): version(pin) for pin in pins}
+    besides = [Requirement(line) for line in lines_of(f"requirements/{name}.txt") if not line.startswith("-r ")]
+    locked_too = [pin for pin in besides if canonicalize_name(pin.name) in versions]
+    assert [pin for pin in locked_too if versions[canonicalize_name(pin.name)] not in pin.specifier] == []
+
+
 def test_what_is_installed_is_what_is_locked() -> None:
     pins = [pin for pin in locked("requirements/local.lock") if pin.marker is None or pin.marker.evaluate()]
     assert {pin.name: distribution(pin.name).version for pin in pins} == {pin.name: version(pin) for pin in pins}

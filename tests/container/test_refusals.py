@@ -172,7 +172,7 @@ def test_what_is_not_utf_8_is_refused_by_cogs_server(front: Fronted) -> None:
         ({"input": {"dimensions": 5}}, "'dimensions' is no input; "),
         ({"input": {"": 5}}, "'' is no input; /openapi.json has the inputs"),
         ({"inputs": {}}, "'inputs' is no field of a prediction; did you mean 'input'?"),
-        ({"text": "a"}, "'text' is no field of a prediction; "),
+        ({"text": "a"}, "'text' is no field of a prediction; inputs belong in \"input\", and beside it only id, con"),
         ({"output_file_prefix": "http://127.0.0.1"}, "'output_file_prefix' is no field of a prediction; "),
         ({"id": 5}, "id: expected str, got int"),
         ({"webhook": ["http://a"]}, "webhook: expected str, got array"),

@@ -69,6 +69,27 @@ def test_standard_input_needs_a_format(run: Run, tmp_path: Path, capsys: pytest.
     assert "-: standard input has no name that tells its format; name it with --format" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["output", "text", "title", "id", "carry", "partition_by"])
+def test_names_that_are_not_utf8_are_refused(
+    name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.jsonl", [{"text": "one"}])
+    bad = b"\xff".decode(errors="surrogateescape")
+    given = (f"v{bad}.jsonl",) if name == "output" else ("v.jsonl", f"--{name.replace('_', '-')}", bad)
+    assert ended(run, tmp_path / "a.jsonl", *given) == "2"
+    assert f"error: {name}: it is not UTF-8; name another, or rename it" in capsys.readouterr().err
+
+
+def test_standard_input_is_read_alone_and_must_be_open(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(run, "-", tmp_path / "a.txt", tmp_path / "v.jsonl", "--format", "txt") == "2"
+    assert "-: standard input is read alone; write it to a file and" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where it is closed
+    words = "embed_corpus: standard input: it is closed; name files, or send it the texts"
+    assert ended(run, "-", tmp_path / "v.jsonl", "--format", "txt") == words
+
+
 def test_a_format_for_names_that_do_not_tell(run: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("part-0000", "part-0001"):
@@ -88,6 +109,32 @@ def test_an_output_among_the_inputs_is_refused(run: Run, tmp_path: Path, monkeyp
         assert said == f"embed_corpus: {given}: the run to v.parquet writes files among these; name another output"
     run("a.*", "v.parquet")
     assert len(output_rows(tmp_path / "v.parquet")) == 1
+
+
+def test_an_output_folder_among_the_inputs_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run would read its vectors as texts."""
+    write(tmp_path / "a.parquet", [{"text": "one"}])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for given, output in (
+        ("**/*.parquet", "v/"),
+        ("**/*.parquet", "empty/"),
+        (f"file://{tmp_path}", "v/"),
+        ("memory://lake/**/*.parquet", "memory://lake/v/"),
+        ("memory://lake/", "memory://lake/v.parquet"),
+    ):
+        said = ended(run, given, output)
+        assert said == f"embed_corpus: {given}: the run to {output} writes files among these; name another output"
+    run("*.parquet", "v/")
+    assert ended(run, "**/*.parquet", "v/").startswith("embed_corpus: v/: it is there already; delete it, ")
+
+
+def test_empty_names_are_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for names in (("", tmp_path / "v.parquet"), (tmp_path, "")):
+        assert ended(run, *names) == "2"
+        assert "the name of an input or of the output is empty; give a path or a URL" in capsys.readouterr().err
 
 
 def test_the_last_line(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

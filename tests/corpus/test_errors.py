@@ -187,7 +187,11 @@ def test_stored_blocks_that_are_damaged(
         shard.write_bytes(whole[:length])
         sentence = said(source, output, *blocks)
         assert sentence.startswith(f"{shard}: it is damaged: "), length
-        assert sentence.endswith("; delete this file and run the same again")
+        assert sentence.endswith(f"; delete it, or all of {shard.parent}, and run the same again")
+    shard.unlink()
+    shard.mkdir()  # as earlier versions stored a block
+    assert said(source, output, *blocks).endswith(f"; delete it, or all of {shard.parent}, and run the same again")
+    shard.rmdir()
     (shards_path(output) / "manifest.json").write_text("{")
     assert said(source, output, *blocks).endswith(".parts: its manifest is damaged; delete the folder to start anew")
     shutil.rmtree(shards_path(output))

@@ -100,10 +100,32 @@ def test_a_list_that_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_a_link_to_a_folder_is_named_and_not_followed(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "deep")
+    problem = "it is a link to a folder, which is not followed"
+    remedy = "name that folder as an input of its own, or leave the link out by a glob"
+    for given in (folder, f"{folder}/*"):
+        assert refusal(given) == f"{folder}/link: {problem}; {remedy}"
+    assert names(folder / "link") and not any(name.startswith("link/") for name in names(f"{folder}/**/*.txt"))
+    (folder / "link").rename(folder / "_link")
+    assert names(folder) == SHOWN
+
+
+def test_a_name_that_is_not_utf8_is_refused_where_ids_have_it(tmp_path: Path) -> None:
+    path = tmp_path / b"\xff.txt".decode(errors="surrogateescape")
+    path.write_text("one\n", encoding="utf-8")
+    assert refusal(tmp_path) == f"{path}: its name is not UTF-8, and ids of rows have it; rename it"
+    assert [file.path for file in listed([str(path)])] == [str(path)]
+
+
 def test_where_an_output_may_not_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for given, path in ((".", "v.parquet"), (str(folder), "deep/v.npy"), ("*.parquet", "v.parquet"), ("**", "a/b")):
         assert covers(given, path)
+    for given, path in (("s3://b/", "s3://b/v/a"), ("s3://b/**/*.txt", "s3://b/v/a.txt"), (f"file://{folder}", "a")):
+        assert covers(given, path)
+    for given, path in (("s3://b/c", "s3://b/cd/a"), ("s3://b/*", "s3://b/c/a"), ("s3://b", "a"), ("deep", "s3://b/a")):
+        assert not covers(given, path)
     for given, path in (("deep", "v.parquet"), ("*.txt", "v.parquet"), ("*", "a/b"), ("s3://b/*", "x"), ("-", "-")):
         assert not covers(given, path)
 
@@ -116,6 +138,10 @@ def test_standard_input_is_kept_in_a_file_until_it_is_closed(monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", "/nowhere")
+        with pytest.raises(CorpusError, match=r"be kept in a file: No such file .*TMPDIR"):
+            spooled(io.BytesIO(b"one"))
     monkeypatch.setattr("corpus.listing.copyfileobj", full)
     with pytest.raises(CorpusError, match=r"^standard input: cannot be kept in .*: No space left .*or set TMPDIR to"):
         spooled(io.BytesIO(b"one"))

@@ -37,7 +37,7 @@ def test_predict_starts_a_server_and_prints_json() -> None:
 
 
 def test_predict_uses_a_running_server(server: Server) -> None:
-    result = run("--url", server.url, "-i", "texts=one", "-i", "texts=two", "-i", "embedding_dim=128")
+    result = run("--url", f"{server.url}/", "-i", "texts=one", "-i", "texts=two", "-i", "embedding_dim=128")
     assert json.loads(result.stdout)["output"]["shape"] == [2, 128]
 
 
@@ -90,6 +90,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["predict.py", "--json", '{"chunk": NaN}'], "--json: NaN and Infinity are not JSON; give numbers"),
     (["predict.py", "--json", r'{"text": "\ud800"}'], "the inputs: they are not UTF-8; encode them"),
     (["predict.py", "-i", b"text=\xff".decode(errors="surrogateescape")], "the inputs: they are not UTF-8"),
+    (["predict.py", "-i", "text=a", "-i", "text=b"], "-i text: it is given twice; give it once, and several texts as"),
+    (["predict.py", "-i", "texts=a", "-i", 'texts=["b"]'], "-i texts: it is given twice; give it once"),
+    (["predict.py", "-i", "text=a", "-o", "/no/a"], "-o /no/a: there is no folder /no; make it first"),
     (["predict.py", "-i", "file=@/"], "@/: cannot be read: Is a directory"),
     (["../container/probe.py", "--end", "-1"], "--end -1: give the number of a process, such as 1"),
     (["../container/probe.py", "--end", "99999999999"], "--end 99999999999: give the number of a process, such as 1"),
@@ -102,6 +105,8 @@ WRONG: list[tuple[list[str], str]] = [
         ["server.py", "--host", "nowhere.invalid"],
         "of nowhere.invalid cannot be listened on (Name or service not known)",
     ),
+    (["server.py", "--host", ""], "of '' cannot be listened on (the address is empty, which would be all of them)"),
+    (["server.py", "--upload-url", "files.example"], "argument --upload-url: it is no URL; give one that begins with"),
     (
         ["server.py", "--host", "192.0.2.1"],
         "of 192.0.2.1 cannot be listened on (Cannot assign requested address); choose",
@@ -144,6 +149,32 @@ def test_no_command_ends_in_a_traceback() -> None:
         assert "Traceback" not in said
 
 
+def test_no_temporary_folder_is_a_sentence() -> None:
+    program = "import tempfile; tempfile.tempdir = '/nowhere'; from scripts.predict import main; main()"
+    command = [sys.executable, "-c", program, "-i", "text=a", "--weights", "small"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    words = "a server cannot be started (No such file or directory); set TMPDIR to a folder with room"
+    assert ended.returncode == 1 and ended.stderr.splitlines()[1:] == [words]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "words"),
+    [
+        ("", ""),
+        (">&-", "stdout: it cannot be written to (Bad file descriptor); make room, or send it elsewhere\n"),
+        ("> /dev/full", "stdout: it cannot be written to (No space left on device); make room, or send it elsewhere\n"),
+    ],
+    ids=["reader-has-gone", "closed", "full"],
+)
+def test_an_answer_that_cannot_be_written_ends_in_a_sentence(stdout: str, words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = ["bash", "-c", f'"$0" -m scripts.fetch_weights small {stdout}', sys.executable]
+    ended = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert ended.returncode == 1 and ended.stderr == words
+
+
 @pytest.mark.parametrize(
     ("command", "begun"),
     [
@@ -164,6 +195,19 @@ def test_control_c_ends_a_command_without_a_traceback(command: list[str], begun:
 
 # What make sets for a make within it, which then says "make[1]: ..." and more.
 OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+
+
+@pytest.mark.parametrize("venv", [".venv", "/{}/elsewhere"], ids=["within", "elsewhere"])
+def test_make_compiles_in_a_folder_with_a_blank_in_its_name(venv: str, tmp_path: Path) -> None:
+    (native := tmp_path / "my code" / "engine" / "native").mkdir(parents=True)
+    folder, venv = tmp_path / "my code", venv.format(tmp_path)
+    shutil.copy2(ROOT / "Makefile", folder)
+    (python := folder / venv / "bin" / "python").parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$PWD: $*"\n')
+    python.chmod(0o755)
+    command = ["make", "-o", f"{venv}/.ready", f"VENV={venv}", "native"]
+    ended = subprocess.run(command, cwd=folder, env=OUTSIDE_MAKE, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == f"{native}: setup.py --quiet build_ext --inplace\n", ended.stderr
 
 
 @pytest.mark.parametrize("port", ["taken", "tcp://10.96.0.12:80", '"5000"'])

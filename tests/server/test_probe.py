@@ -37,6 +37,13 @@ def test_a_server_that_takes_predictions_is_ready_and_live(server: Server) -> No
     assert server.predict({"text": "still here"})["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("stdout", [">&-", ">/dev/full"], ids=["closed", "full"])
+def test_the_exit_status_does_not_depend_on_a_reader(server: Server, stdout: str) -> None:
+    command = ["bash", "-c", f'"$0" container/probe.py --url {server.url} {stdout}', sys.executable]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_server_that_sets_up_is_live_and_not_ready(tmp_path: Path) -> None:
     fault = tmp_path / "fault"
     order(fault, "wait")

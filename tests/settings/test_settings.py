@@ -14,6 +14,7 @@ import settings
 import weights
 from container import rules
 from fetching import cache
+from fetching.input_file import InputFiles
 from settings import SettingError, access, logs
 from tests.test_architecture import ROOT, SOURCES
 
@@ -196,9 +197,28 @@ def test_what_came_from_the_cache_is_told_where_nobody_has_a_key(
         access.tells_cache_hits()
 
 
-@pytest.mark.parametrize("value", ["-1", "many", "1.5"])
+@pytest.mark.parametrize("value", ["-1", "many", "1.5", "1e3", "9999999999999"])
 def test_what_is_no_whole_number_is_refused_in_words(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_WAITING_TOKENS", value)
-    problem = f"MAX_WAITING_TOKENS is '{value}'; set it to a whole number, or leave it unset for 5,000"
+    problem = f"MAX_WAITING_TOKENS is '{value}'; set it to a whole number of up to 12 digits, or leave it unset for 5"
     with pytest.raises(SettingError, match=problem):
         settings.number("MAX_WAITING_TOKENS", 5_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        *((name, InputFiles) for name in ("FILE_MB", "FILE_SECONDS", "FETCHES_AT_ONCE")),
+        *(
+            (name, lambda: rules.read_rules(ROOT / "container/openapi.json"))
+            for name in ("COG_BODY_MB", "COG_BODIES_MB", "COG_BODY_VALUES", "MAX_CONNECTIONS", "COG_MAX_CONCURRENCY")
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_zero_that_would_refuse_every_request_is_refused(
+    name: str, read: Callable[[], Any], variables: pytest.MonkeyPatch
+) -> None:
+    variables.setenv(name, "0")
+    with pytest.raises(SettingError, match=f"{name} is 0; set it to 1 or more, or leave it unset for "):
+        read()
