@@ -104,7 +104,7 @@ class Service:
         """Load the checkpoint and prove it right. Raises an error of one sentence, most often WeightsError."""
         started = time.perf_counter()
         prompts_in_texts()  # reports a wrong setting before the first request
-        self._limits = Limits(MAX_CHUNKS, settings.number("MAX_REQUEST_TOKENS", MAX_REQUEST_TOKENS))
+        self._limits = Limits(MAX_CHUNKS, settings.count("MAX_REQUEST_TOKENS", MAX_REQUEST_TOKENS))
         checkpoint = weights.resolve(self._weights)
         logger.info("loading %s from %s, SHA-256 %s", checkpoint.name, checkpoint.source, checkpoint.sha256)
         with uncollected():
@@ -124,7 +124,7 @@ class Service:
         logger.info("self-check in %.2f s: %s", time.perf_counter() - checked, proof)
         canary_ids = self.engine.tokenizer.encode([""], [CANARY_TEXT])[0].ids
         canary_vector = in_own_thread(lambda: self.engine.embed([canary_ids])[0])
-        max_waiting_tokens = settings.number("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
+        max_waiting_tokens = settings.count("MAX_WAITING_TOKENS", MAX_WAITING_BATCHES * self.engine.batch_tokens)
         self.batcher = Batcher(self.engine, max_waiting_tokens, settings.number("CACHE_MB", CACHE_MB) << 20)
         allowed_error = selfcheck.allowed_error(self.engine.number_format)
         self._health = Health(self.batcher, canary_ids, canary_vector, allowed_error)

@@ -51,9 +51,9 @@ class ApiServer:
         """
         api_key, origins = access.key(), access.origins()
         bodies = Bodies(
-            settings.number("API_BODY_MB", MAX_BODY_MB) << 20,
-            settings.number("API_BODY_VALUES", MAX_BODY_VALUES),
-            settings.number("API_BODIES_MB", MAX_BODIES_MB) << 20,
+            settings.count("API_BODY_MB", MAX_BODY_MB) << 20,
+            settings.count("API_BODY_VALUES", MAX_BODY_VALUES),
+            settings.count("API_BODIES_MB", MAX_BODIES_MB) << 20,
         )
         shared = Host(service, api_key, bodies, Metrics(service))
         self._socket = listener or listen(host, port, "API_PORT", "API_HOST")

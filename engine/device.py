@@ -95,14 +95,14 @@ def device_shares(count: int | None = None) -> list[dict[str, str]]:
     """Return the environment variables for each of `count` processes: a GPU, or an equal share of the CPU's threads.
 
     None stands for a process for each GPU, or one for the CPU. Raises DeviceError for fewer than one process, and for
-    more than there are GPUs, if any.
+    more than there are GPUs, or without a GPU more than there are cores.
     """
     import torch
 
     gpus = torch.cuda.device_count()
-    if count is not None and not 1 <= count <= (gpus or count):
-        most = f"to {gpus}" if gpus else "or more"
-        raise DeviceError(f"devices: {count} were asked for and this machine has {gpus} GPUs; ask for 1 {most}")
+    most, kind = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "cores and no GPU")
+    if count is not None and not 1 <= count <= most:
+        raise DeviceError(f"devices: {count} were asked for and this machine has {most} {kind}; ask for 1 to {most}")
     if not gpus:
         processes = count or 1
         return [{"OMP_NUM_THREADS": str(max(1, usable_threads() // processes))}] * processes

@@ -1,5 +1,6 @@
 """Which device is chosen, in which words a device that cannot be used is refused, and how processes share devices."""
 
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -136,11 +137,14 @@ def test_more_gpus_than_there_are_and_none_are_refused(gpus: pytest.MonkeyPatch,
 
 def test_processes_share_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     threads = torch.get_num_threads()
     assert device_shares(2) == [{"OMP_NUM_THREADS": str(max(1, threads // 2))}] * 2
     assert device_shares() == [{"OMP_NUM_THREADS": str(threads)}]
-    with pytest.raises(DeviceError, match="devices: 0 were asked for and this machine has 0 GPUs; ask for 1 or more"):
-        device_shares(0)
+    for count in (0, 5):
+        problem = f"devices: {count} were asked for and this machine has 4 cores and no GPU; ask for 1 to 4"
+        with pytest.raises(DeviceError, match=problem):
+            device_shares(count)
 
 
 def test_importing_it_does_not_import_torch() -> None:

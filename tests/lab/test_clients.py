@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import encoding
-from lab.clients import COHERE, DIALECTS, GEMINI, TEI
+from lab.clients import COHERE, DIALECTS, GEMINI, TEI, AskError, Client
 from tasks import PROMPTS
 from texts.options import Options
 
@@ -54,3 +54,8 @@ def test_one_text_gives_one_row_and_a_failed_prediction_none() -> None:
     assert read.shape == (1, 768) and (read[0] == vector).all()
     with pytest.raises(ValueError, match="out of memory"):
         DIALECTS["cog"].vectors({"status": "failed", "error": "out of memory"}, {"text": "a"})
+
+
+def test_a_key_that_no_header_can_carry_is_refused_in_words() -> None:
+    with pytest.raises(AskError, match="key: it is not of ASCII's characters, and a header carries no"):
+        Client("http://127.0.0.1:9", "cog", key="clé")

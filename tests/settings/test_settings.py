@@ -12,9 +12,11 @@ import pytest
 import engine
 import settings
 import weights
+from api.server import ApiServer
 from container import rules
 from fetching import cache
 from fetching.input_file import InputFiles
+from service import Service
 from settings import SettingError, access, logs
 from tests.test_architecture import ROOT, SOURCES
 
@@ -213,6 +215,11 @@ def test_what_is_no_whole_number_is_refused_in_words(value: str, monkeypatch: py
             (name, lambda: rules.read_rules(ROOT / "container/openapi.json"))
             for name in ("COG_BODY_MB", "COG_BODIES_MB", "COG_BODY_VALUES", "MAX_CONNECTIONS", "COG_MAX_CONCURRENCY")
         ),
+        *((name, Service("small").start) for name in ("MAX_REQUEST_TOKENS", "MAX_WAITING_TOKENS")),
+        *(
+            (name, lambda: ApiServer(Service("small"), "127.0.0.1", 0))
+            for name in ("API_BODY_MB", "API_BODY_VALUES", "API_BODIES_MB")
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -222,3 +229,7 @@ def test_a_zero_that_would_refuse_every_request_is_refused(
     variables.setenv(name, "0")
     with pytest.raises(SettingError, match=f"{name} is 0; set it to 1 or more, or leave it unset for "):
         read()
+
+
+def test_only_a_setting_that_means_something_as_zero_may_be_zero() -> None:
+    assert {name for name, function in READ if function == "settings.number"} == {"CACHE_MB"}
