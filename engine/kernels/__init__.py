@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Kernels:
     embed_norm: Callable[..., tuple[Tensor, Tensor]]
     norm_rotate: Callable[..., Tensor]
     attention: Callable[..., Tensor]
-    add_norm: Callable[..., Tensor]
+    add_norm: Callable[..., Any]  # a Tensor or Unnormed
     geglu: Callable[..., Tensor]
     segment_mean: Callable[..., Tensor]
     # What takes the place of several pieces where it proved faster; see engine/faster_kernels.py.
