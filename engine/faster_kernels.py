@@ -16,7 +16,7 @@ from engine.graphs import Run, buckets, cuda_capture
 from engine.kernels import FUSED, MERGED, Kernels, matmuls, qkv_attention
 from engine.kernels.launching import dependent
 from engine.measurements import kept_ratio, times_as_fast
-from engine.model import Architecture, Network
+from engine.model import FLOAT16, Network
 from engine.packing import Segments, layout_of
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ TRIALS = {
     "qkv_attention": Trial(8_192, (30, 120, 500), 1.05),
     "gate_up": Trial(8_192, (120,), 1.02),
     "few_rows": Trial(16, (16,), 1.02),
+    "folded_norms": Trial(8_192, (30, 120, 500), 1.02),
 }
 
 
@@ -57,13 +58,16 @@ def with_faster_kernels(
         return kernels  # a CPU, float32, or no Triton
     capability = torch.cuda.get_device_capability(network.embedding.table.device)
     for name, trial in TRIALS.items():
-        if capability in trial.shown_on and _supports(name, network.architecture):
+        if capability in trial.shown_on and _supports(name, network):
             kernels = _faster(name, trial, kernels, network, kept, capture)
     return kernels
 
 
-def _supports(name: str, a: Architecture) -> bool:
-    """Whether the kernel computes networks of these sizes."""
+def _supports(name: str, network: Network) -> bool:
+    """Whether the kernel computes networks of these sizes, and of this format."""
+    a = network.architecture
+    if name == "folded_norms":
+        return network.numbers == FLOAT16
     if name == "qkv_attention":
         return qkv_attention.supports(a.heads, a.kv_heads, a.head_dim)
     return all(size % 16 == 0 for size in (a.hidden, a.intermediate, a.head_dim, a.per_layer))
@@ -75,6 +79,8 @@ def _faster(
 ) -> Kernels:  # fmt: skip
     """Return the kernels, with this one of MERGED where it is enough faster."""
     merged = replace(kernels, **{name: getattr(MERGED, name)})
+    if merged == kernels:  # without others that it needs
+        return kernels
 
     def ratio() -> float:
         slow, fast = (_replays(each, network, trial, capture or cuda_capture()) for each in (kernels, merged))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from engine.kernels import PLAIN, Kernels, int8
 from engine.kernels.launching import SHORT_PASS
+from engine.kernels.norms import Unnormed
 
 
 class Linear(nn.Module):
@@ -18,8 +19,12 @@ class Linear(nn.Module):
         """The weight in oneDNN's layout, once `pack` has made it."""
         self.quantised: int8.QuantisedMatrix | None = None
         """The weight in 8 bits, once `engine.int8.quantise` has made it."""
+        self.folded: tuple[Tensor, float] | None = None
+        """What `fold` returns, once it has made it."""
 
-    def forward(self, x: Tensor, kernels: Kernels = PLAIN) -> Tensor:
+    def forward(self, x: Tensor | Unnormed, kernels: Kernels = PLAIN) -> Tensor:
+        if isinstance(x, Unnormed):  # the product is still to be multiplied
+            return F.linear(x.stream, self.fold(x.gain)[0])
         if kernels.few_rows and len(x) <= SHORT_PASS:
             return kernels.few_rows(x, self.weight)
         if self.quantised is not None:
@@ -27,6 +32,17 @@ class Linear(nn.Module):
         if self.packed is None:
             return F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+    def fold(self, gain: Tensor) -> tuple[Tensor, float]:
+        """Return the weight with a norm's gain in its columns, divided by a power of two, and this power.
+
+        No row is then longer than 1, so no product is larger than the row of x is long. It is made once.
+        """
+        if self.folded is None:
+            weight = self.weight.float() * gain
+            power = 2.0 ** weight.norm(dim=1).max().log2().ceil().item()
+            self.folded = (weight / power).to(self.weight.dtype), power
+        return self.folded
 
     def tensors(self) -> list[Tensor]:
         """Return what the extension takes: the packed weight, or the tensors of the quantised one."""

@@ -6,13 +6,13 @@ EmbeddingGemma 2, which has some parts more, of `models/embedding_gemma2/modelin
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels import PLAIN, Kernels
-from engine.kernels.norms import RMSNorm
+from engine.kernels.norms import RMSNorm, Unnormed
 from engine.kernels.qkv_attention import with_tiles
 from engine.kernels.rotary import Rotation
 from engine.linear import Linear
@@ -127,14 +127,19 @@ class Attention(nn.Module):
         self.head_norm = RMSNorm(normed, width, eps=a.eps, dtype=dtype)  # a row of gains for each normed head
         self.out = Linear(a.hidden, query * width, dtype)
 
-    def forward(self, x: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
+    def forward(self, x: Tensor | Unnormed, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
+        scales = (x.inverse_rms, self.qkv.fold(x.gain)[1]) if isinstance(x, Unnormed) else ()
         qkv = self.qkv(x, kernels).unflatten(-1, (-1, self.heads.width))  # [tokens, heads + 2 kv_heads, head_dim]
-        return self.out(self.mix(qkv, rotation, segments, kernels).flatten(1), kernels)  # [tokens, hidden]
+        return self.out(self.mix(qkv, rotation, segments, kernels, *scales).flatten(1), kernels)  # [tokens, hidden]
 
-    def mix(self, qkv: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels) -> Tensor:
-        """Return each query head's mean of values, [tokens, heads, head_dim]; may overwrite `qkv`."""
+    def mix(self, qkv: Tensor, rotation: Rotation, segments: Segments, kernels: Kernels, *scales: Any) -> Tensor:
+        """Return each query head's mean of values, [tokens, heads, head_dim]; may overwrite `qkv`.
+
+        `scales` are what `qkv_attention` is to multiply `qkv` by.
+        """
         if kernels.qkv_attention:
-            return kernels.qkv_attention(qkv, self.head_norm, rotation, segments, self.window, self.a.attention_scale)
+            of_layer = self.window, self.a.attention_scale
+            return kernels.qkv_attention(qkv, self.head_norm, rotation, segments, *of_layer, *scales)
         query, kv, _, _ = self.heads
         normed = kernels.norm_rotate(qkv[:, : len(self.head_norm.gain)], self.head_norm, rotation, query + kv)
         q, k, v = normed[:, :query], normed[:, query : query + kv], (normed if self.a.norms_values else qkv)[:, -kv:]
@@ -157,7 +162,11 @@ class GeGLU(nn.Module):
         self.gate_up = Linear(2 * a.intermediate, a.hidden, dtype)
         self.down = Linear(a.hidden, a.intermediate, dtype)
 
-    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
+    def forward(self, x: Tensor | Unnormed, kernels: Kernels) -> Tensor:
+        if isinstance(x, Unnormed):
+            assert kernels.gate_up
+            weight, power = self.gate_up.fold(x.gain)
+            return self.down(kernels.gate_up(x.stream, weight, True, x.inverse_rms, power), kernels)
         if gated_matmul := kernels.gated_matmul(len(x)):
             return self.down(gated_matmul(x, self.gate_up.weight, gated=True), kernels)  # [tokens, hidden]
         return self.down(kernels.geglu(*self.gate_up(x).chunk(2, dim=-1)))
@@ -181,18 +190,19 @@ class Layer(nn.Module):
         self.per_layer = own
 
     def forward(
-        self, x: Tensor, normed: Tensor, rotation: Rotation, segments: Segments, next_norm: RMSNorm, kernels: Kernels,
-        embedded: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, normed: Tensor | Unnormed, rotation: Rotation, segments: Segments, next_norm: RMSNorm,
+        kernels: Kernels, embedded: Tensor | None = None,
+    ) -> Tensor | Unnormed:  # fmt: skip
         """Overwrite `x` with the residual stream after this layer and return its `next_norm`.
 
         `normed` is the pre-attention norm of `x`, `embedded` the embeddings, for layers with an input of their own; all
         are [tokens, hidden].
         """
         attended = self.attention(normed, rotation, segments, kernels)
-        normed = kernels.add_norm(x, attended, self.post_attention, self.pre_mlp)
+        folds = [kernels.folds(norm, x) for norm in (self.pre_mlp, next_norm)]
+        normed = kernels.add_norm(x, attended, self.post_attention, self.pre_mlp, 1.0, folds[0])
         if self.per_layer is None:
-            return kernels.add_norm(x, self.mlp(normed, kernels), self.post_mlp, next_norm)
+            return kernels.add_norm(x, self.mlp(normed, kernels), self.post_mlp, next_norm, 1.0, folds[1])
         stream = kernels.add_norm(x, self.mlp(normed, kernels), self.post_mlp, None)
         return self.per_layer(x, stream, embedded, next_norm, kernels)
 
@@ -281,7 +291,8 @@ class Network(nn.Module):
         On a GPU the two Dense layers become one; on a CPU no bit of a vector should change.
         The 1 + w of the first model is what the formula computes anyway, and a power of two changes no digit: both are
         exact in float32.
-        Gains are not folded into the matmuls, as that would round products which the reference never forms.
+        Gains are not folded into the matmuls, as that would round products which the reference never forms. (In
+        float16, which rounds anyway, `Linear.fold` makes copies with them.)
         """
         self.shared = {}
         if self.norm.gain.device.type != "cpu" and len(self.dense) == 2:

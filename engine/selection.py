@@ -13,6 +13,7 @@ from engine.kernels import FUSED, PLAIN, Kernels, triton_import
 from engine.kernels.norms import RMSNorm
 from engine.kernels.qkv_attention import with_tiles
 from engine.kernels.rotary import Rotation
+from engine.linear import Linear
 from engine.model import Architecture, Network
 from engine.packing import Segments, packed
 
@@ -24,6 +25,7 @@ IN_WORDS = {
     "qkv_attention": ("tiled attention", "norm_rotate and attention"),
     "gate_up": ("GeGLU in its matmul", "torch's matmul and geglu"),
     "few_rows": ("matmuls of few rows", "torch's matmuls and geglu"),
+    "folded_norms": ("norms folded into matmuls", "norms that are written"),
 }
 PIECES = [name for name in NAMES if name not in IN_WORDS]
 
@@ -80,11 +82,7 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
         if trial == trusted:
             continue
         try:
-            errors = [relative_error(vectors(trial), expected) / rounding]
-            if name == "attention":
-                errors.append(attention_error(trial.attention, network, lengths))
-            if name == "qkv_attention" and trial.qkv_attention:
-                errors += [qkv_attention_error(trial.qkv_attention, network, some) for some in (lengths, SHORT_LENGTHS)]
+            errors = [relative_error(vectors(trial), expected) / rounding, *_alone(name, trial, network, lengths)]
             wrong = (error for error in errors if not error <= ALLOWED_ROUNDING_ERRORS)  # so is NaN
             fault = next((f"is off by {error:.1f} times what rounding explains" for error in wrong), "")
         except Exception as raised:  # compilers raise whatever they like
@@ -96,7 +94,19 @@ def install(network: Network, kernels: Kernels, lengths: Sequence[int] = LENGTHS
         else:
             logger.warning("kernel %s %s; PyTorch's own is used in its place, which is slower", name, fault)
     network.kernels = trusted
+    for module in network.modules():
+        if isinstance(module, Linear) and not trusted.folded_norms:
+            module.folded = None  # was made to compare
     return True
+
+
+def _alone(name: str, kernels: Kernels, network: Network, lengths: Sequence[int]) -> list[float]:
+    """Return how far this kernel is off by itself, if it is attention."""
+    if name == "attention":
+        return [attention_error(kernels.attention, network, lengths)]
+    if name == "qkv_attention" and kernels.qkv_attention:
+        return [qkv_attention_error(kernels.qkv_attention, network, some) for some in (lengths, SHORT_LENGTHS)]
+    return []
 
 
 def attention_error(attention: Callable[..., Tensor], network: Network, lengths: Sequence[int]) -> float:

@@ -51,23 +51,32 @@ def tile_for(tokens: int, device: torch.device) -> Tile:
     return TILES.get(torch.cuda.get_device_capability(device), SMALLER) if device.type == "cuda" else SMALLER
 
 
-def matmul(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
+def matmul(
+    x: Tensor, weight: Tensor, gated: bool = False, inverse_rms: Tensor | None = None, power: float = 1.0
+) -> Tensor:
     """Return x @ weight.T, [tokens, outputs], for x [tokens, inner] and weight [outputs, inner] in one format.
 
-    If gated, the weight is that of gate and up, and `geglu` of the product is returned: half as many columns.
+    With `inverse_rms`, float32 [tokens], the product is multiplied by it and `power` before it is rounded. If gated,
+    the weight is that of gate and up, and `geglu` of the product is returned: half as many columns.
     """
-    product = F.linear(x, weight)
+    if inverse_rms is None:
+        product = F.linear(x, weight)
+    else:
+        product = (F.linear(x.float(), weight.float()) * (inverse_rms * power)[:, None]).to(x.dtype)
     if not gated:
         return product
     gate, up = product.chunk(2, dim=-1)
     return geglu(gate, up)
 
 
-def matmul_fused(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
+def matmul_fused(
+    x: Tensor, weight: Tensor, gated: bool = False, inverse_rms: Tensor | None = None, power: float = 1.0
+) -> Tensor:
     """See `matmul`; for contiguous tensors whose `inner` 16 divides. GeGLU takes the product before it is rounded."""
     (tokens, inner), share, how = x.shape, 2 if gated else 1, tile_for(len(x), x.device)
     outputs, columns, step = len(weight) // share, how.columns // share, gcd(how.step, inner)
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
+    scales, scaled = (x, False) if inverse_rms is None else (inverse_rms, True)
     tiles = -(-tokens // how.rows) * -(-outputs // columns)
     if gated and how.described:
         from triton.tools.tensor_descriptor import TensorDescriptor as Described  # which is not on a CPU
@@ -75,14 +84,15 @@ def matmul_fused(x: Tensor, weight: Tensor, gated: bool = False) -> Tensor:
         _gate_up[(min(tiles, _processors(x.device)),)](
             Described.from_tensor(x, [how.rows, step]),
             Described(weight, [outputs, 2, inner], [inner, outputs * inner, 1], [columns, 2, step]),
-            Described.from_tensor(out, [how.rows, columns]), tokens, INNER=inner, OUTPUTS=outputs, ROWS=how.rows,
-            COLUMNS=columns, STEP=step, GROUP=GROUP, num_warps=how.warps, num_stages=how.stages,
+            Described.from_tensor(out, [how.rows, columns]), scales, tokens, power, INNER=inner, OUTPUTS=outputs,
+            ROWS=how.rows, COLUMNS=columns, STEP=step, GROUP=GROUP, SCALED=scaled, num_warps=how.warps,
+            num_stages=how.stages,
         )  # fmt: skip
     else:
         _matmul[(tiles,)](
-            x, weight, out, tokens, INNER=inner, OUTPUTS=outputs, ROWS=how.rows, COLUMNS=columns, STEP=step,
-            GROUP=GROUP, SHARE=share, LINE=LINE, LINES=block(-(-inner // LINE)), num_warps=how.warps,
-            num_stages=how.stages, **dependent(tokens, x.device),
+            x, weight, out, scales, tokens, power, INNER=inner, OUTPUTS=outputs, ROWS=how.rows, COLUMNS=columns,
+            STEP=step, GROUP=GROUP, SCALED=scaled, SHARE=share, LINE=LINE, LINES=block(-(-inner // LINE)),
+            num_warps=how.warps, num_stages=how.stages, **dependent(tokens, x.device),
         )  # fmt: skip
     return out
 
@@ -110,9 +120,10 @@ def _gated(total):  # type: ignore[no-untyped-def]
 
 @jit
 def _matmul(  # type: ignore[no-untyped-def]
-    x, weight, out, tokens,
+    x, weight, out, scales, tokens, power,
     INNER: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,  # noqa: N803
-    GROUP: tl.constexpr, SHARE: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr, SCALED: tl.constexpr, SHARE: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,  # noqa: N803
+    DEPENDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     first_row, first = _place(tl.program_id(0), tokens, OUTPUTS, ROWS, COLUMNS, GROUP)
     row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -129,6 +140,8 @@ def _matmul(  # type: ignore[no-untyped-def]
     total = tl.zeros([ROWS, COLUMNS * SHARE], tl.float32)
     for start in range(0, INNER, STEP):
         total = tl.dot(tl.load(x + start), tl.load(weight + start).T, total)
+    if SCALED:
+        total *= tl.load(scales + tl.minimum(row, tokens - 1)) * power
     if SHARE == 2:
         total = _gated(total)
     column = first + tl.arange(0, COLUMNS)[None, :]
@@ -138,9 +151,9 @@ def _matmul(  # type: ignore[no-untyped-def]
 
 @jit
 def _gate_up(  # type: ignore[no-untyped-def]
-    x, weight, out, tokens,
+    x, weight, out, scales, tokens, power,
     INNER: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,  # noqa: N803
-    GROUP: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr, SCALED: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     tiles = tl.cdiv(tokens, ROWS) * tl.cdiv(OUTPUTS, COLUMNS)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
@@ -149,4 +162,6 @@ def _gate_up(  # type: ignore[no-untyped-def]
         for start in range(0, INNER, STEP):
             both = tl.reshape(weight.load([first, 0, start]), (2 * COLUMNS, STEP))
             total = tl.dot(x.load([row, start]), both.T, total)
+        if SCALED:
+            total *= tl.load(scales + tl.minimum(row + tl.arange(0, ROWS)[:, None], tokens - 1)) * power
         out.store([row, first], _gated(total).to(out.dtype))

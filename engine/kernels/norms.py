@@ -6,6 +6,8 @@ for each token. Both compute norms in float32 and round the residual stream to i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,14 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
 
 
+class Unnormed(NamedTuple):
+    """What is left of a norm, `stream * inverse_rms[:, None] * gain`, for the matmul that reads it to complete."""
+
+    stream: Tensor  # [tokens, hidden], until the next sum is written there
+    inverse_rms: Tensor  # float32 [tokens]: 1 / sqrt(mean(x^2) + eps)
+    gain: Tensor  # float32 [hidden]
+
+
 def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
     """Return float32 of x's shape: x / sqrt(mean(x^2) + eps) * gain."""
     return F.rms_norm(x.float(), x.shape[-1:], eps=norm.eps) * norm.gain
@@ -40,17 +50,23 @@ def embed_norm(
     return x, rms_norm(x, norm).to(norm.dtype)
 
 
-def add_norm(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, factor: float = 1.0) -> Tensor:
+def add_norm(
+    x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, factor: float = 1.0, folds: bool = False
+) -> Tensor | Unnormed:
     """Add post(y) to the stream `x` in place, multiply it, and return pre(x) as pre.dtype; all [tokens, hidden].
 
-    Without `pre`, return x in y's format: x itself where that is its own.
+    Without `pre`, return x in y's format: x itself where that is its own. With `folds`, leave pre(x) to a matmul.
     """
     added = rms_norm(y, post)
     if factor == 1.0:
         x.add_(added)
     else:
         x.copy_(added.add_(x).mul_(factor))
-    return x.to(y.dtype) if pre is None else rms_norm(x, pre).to(pre.dtype)
+    if pre is None:
+        return x.to(y.dtype)
+    if folds:
+        return Unnormed(x, x.float().square().mean(dim=-1).add(pre.eps).rsqrt(), pre.gain)
+    return rms_norm(x, pre).to(pre.dtype)
 
 
 def embed_norm_fused(
@@ -66,22 +82,30 @@ def embed_norm_fused(
     return x, normed
 
 
-def add_norm_fused(x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, factor: float = 1.0) -> Tensor:
+def add_norm_fused(
+    x: Tensor, y: Tensor, post: RMSNorm, pre: RMSNorm | None, factor: float = 1.0, folds: bool = False
+) -> Tensor | Unnormed:
     """See `add_norm`."""
     tokens, hidden = x.shape
     in_place = pre is None and x.dtype == y.dtype
-    out = x if in_place else torch.empty(tokens, hidden, dtype=pre.dtype if pre else y.dtype, device=x.device)
+    shape, dtype = ((tokens,), torch.float32) if folds else ((tokens, hidden), pre.dtype if pre else y.dtype)
+    out = x if in_place else torch.empty(shape, dtype=dtype, device=x.device)
     _add_norm[(tokens,)](
         x, y, post.gain, (pre or post).gain, out, post.eps, (pre or post).eps, factor,
-        HIDDEN=hidden, BLOCK=block(hidden), NORMS=pre is not None, num_warps=4, **dependent(tokens, x.device),
+        HIDDEN=hidden, BLOCK=block(hidden), NORMS=pre is not None, FOLDS=folds, num_warps=4,
+        **dependent(tokens, x.device),
     )  # fmt: skip
-    return out
+    return Unnormed(x, out, pre.gain) if pre and folds else out
+
+
+@jit
+def _inverse_rms(values, eps, HIDDEN: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    return tl.rsqrt(tl.sum(values * values, axis=0) / HIDDEN + eps)
 
 
 @jit
 def normed_row(values, gain, eps, columns, inside, HIDDEN: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    scale = tl.rsqrt(tl.sum(values * values, axis=0) / HIDDEN + eps)
-    return values * scale * tl.load(gain + columns, mask=inside, other=0)
+    return values * _inverse_rms(values, eps, HIDDEN) * tl.load(gain + columns, mask=inside, other=0)
 
 
 @jit
@@ -103,7 +127,8 @@ def _embed_norm(  # type: ignore[no-untyped-def]
 @jit
 def _add_norm(  # type: ignore[no-untyped-def]
     x, y, post_gain, pre_gain, out, post_eps, pre_eps, factor,
-    HIDDEN: tl.constexpr, BLOCK: tl.constexpr, NORMS: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
+    HIDDEN: tl.constexpr, BLOCK: tl.constexpr, NORMS: tl.constexpr, FOLDS: tl.constexpr,  # noqa: N803
+    DEPENDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -116,6 +141,9 @@ def _add_norm(  # type: ignore[no-untyped-def]
     stream = stream.to(x.dtype.element_ty)
     tl.store(x + offsets, stream, mask=inside)
     values = stream.to(tl.float32)
-    if NORMS:
-        values = normed_row(values, pre_gain, pre_eps, columns, inside, HIDDEN)
-    tl.store(out + offsets, values.to(out.dtype.element_ty), mask=inside)
+    if FOLDS:
+        tl.store(out + token, _inverse_rms(values, pre_eps, HIDDEN))
+    else:
+        if NORMS:
+            values = normed_row(values, pre_gain, pre_eps, columns, inside, HIDDEN)
+        tl.store(out + offsets, values.to(out.dtype.element_ty), mask=inside)

@@ -69,17 +69,21 @@ def supports(heads: int, kv_heads: int, head_dim: int) -> bool:
 
 
 def qkv_attention(
-    qkv: Tensor, norm: RMSNorm, rotation: Rotation, segments: Segments, window: int | None, scale: float
-) -> Tensor:
+    qkv: Tensor, norm: RMSNorm, rotation: Rotation, segments: Segments, window: int | None, scale: float,
+    inverse_rms: Tensor | None = None, power: float = 1.0,
+) -> Tensor:  # fmt: skip
     """Return [tokens, heads, head_dim] for the projection `qkv` [tokens, heads + 2 kv_heads, head_dim].
 
     Queries and keys are normed and rotated, in float32, and rounded to their own format. `norm.gain` has a row for each
-    of these heads; see `engine.attention` for the rest. `qkv` may be overwritten.
+    of these heads; see `engine.attention` for the rest. `qkv` may be overwritten. With `inverse_rms`, float32 [tokens],
+    the projection is `qkv` times it and `power`.
     """
-    kv_heads = qkv.shape[1] - norm.gain.shape[0]
+    kv_heads, dtype = qkv.shape[1] - norm.gain.shape[0], qkv.dtype
     heads = norm.gain.shape[0] - kv_heads
-    qk = norm_rotate(qkv[:, :-kv_heads], norm, rotation)
-    return grouped_attention(qk[:, :heads], qk[:, heads:], qkv[:, -kv_heads:], segments, window, scale)
+    if inverse_rms is not None:
+        qkv = qkv * (inverse_rms * power)[:, None, None]
+    qk, v = norm_rotate(qkv[:, :-kv_heads], norm, rotation).to(dtype), qkv[:, -kv_heads:].to(dtype)
+    return grouped_attention(qk[:, :heads], qk[:, heads:], v, segments, window, scale)
 
 
 def with_tiles(segments: Segments, heads: int, how: Tiling | None = None) -> Segments:
@@ -96,22 +100,27 @@ def with_tiles(segments: Segments, heads: int, how: Tiling | None = None) -> Seg
 
 
 def qkv_attention_fused(
-    qkv: Tensor, norm: RMSNorm, rotation: Rotation, segments: Segments, window: int | None, scale: float
-) -> Tensor:
-    """See `qkv_attention`; for one key/value head, and segments from `with_tiles`. Overwrites the keys."""
+    qkv: Tensor, norm: RMSNorm, rotation: Rotation, segments: Segments, window: int | None, scale: float,
+    inverse_rms: Tensor | None = None, power: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """See `qkv_attention`; for one key/value head, and segments from `with_tiles`. Overwrites the keys.
+
+    Norms take away what scales a row, but for their eps. The values' scale is that of the softmax's weights.
+    """
     (tokens, both, head_dim), tiles, how = qkv.shape, segments.tiles, tiling(segments.longest, qkv.device)
     assert tiles is not None
-    heads, half = both - 2, head_dim // 2
+    heads, half, eps = both - 2, head_dim // 2, norm.eps / power**2
+    scales, scaled = (rotation.cos, False) if inverse_rms is None else (inverse_rms, True)
     out = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     if how.prepared:
         _prepare_keys[(-(-tokens // TOKENS_AT_ONCE),)](
-            qkv[:, heads], norm.gain[heads], rotation.cos, rotation.sin, rotation.positions, tokens, norm.eps,
-            ROW=both * head_dim, HALF=half, TOKENS=TOKENS_AT_ONCE, num_warps=4,
+            qkv[:, heads], norm.gain[heads], rotation.cos, rotation.sin, rotation.positions, scales, tokens,
+            eps, ROW=both * head_dim, HALF=half, TOKENS=TOKENS_AT_ONCE, SCALED=scaled, num_warps=4,
         )  # fmt: skip
     _attend[(len(tiles),)](
-        qkv, tiles, norm.gain, rotation.cos, rotation.sin, out, NO_WINDOW if window is None else window,
-        norm.eps, scale * log2(e), HEADS=heads, HALF=half, ROWS=how.rows, KEYS=how.keys, PREPARED=how.prepared,
-        RAW=True, num_warps=WARPS, num_stages=how.stages, **dependent(tokens, qkv.device),
+        qkv, tiles, norm.gain, rotation.cos, rotation.sin, scales, out, NO_WINDOW if window is None else window,
+        eps, scale * log2(e), power, HEADS=heads, HALF=half, ROWS=how.rows, KEYS=how.keys, PREPARED=how.prepared,
+        RAW=True, SCALED=scaled, num_warps=WARPS, num_stages=how.stages, **dependent(tokens, qkv.device),
     )  # fmt: skip
     return out
 
@@ -131,9 +140,9 @@ def attention_fused(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window:
     assert tiles is not None
     out = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
     _attend[(len(tiles),)](
-        q, tiles, tiles, tiles, tiles, out, NO_WINDOW if window is None else window, 0.0, scale * log2(e),
-        HEADS=heads, HALF=width // 2, ROWS=how.rows, KEYS=how.keys, PREPARED=True, RAW=False, num_warps=WARPS,
-        num_stages=how.stages, **dependent(tokens, q.device),
+        q, tiles, tiles, tiles, tiles, tiles, out, NO_WINDOW if window is None else window, 0.0, scale * log2(e),
+        1.0, HEADS=heads, HALF=width // 2, ROWS=how.rows, KEYS=how.keys, PREPARED=True, RAW=False, SCALED=False,
+        num_warps=WARPS, num_stages=how.stages, **dependent(tokens, q.device),
     )  # fmt: skip
     return out
 
@@ -157,7 +166,13 @@ def _list_tiles(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _rotated(x, gain, cos, sin, position, inside, eps, HALF: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _rotated(  # type: ignore[no-untyped-def]
+    x, gain, cos, sin, position, scales, inside, eps,
+    HALF: tl.constexpr, SCALED: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    if SCALED:  # the norm takes the row's scale away, but for its eps
+        scale = tl.load(scales, mask=inside, other=1)
+        eps = eps / (scale * scale)
     columns = tl.arange(0, HALF)[None, :]
     cos += position * HALF + columns
     sin += position * HALF + columns
@@ -168,28 +183,26 @@ def _rotated(x, gain, cos, sin, position, inside, eps, HALF: tl.constexpr):  # t
 
 @jit
 def _prepare_keys(  # type: ignore[no-untyped-def]
-    keys, gain, cos, sin, positions, tokens, eps,
-    ROW: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr,  # noqa: N803
+    keys, gain, cos, sin, positions, scales, tokens, eps,
+    ROW: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, SCALED: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
     inside = token < tokens
     keys += token.to(tl.int64) * ROW
     position = tl.load(positions + token, mask=inside, other=0)
-    rotated = _rotated(keys, gain, cos, sin, position, inside, eps, HALF)
+    rotated = _rotated(keys, gain, cos, sin, position, scales + token, inside, eps, HALF, SCALED)
     tl.store(keys + tl.arange(0, 2 * HALF)[None, :], rotated, mask=inside)
 
 
 @jit
 def _attend(  # type: ignore[no-untyped-def]
-    qkv, tiles, gain, cos, sin, out, window, eps, scale,
+    qkv, tiles, gain, cos, sin, scales, out, window, eps, scale, power,
     HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PREPARED: tl.constexpr,  # noqa: N803
-    RAW: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
+    RAW: tl.constexpr, SCALED: tl.constexpr, DEPENDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     wait_for_others(DEPENDENT)
     tile = tiles + tl.program_id(0) * 4
-    begin = tl.load(tile).to(tl.int64)
-    length = tl.load(tile + 1)
-    first_row = tl.load(tile + 2)
+    begin, length, first_row = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     if first_row >= HEADS * length:
         return
     WIDTH: tl.constexpr = 2 * HALF  # noqa: N806
@@ -198,13 +211,13 @@ def _attend(  # type: ignore[no-untyped-def]
     row = first_row + tl.arange(0, ROWS)[:, None]
     token, head = row // HEADS, row % HEADS
     inside = row < HEADS * length
-    text = qkv + begin * ROW
+    text = qkv + begin.to(tl.int64) * ROW
     if RAW:
-        q = _rotated(text + token * ROW + head * WIDTH, gain + head * WIDTH, cos, sin, token, inside, eps, HALF)
+        q, own_gain, own_scale = text + token * ROW + head * WIDTH, gain + head * WIDTH, scales + (begin + token)
+        q = _rotated(q, own_gain, cos, sin, token, own_scale, inside, eps, HALF, SCALED)
     else:
         q = tl.load(text + token * ROW + head * WIDTH + columns, mask=inside, other=0)
-    largest = tl.full([ROWS], -1e30, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    largest, total = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
     first_key = tl.maximum(first_row // HEADS - window, 0)
     end_of_keys = tl.minimum((first_row + ROWS - 1) // HEADS + window + 1, length)
@@ -215,16 +228,20 @@ def _attend(  # type: ignore[no-untyped-def]
         if PREPARED:
             k = tl.load(k_row + columns, mask=exists, other=0)
         else:
-            k = _rotated(k_row, gain + HEADS * WIDTH, cos, sin, key[:, None], exists, eps, HALF)
+            k_scales = scales + (begin + key[:, None])
+            k = _rotated(k_row, gain + HEADS * WIDTH, cos, sin, key[:, None], k_scales, exists, eps, HALF, SCALED)
         v = tl.load(k_row + WIDTH + columns, mask=exists, other=0)
-        visible = (key < end_of_keys)[None, :] & (tl.abs(token - key[None, :]) <= window)
+        visible = (key < end_of_keys)[None, :] & ((key[None, :] - token + window).to(tl.uint32) <= 2 * window)
         # Finite, as the difference of two infinities is NaN; the first visible key's weight makes it vanish.
         scores = tl.where(visible, tl.dot(q, k.T) * scale, -1e30)  # [ROWS, KEYS]
-        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_largest[:, None])
-        shrunk = tl.exp2(largest - new_largest)
+        before, largest = largest, tl.maximum(largest, tl.max(scores, axis=1))
+        weights, shrunk = tl.exp2(scores - largest[:, None]), tl.exp2(before - largest)
         total = total * shrunk + tl.sum(weights, axis=1)
+        if SCALED:  # fewer numbers than the values that they are to scale
+            weights *= tl.load(scales + (begin + key), mask=key < end_of_keys, other=0)[None, :]
         mixed = tl.dot(weights.to(v.dtype), v, mixed * shrunk[:, None])
-        largest = new_largest
+    # Read again, as the loop has no register to spare for what only the end needs.
+    begin = tl.load(tile, volatile=True).to(tl.int64)
+    row = tl.load(tile + 2, volatile=True) + tl.arange(0, ROWS)[:, None]
     out += begin * (HEADS * WIDTH) + row * WIDTH + columns
-    tl.store(out, (mixed / total[:, None]).to(qkv.dtype.element_ty), mask=inside)
+    tl.store(out, (mixed * (power / total)[:, None]).to(qkv.dtype.element_ty), mask=inside)

@@ -79,7 +79,7 @@ def norm_rotate_rows(x, gain, cos, sin, inside, has_angle, eps, HALF: tl.constex
     first = tl.load(x, mask=inside, other=0).to(tl.float32)
     second = tl.load(x + HALF, mask=inside, other=0).to(tl.float32)
     squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
-    scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+    scale = tl.rsqrt(squares[:, None] / (2 * HALF) + eps)
     first = first * scale * tl.load(gain, mask=inside, other=0)
     second = second * scale * tl.load(gain + HALF, mask=inside, other=0)
     cosine = tl.load(cos, mask=has_angle, other=1)

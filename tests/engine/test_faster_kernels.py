@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import engine
+import engine.kernels
 from engine import faster_kernels, measurements
 from engine.configs import read_architecture
 from engine.faster_kernels import TRIALS, Trial, with_faster_kernels
 from engine.graphs import Run
 from engine.kernels import FUSED, MERGED, PLAIN, Kernels, matmuls
 from engine.kernels.triton_import import AVAILABLE
-from engine.model import FLOAT16, Network
+from engine.model import BFLOAT16, FLOAT16, Network
 from engine.native.choice import trial
 from weights import SMALL
 
@@ -94,13 +94,29 @@ def test_what_is_faster_is_chosen_and_kept(
 def test_each_is_timed_beside_those_that_were_chosen(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is slow by itself, here of no use at all, spoils no other."""
+    """One that is slow by itself, here of no use at all, spoils no other, and what needs it is not timed."""
     kept, factors = tmp_path / "formats.json", {"qkv_attention": 0.5, "gate_up": 1.5, "few_rows": 0.5}
     chosen = with_faster_kernels(FUSED, network, kept, Clock(monkeypatch, **factors).capture)
     assert chosen == with_merged("qkv_attention", "few_rows")
     measured = {tuple(json.loads(each)[:2][1]): ratio for each, ratio in json.loads(kept.read_text()).items()}
-    assert [json.loads(each)[0] for each in json.loads(kept.read_text())] == list(TRIALS)
+    assert [json.loads(each)[0] for each in json.loads(kept.read_text())] == list(TRIALS)[:3]
     assert measured == {(): 2, ("qkv_attention",): 2}
+
+
+def test_norms_are_folded_where_that_makes_the_others_faster(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the stream is not in the matmuls' format."""
+    monkeypatch.setattr(engine.kernels, "SHORT_PASS", 4)
+    both = {"qkv_attention": 0.5, "gate_up": 0.5, "few_rows": 2}
+    for worth, expected in (0.5, with_merged("qkv_attention", "gate_up", "folded_norms")), (2, with_merged(*both)):
+        clock = Clock(monkeypatch, **both, folded_norms=worth)
+        assert with_faster_kernels(FUSED, network, None, clock.capture) == replace(expected, few_rows=None)
+        assert clock.captured == 8
+    network.numbers = BFLOAT16
+    clock = Clock(monkeypatch, **both, folded_norms=0.5)
+    assert with_faster_kernels(FUSED, network, None, clock.capture) == with_merged("qkv_attention", "gate_up")
+    assert clock.captured == 6
 
 
 def test_what_cannot_run_costs_nothing(
@@ -111,7 +127,7 @@ def test_what_cannot_run_costs_nothing(
 
     with caplog.at_level(logging.INFO):
         assert with_faster_kernels(FUSED, network, tmp_path / "formats.json", capture) == FUSED
-    assert [record.getMessage().split()[1] for record in caplog.records] == list(TRIALS)
+    assert [record.getMessage().split()[1] for record in caplog.records] == list(TRIALS)[:3]
     assert caplog.text.count("out of resource: shared memory") == 3 and caplog.records[0].levelno == logging.INFO
     assert not (tmp_path / "formats.json").exists()
 

@@ -126,7 +126,7 @@ def test_merged_kernels_are_right_and_their_speed_is_kept(
     chosen = [PackedEngine(checkpoint, "cuda", graphs=False, measured=kept).network.kernels for _ in range(2)]
     ratios = {json.loads(each)[0]: ratio for each, ratio in json.loads(kept.read_text()).items()}
     print(f"how many times as fast a pass is with each merged kernel: {ratios}")
-    faster = {name: getattr(MERGED, name) for name, trial in TRIALS.items() if ratios[name] >= trial.worth}
+    faster = {name: getattr(MERGED, name) for name, trial in TRIALS.items() if ratios.get(name, 0) >= trial.worth}
     assert chosen == [replace(FUSED, **faster)] * 2
 
 

@@ -127,7 +127,7 @@ def test_every_kernel_compiles(capabilities: tuple[int, int], tmp_path: Path) ->
     described = {("_gate_up", f"sm_{each}a") for each in capabilities if each in (90, 100)}
     assert kinds - described == {(name, target) for name in expected for _, target in kinds} and described <= kinds
     attend = [kernel for kernel in compiled if kernel["kernel"] == "_attend"]
-    assert len(attend) == 6  # for short texts, longer ones and wide heads
+    assert len(attend) == 10  # for short texts and longer ones, scaled and not, and for wide heads
     in_tiles, dependent = {"_attend", "_matmul", "_gate_up"}, {"_attend", "_matmul", "_add_norm"}
     for kernel in compiled:
         [capability] = (each for each in capabilities if f"sm_{each}" in kernel["target"])
@@ -138,8 +138,10 @@ def test_every_kernel_compiles(capabilities: tuple[int, int], tmp_path: Path) ->
         # loaded in the same layout, while its loads of float32 gains are wide in any; the mean stores single numbers.
         if kernel["kernel"] == "_segment_mean":
             assert kernel["load_bytes"].count(16) >= 2, kernel
-        elif kernel["kernel"] in ("_matmul", "_gate_up"):  # they read as fast as they multiply
-            assert kernel["load_bytes"] == [], kernel
+        elif kernel["kernel"] in ("_matmul", "_gate_up"):  # they read as fast as they multiply, but for rows' scales
+            assert set(kernel["load_bytes"]) <= {4}, kernel
+        elif kernel["kernel"] == "_add_norm" and 4 in kernel["store_bytes"]:  # a token's scale
+            assert sorted(set(kernel["store_bytes"])) == [4, 16], kernel
         elif kernel["kernel"] != "_list_tiles":  # whose lists are short
             assert set(kernel["store_bytes"]) == {16}, kernel
         assert kernel["shared_bytes"] < (SHARED_BYTES[capability] if kernel["kernel"] in in_tiles else 16_384), kernel
@@ -160,7 +162,7 @@ def without_window(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: 
 
 FAULTS: list[tuple[str, Callable[..., Any], str]] = [
     ("add_norm", spoiled(PLAIN.add_norm, lambda x: x * 1.01), "is off by"),
-    ("add_norm", lambda x, y, post, pre: PLAIN.add_norm(x.clone(), y, post, pre), "is off by"),
+    ("add_norm", lambda x, *others: PLAIN.add_norm(x.clone(), *others), "is off by"),
     ("embed_norm", spoiled(PLAIN.embed_norm, lambda pair: (pair[0], pair[0])), "is off by"),
     ("segment_mean", spoiled(PLAIN.segment_mean, lambda x: x * torch.nan), "is off by nan"),
     ("segment_mean", spoiled(PLAIN.segment_mean, lambda x: x[:3]), "raised RuntimeError: The size of tensor"),
@@ -177,9 +179,9 @@ FAULTS: list[tuple[str, Callable[..., Any], str]] = [
 def test_a_kernel_that_is_wrong_is_replaced(
     name: str, kernel: Callable[..., Any], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = load()
+    network, changed = load(), dict[str, Any]({name: kernel})
     with caplog.at_level(logging.WARNING):
-        install(network, replace(PLAIN, **{name: kernel}), lengths=(1, 2, 37, 301))
+        install(network, replace(PLAIN, **changed), lengths=(1, 2, 37, 301))
     assert network.kernels == PLAIN
     assert [record.getMessage().startswith(f"kernel {name} ") for record in caplog.records] == [True]
     assert words in caplog.text and "PyTorch's own is used in its place" in caplog.text

@@ -62,8 +62,9 @@ def test_each_way_computes_what_torch_does(
     x[2::7] = torch.nan
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(torch.inf))
-    for gated in (False, True):
-        out, exact = matmul_fused(x, weight, gated), matmul(x.float(), weight.float(), gated)
+    scales = torch.rand(len(x), generator=torch.Generator().manual_seed(1)).to(DEVICE), 2.0
+    for options in ((False,), (True,), (False, *scales), (True, *scales)):
+        out, exact = matmul_fused(x, weight, *options), matmul(x.float(), weight.float(), *options)
         assert out.shape == exact.shape and out.dtype == dtype
         assert torch.equal(out.isnan(), exact.isnan())
         error = ((out.float() - exact).abs() / (0.5 + exact.abs())).nan_to_num(posinf=torch.inf).max().item()

@@ -94,14 +94,17 @@ class Compiler:
 
 
 def compile_attention(samples: Samples, capability: int, compiled: list[dict[str, Any]]) -> None:
-    """Compile `qkv_attention_fused` as it is launched for short texts and for longer ones."""
+    """Compile `qkv_attention_fused` as it is launched for short texts and for longer ones, scaled and not."""
     names = ("_list_tiles", "_prepare_keys", "_attend")
     compilers = {name: Compiler(getattr(qkv_attention, name), capability, compiled) for name in names}
     longer = qkv_attention.TILINGS.get(divmod(capability, 10), qkv_attention.SMALLER)
     for how in (qkv_attention.OF_SHORT_TEXTS, longer):
         with patch.dict(vars(qkv_attention), {"tiling": lambda *_, how=how: how, **compilers}):
             segments = qkv_attention.with_tiles(segments_of([len(samples.qkv)]), FULL.heads)
-            qkv_attention.qkv_attention_fused(samples.qkv, samples.qk_norm, samples.rotation, segments, 256, 1 / 16)
+            for scales in ((), (samples.qkv.new_ones(len(samples.qkv), dtype=torch.float32), 2.0)):
+                qkv_attention.qkv_attention_fused(
+                    samples.qkv, samples.qk_norm, samples.rotation, segments, 256, 1 / 16, *scales
+                )
     wide = qkv_attention.WIDE if capability in (90, 100, 103) else qkv_attention.WIDE_SMALLER
     q, k, v = (torch.zeros(len(samples.qkv), heads, 512, dtype=samples.qkv.dtype) for heads in (4, 1, 1))
     with patch.dict(vars(qkv_attention), {"wide_tiling": lambda *_: wide, **compilers}):
@@ -109,16 +112,22 @@ def compile_attention(samples: Samples, capability: int, compiled: list[dict[str
 
 
 def compile_matmuls(capability: int, compiled: list[dict[str, Any]]) -> None:
-    """Compile `matmul_fused` of few rows and of many, gated and not, for both generations' gate_up and down."""
+    """Compile `matmul_fused` of few rows and of many, gated and not, for both generations' gate_up and down.
+
+    Many rows also where they are scaled.
+    """
     compilers = {name: Compiler(getattr(matmuls, name), capability, compiled) for name in ("_matmul", "_gate_up")}
     many = matmuls.TILES.get(divmod(capability, 10), matmuls.SMALLER)
     with patch.dict(vars(matmuls), compilers):
-        for tokens, how, inner, outputs, gated in (
-            (1, matmuls.FEW, 768, 2_304, True), (1, matmuls.FEW, 2_048, 512, False), (100, many, 768, 2_304, True)
-        ):  # fmt: skip
+        scales = torch.ones(100), 2.0
+        launches: list[tuple[Any, ...]] = [
+            (1, matmuls.FEW, 768, 2_304, True), (1, matmuls.FEW, 2_048, 512, False), (100, many, 768, 2_304, True),
+            (100, many, 768, 2_304, True, *scales),
+        ]  # fmt: skip
+        for tokens, how, inner, outputs, *options in launches:
             x, weight = (torch.zeros(rows, inner, dtype=torch.float16) for rows in (tokens, outputs))
             with patch.object(matmuls, "tile_for", lambda *_, how=how: how):
-                matmuls.matmul_fused(x, weight, gated)
+                matmuls.matmul_fused(x, weight, *options)
 
 
 def launched_dependently(capability: int) -> Any:

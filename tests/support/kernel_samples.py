@@ -41,6 +41,7 @@ class Samples:
         stream = FORMATS[str(dtype).removeprefix("torch.")].stream
         self.stream, self.added = self.stream.to(stream), (normal(tokens, a.hidden) * 9).to(dtype)
         self.pre, self.post, self.qk_norm = norm(a.hidden), norm(a.hidden), norm(a.heads + a.kv_heads, a.head_dim)
+        self.pre.eps = 1.0  # others' hardly show
         self.last = SimpleNamespace(gain=self.pre.gain, eps=a.eps, dtype=torch.float32)
         self.qkv = normal(tokens, a.heads + 2 * a.kv_heads, a.head_dim).to(dtype)
         positions = torch.arange(tokens, device=device, dtype=torch.int32)
@@ -83,13 +84,16 @@ class Samples:
     def add_norm(self, kernel: Callable[..., Any]) -> list[Tensor]:
         """Return stream and norm as between two layers, and after the last layer, where the norm stays float32.
 
-        Then as around a layer's own input: the stream without a norm, and scaled.
+        Then as around a layer's own input: the stream without a norm, and scaled. Then what a folded norm needs.
         """
         outputs = []
         for following, factor in ((self.pre, 1.0), (self.last, 1.0), (None, 1.0), (self.pre, 0.37)):
             stream = self.stream.clone()
             outputs += [kernel(stream, self.added, self.post, following, factor), stream]
-        return outputs
+        stream = self.stream.clone()
+        unnormed = kernel(stream, self.added, self.post, self.pre, 1.0, True)
+        assert unnormed.stream is stream and unnormed.gain is self.pre.gain
+        return [*outputs, unnormed.inverse_rms, stream]
 
     def geglu(self, kernel: Callable[..., Any]) -> list[Tensor]:
         """Return gate times up, and times its norm."""
