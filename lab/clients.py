@@ -199,7 +199,7 @@ class Client:
         """
         self.url, self.name, self.dialect = url.rstrip("/"), api, DIALECTS[api]
         if key and not (key.isascii() and key.isprintable()):
-            raise AskError("key: it is not of ASCII's characters, and a header carries no others; give the server's key")
+            raise AskError("key: it is not of ASCII's characters, and a header takes no others; give the server's key")
         headers = {"Authorization": f"Bearer {key}", "x-goog-api-key": key} if key else {}
         no_connections = httpx.Limits(max_keepalive_connections=0)  # a server that ends would wait for them
         self._client = httpx.Client(timeout=timeout_s, headers=headers, limits=no_connections)

@@ -57,5 +57,5 @@ def test_one_text_gives_one_row_and_a_failed_prediction_none() -> None:
 
 
 def test_a_key_that_no_header_can_carry_is_refused_in_words() -> None:
-    with pytest.raises(AskError, match="key: it is not of ASCII's characters, and a header carries no"):
+    with pytest.raises(AskError, match="key: it is not of ASCII's characters, and a header takes no"):
         Client("http://127.0.0.1:9", "cog", key="clé")
