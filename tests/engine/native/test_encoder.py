@@ -175,7 +175,7 @@ def test_the_second_generation(second_weights: Path, numbers: NumberFormat) -> N
     native = PackedEngine(second_weights, "cpu", numbers)
     plain = PackedEngine(second_weights, "cpu", numbers, native=False)
     assert native.encoder is not None
-    texts = [random_ids(length) for length in (1, 2, 8, 9, 10, 17, 18, 33, 100, 129, 300, 700)]
+    texts = [random_ids(length) for length in (1, 2, 8, 9, 10, 17, 18, 33, 100, 129, 300, 700, 1103)]
     expected = np.concatenate([plain.launch([text])() for text in texts])
     check(native, np.concatenate([native.launch([text])() for text in texts]), expected)
     check(native, native.launch(texts)(), expected)
