@@ -1,6 +1,7 @@
 """Vectors to their wire format and back: Matryoshka cut, unit length, precision, base64 or array."""
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ WIRE_DTYPES: dict[str, np.dtype[Any]] = {
 INT8_LEVELS = 127
 UINT8_ZERO = 128
 SIGN_BIT = np.uint8(0x80)
+# Vectors that are shorter are divided by this, so a zero vector stays zero.
+SHORTEST = 1e-12
 
 
 def cut(vectors: np.ndarray, embedding_dim: int, normalize: bool) -> np.ndarray:
@@ -31,9 +34,13 @@ def cut(vectors: np.ndarray, embedding_dim: int, normalize: bool) -> np.ndarray:
     if not normalize:
         return vectors
     # Summing squares in float64 costs next to nothing, and makes the length exact to the last bit of float32.
+    if vectors.size == embedding_dim:  # one vector: calls of numpy take longer than its numbers
+        wide = vectors.astype(np.float64)
+        wide /= max(math.sqrt(np.add.reduce(np.square(wide).reshape(-1))), SHORTEST)
+        return wide.astype(np.float32)
     norms = np.sqrt(np.add.reduce(np.square(vectors, dtype=np.float64), axis=-1, keepdims=True))
     scaled = np.empty(vectors.shape, np.float32)
-    return np.divide(vectors, np.maximum(norms, 1e-12), out=scaled, casting="same_kind")  # divides in float64, too
+    return np.divide(vectors, np.maximum(norms, SHORTEST), out=scaled, casting="same_kind")  # divides in float64, too
 
 
 def convert(vectors: np.ndarray, precision: str) -> np.ndarray:

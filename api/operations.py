@@ -147,13 +147,16 @@ def chunks_of(embedded: Embedded) -> "list[list[int]] | msgspec.UnsetType":
 
 def numbers(vectors: np.ndarray) -> list[Any]:
     """Return each vector of [n, width] or [width] as a JSON list; a float32 has the digits that tell it from others."""
-    rows = np.ascontiguousarray(np.atleast_2d(vectors))
-    return [msgspec.Raw(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in rows]
+    return [msgspec.Raw(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)) for row in _rows(vectors)]
 
 
 def base64s(vectors: np.ndarray) -> list[Any]:
     """Return each vector of [n, width] or [width] as its bytes, little-endian, which msgspec writes as base64."""
-    return [row.tobytes() for row in np.atleast_2d(vectors)]
+    return [row.tobytes() for row in _rows(vectors)]
+
+
+def _rows(vectors: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(vectors).reshape(-1, vectors.shape[-1])
 
 
 def in_ranges(positions: Sequence[int]) -> str:

@@ -118,3 +118,13 @@ def test_norms_and_quotients_are_of_float64_and_rounded_once(dim: int) -> None:
     exact = VECTORS[:, :dim].astype(np.float64)
     expected = exact / np.sqrt((exact * exact).sum(axis=1, keepdims=True))
     np.testing.assert_array_equal(encoding.cut(VECTORS, dim, normalize=True), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dim", [768, 128])
+def test_a_vector_alone_has_the_bits_that_it_has_among_others(dim: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 768)).astype(np.float32)
+    vectors[:3] *= np.array([[1e-20], [1e15], [0]], np.float32)
+    together = encoding.cut(vectors, dim, normalize=True)
+    for vector, expected in zip(vectors, together, strict=True):
+        for alone in (encoding.cut(vector, dim, normalize=True), encoding.cut(vector[None], dim, normalize=True)[0]):
+            assert alone.dtype == np.float32 and alone.tobytes() == expected.tobytes()
