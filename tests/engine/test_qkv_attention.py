@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from typing import Any, NamedTuple
 
 import pytest
@@ -132,17 +132,18 @@ def test_longer_texts(lengths: list[int], window: int | None, monkeypatch: pytes
 
 @pytest.mark.parametrize("window", [None, 256], ids=["full", "window"])
 @pytest.mark.parametrize(
-    "lengths",
+    ("lengths", "scaled"),
     [
-        pytest.param([257, 300], marks=pytest.mark.fuzz),
-        pytest.param([600, 1, 258], marks=pytest.mark.gpu_compile),
-        pytest.param(MIXED, marks=pytest.mark.gpu_compile),
+        pytest.param([257, 300], True, marks=pytest.mark.fuzz),
+        *(
+            pytest.param(lengths, scaled, marks=pytest.mark.gpu_compile)
+            for lengths, scaled in (([257, 300], False), *product(([600, 1, 258], MIXED), (False, True)))
+        ),
     ],
     ids=str,
 )
-def test_the_official_shape(tiling: Tiling, lengths: list[int], window: int | None) -> None:
-    for scaled in (False, True):
-        compare(lengths, window, torch.float16, head_dim=256, padding=70, scaled=scaled)
+def test_the_official_shape(tiling: Tiling, lengths: list[int], scaled: bool, window: int | None) -> None:
+    compare(lengths, window, torch.float16, head_dim=256, padding=70, scaled=scaled)
 
 
 @pytest.mark.gpu_compile
